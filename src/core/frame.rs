@@ -1,0 +1,429 @@
+//! Frames: everything that crosses a connection, one enum per direction, encoded with postcard.
+//!
+//! A transport carries whole frames: one WebSocket binary message holds one frame or several, each preceded by its length;
+//! on a stream the same. The length is a postcard varint (u32, at most 5 bytes). `docs/protocol.md` gives the bytes.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{
+    close::{CloseCode, Refusal},
+    id::{AccessKey, ClientSeq, DeviceKey, Digest, LogId, Nonce, ProducerId, RoomId, Seq, Signature, UnixMillis},
+    limits::Limits,
+};
+
+/// The protocol version of the hello.
+pub const PROTOCOL_VERSION: u16 = 1;
+/// The WebSocket subprotocol.
+pub const SUBPROTOCOL: &str = "waxwing.v1";
+/// The ALPN of raw QUIC.
+pub const ALPN: &[u8] = b"waxwing/1";
+
+/// What kind of log a creation asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum LogKind {
+    /// A room: whoever proves the access key reads and publishes.
+    Room,
+    /// An inbox: whoever proves the access key reads; any device may post keyrings, welcomes and device messages.
+    Inbox,
+}
+
+/// From client to server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientFrame {
+    /// First frame of a connection.
+    Hello(Hello),
+    /// Answer to the challenge.
+    Authenticate {
+        /// By the device key over [`super::login::Transcript`].
+        signature: Signature,
+    },
+    /// Makes a log. The creating device is its owner.
+    Create {
+        /// Its id, random (a room) or derived from a public key (an inbox).
+        room: RoomId,
+        /// What opens it.
+        access: AccessKey,
+        /// Room or inbox.
+        kind: LogKind,
+        /// The epoch of its first messages.
+        epoch: u64,
+    },
+    /// Proves access; needed before any frame below that names the room.
+    Enter {
+        /// The room.
+        room: RoomId,
+        /// By the access key over [`super::login::access_message`].
+        proof: Signature,
+    },
+    /// Forgets the room in this session.
+    Leave {
+        /// The room.
+        room: RoomId,
+    },
+    /// Everything after `after`, live without end.
+    Subscribe {
+        /// The room.
+        room: RoomId,
+        /// The last seq that the client has; 0 for everything.
+        after: Seq,
+    },
+    /// Ends the subscription; the room stays entered.
+    Unsubscribe {
+        /// The room.
+        room: RoomId,
+    },
+    /// One page of what precedes `before`, newest page first.
+    Fetch {
+        /// Chosen by the client, echoed.
+        request: u32,
+        /// The room.
+        room: RoomId,
+        /// Only records with a smaller seq; [`u64::MAX`] for the newest.
+        before: Seq,
+        /// At most this many records.
+        count_max: u32,
+    },
+    /// Stores an envelope.
+    Publish(Publish),
+    /// Passes an envelope of kind 7 to who is there now.
+    Ephemeral {
+        /// The sealed bytes.
+        envelope: Bytes,
+    },
+    /// Deletes the room, for its creator.
+    Delete {
+        /// The room.
+        room: RoomId,
+    },
+    /// Asks for a [`ServerFrame::Pong`].
+    Ping {
+        /// Echoed.
+        token: u64,
+    },
+    /// Goodbye: nothing follows.
+    Close,
+}
+
+/// The first frame.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`].
+    pub version: u16,
+    /// 32 fresh random bytes.
+    pub nonce: Nonce,
+    /// Who will sign.
+    pub device: DeviceKey,
+    /// The authority (`host:port`) that the client dialled, as it typed it. Signed: a relay cannot change it.
+    pub authority: String,
+    /// Whether the client signs the TLS exporter of this connection.
+    pub exporter: bool,
+    /// What the deployment's token check wants; empty when it wants none.
+    pub token: Bytes,
+    /// Name and version of the client's software, for operators.
+    pub agent: String,
+}
+
+/// A message for the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publish {
+    /// The log.
+    pub room: RoomId,
+    /// The outbox.
+    pub producer: ProducerId,
+    /// Its number there.
+    pub client_seq: ClientSeq,
+    /// The sealed bytes.
+    pub envelope: Bytes,
+}
+
+/// From server to client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServerFrame {
+    /// Answer to the hello.
+    Challenge {
+        /// 32 fresh random bytes.
+        nonce: Nonce,
+    },
+    /// The session is open.
+    Welcome {
+        /// The server's software, for people.
+        agent: String,
+        /// What this session may do.
+        limits: Limits,
+        /// The server's clock.
+        time_ms: UnixMillis,
+    },
+    /// The log was made (or this device had made the very same one before).
+    Created {
+        /// The room.
+        room: RoomId,
+        /// Its life.
+        log: LogId,
+    },
+    /// The proof was accepted.
+    Entered {
+        /// The room.
+        room: RoomId,
+        /// The state of its log.
+        position: Position,
+        /// The epoch that publishes must name.
+        epoch: u64,
+    },
+    /// Delivery begins after `page.after`.
+    Subscribed {
+        /// The room.
+        room: RoomId,
+        /// Where delivery begins: the seq asked for, or `floor − 1` if that is later.
+        after: Seq,
+        /// The chain value at `after`.
+        chain: Digest,
+        /// The state of its log.
+        position: Position,
+    },
+    /// Records of a subscription: live ones and older ones alike.
+    Deliver(Page),
+    /// Answer to a fetch.
+    Fetched {
+        /// The request.
+        request: u32,
+        /// The records; empty when there are none before.
+        page: Page,
+    },
+    /// The publish is on disk.
+    Ack {
+        /// The log.
+        room: RoomId,
+        /// The outbox.
+        producer: ProducerId,
+        /// Its number there.
+        client_seq: ClientSeq,
+        /// Its place in the log.
+        seq: Seq,
+    },
+    /// The publish was not stored (but see [`Refusal::OutcomeUnknown`]).
+    Refused {
+        /// The log.
+        room: RoomId,
+        /// The outbox.
+        producer: ProducerId,
+        /// Its number there.
+        client_seq: ClientSeq,
+        /// Why.
+        why: Refusal,
+    },
+    /// Another operation on a room was not done.
+    Failed {
+        /// The room.
+        room: RoomId,
+        /// Which operation.
+        what: Operation,
+        /// Why.
+        why: Refusal,
+    },
+    /// Devices that came or went. Sent after [`ServerFrame::Subscribed`] with all that are there.
+    Presence {
+        /// The room.
+        room: RoomId,
+        /// Now there.
+        online: Vec<DeviceKey>,
+        /// No longer there.
+        offline: Vec<DeviceKey>,
+    },
+    /// An envelope of kind 7.
+    Ephemeral {
+        /// The sealed bytes.
+        envelope: Bytes,
+    },
+    /// The room is gone; nothing follows for it.
+    Deleted {
+        /// The room.
+        room: RoomId,
+    },
+    /// Answer to a ping.
+    Pong {
+        /// As sent.
+        token: u64,
+    },
+    /// The connection ends after this frame.
+    Closing {
+        /// Why.
+        code: CloseCode,
+        /// Milliseconds to wait before the next attempt.
+        retry_after_ms: u32,
+    },
+}
+
+/// Which operation a [`ServerFrame::Failed`] answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Operation {
+    /// [`ClientFrame::Create`].
+    Create,
+    /// [`ClientFrame::Enter`].
+    Enter,
+    /// [`ClientFrame::Subscribe`], or delivery that cannot go on.
+    Subscribe,
+    /// [`ClientFrame::Fetch`].
+    Fetch,
+    /// [`ClientFrame::Ephemeral`].
+    Ephemeral,
+    /// [`ClientFrame::Delete`].
+    Delete,
+}
+
+/// Where a log stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The log's life.
+    pub log: LogId,
+    /// The newest durable seq; 0 when empty.
+    pub head: Seq,
+    /// The oldest seq kept; 1 when nothing was trimmed, `head + 1` when everything was.
+    pub floor: Seq,
+}
+
+/// Consecutive records of one log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    /// The room.
+    pub room: RoomId,
+    /// The state of its log.
+    pub position: Position,
+    /// The seq of the first item.
+    pub first: Seq,
+    /// The chain value before the first item, at `first − 1`.
+    pub chain: Digest,
+    /// The records, with consecutive seqs.
+    pub items: Vec<Item>,
+}
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    /// When the server stored it.
+    pub time_ms: UnixMillis,
+    /// The sealed bytes.
+    pub envelope: Bytes,
+}
+
+/// Why bytes are no frame.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// Not an encoding of any frame of this direction.
+    #[error("malformed frame: {0}")]
+    Malformed(postcard::Error),
+    /// A frame, and then something more.
+    #[error("{0} bytes follow the frame")]
+    Trailing(usize),
+    /// A length prefix that exceeds the limit.
+    #[error("a frame of {len} bytes exceeds {max}")]
+    TooLarge {
+        /// Bytes announced.
+        len: u32,
+        /// The limit.
+        max: u32,
+    },
+    /// A length prefix that is no varint of 32 bits.
+    #[error("malformed length prefix")]
+    Prefix,
+    /// The message ends within a frame.
+    #[error("the message ends within a frame")]
+    Truncated,
+}
+
+impl DecodeError {
+    /// The close code that answers it.
+    #[must_use]
+    pub const fn close_code(&self) -> CloseCode {
+        match self {
+            Self::TooLarge { .. } => CloseCode::TooLarge,
+            _ => CloseCode::Protocol,
+        }
+    }
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    let (frame, rest) = postcard::take_from_bytes(bytes).map_err(DecodeError::Malformed)?;
+    if rest.is_empty() { Ok(frame) } else { Err(DecodeError::Trailing(rest.len())) }
+}
+
+fn encode<T: Serialize>(frame: &T) -> Bytes {
+    // Serialising into a growing vector fails only for types without a known length; frames have none.
+    postcard::to_allocvec(frame).expect("a frame encodes into memory").into()
+}
+
+impl ClientFrame {
+    /// Reads exactly one frame.
+    ///
+    /// # Errors
+    /// [`DecodeError`]; the connection closes with its [`DecodeError::close_code`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        decode(bytes)
+    }
+
+    /// The frame's bytes, without a length.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        encode(self)
+    }
+}
+
+impl ServerFrame {
+    /// Reads exactly one frame.
+    ///
+    /// # Errors
+    /// [`DecodeError`]; the connection closes with its [`DecodeError::close_code`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        decode(bytes)
+    }
+
+    /// The frame's bytes, without a length.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        encode(self)
+    }
+}
+
+/// Appends `frame`, preceded by its length, to `out`.
+pub fn put_delimited(out: &mut Vec<u8>, frame: &[u8]) {
+    let mut rest = u32::try_from(frame.len()).expect("frames are limited far below 4 GiB");
+    while rest >= 0x80 {
+        out.push(rest.to_le_bytes()[0] | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest.to_le_bytes()[0]);
+    out.extend_from_slice(frame);
+}
+
+/// Takes the first complete frame from `buffer`.
+///
+/// Returns `None` when more bytes are needed.
+///
+/// # Errors
+/// [`DecodeError::TooLarge`] or [`DecodeError::Prefix`] as soon as the length shows it.
+pub fn take_delimited(buffer: &mut Bytes, max: u32) -> Result<Option<Bytes>, DecodeError> {
+    let mut len: u32 = 0;
+    for (index, byte) in buffer.iter().take(5).enumerate() {
+        let bits = u32::from(byte & 0x7f);
+        if index == 4 && bits > 0x0f {
+            return Err(DecodeError::Prefix);
+        }
+        len |= bits << (7 * index);
+        if byte & 0x80 == 0 {
+            if len > max {
+                return Err(DecodeError::TooLarge { len, max });
+            }
+            let start = index + 1;
+            let end = start + len as usize;
+            if buffer.len() < end {
+                return Ok(None);
+            }
+            let frame = buffer.slice(start..end);
+            *buffer = buffer.slice(end..);
+            return Ok(Some(frame));
+        }
+    }
+    if buffer.len() >= 5 { Err(DecodeError::Prefix) } else { Ok(None) }
+}

@@ -1,0 +1,119 @@
+//! Limits: each has a name, a default, and an error that says it. The server tells them to every client in its welcome.
+
+use serde::{Deserialize, Serialize};
+
+/// What one connection, device, room and session may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Largest envelope, in bytes. Default 65,536.
+    pub envelope_bytes_max: u32,
+    /// Largest frame, in bytes: an envelope and what surrounds it. Default 69,632.
+    pub frame_bytes_max: u32,
+    /// Bytes that a connection may send before it is authenticated. Default 4,096.
+    pub unauthenticated_bytes_max: u32,
+    /// Milliseconds that a connection may take to authenticate. Default 10,000.
+    pub handshake_timeout_ms: u32,
+    /// Milliseconds without any byte from the client before the connection is closed. Default 60,000.
+    pub idle_timeout_ms: u32,
+    /// Rooms that one session may have entered at a time. Default 1,024.
+    pub rooms_per_session_max: u32,
+    /// Rooms that one device may create per hour. Default 256.
+    pub rooms_created_per_hour_max: u32,
+    /// Publishes per second that one session may make for long. Default 200.
+    pub publishes_per_second_max: u32,
+    /// Publishes that one session may make at once, above that rate. Default 400.
+    pub publish_burst_max: u32,
+    /// Ephemeral envelopes per second that one session may send. Default 20.
+    pub ephemerals_per_second_max: u32,
+    /// Outboxes (producers) that one device may use in one room. Default 64. One that was idle for 30 days is forgotten.
+    pub producers_per_device_max: u32,
+    /// Bytes that one room may keep. Default 1 GiB.
+    pub room_bytes_max: u64,
+    /// Bytes that one inbox may keep. Default 1 MiB.
+    pub inbox_bytes_max: u64,
+    /// Bytes queued towards one connection before live delivery turns into catching up. Default 65,536.
+    pub outbox_bytes_max: u32,
+    /// Bytes of one page of history. Default 65,536.
+    pub page_bytes_max: u32,
+    /// Bytes of recent messages that a room in use keeps in memory. Default 65,536.
+    pub recent_bytes_max: u32,
+    /// Sessions in one room up to which the room tells who is present. Default 256.
+    pub presence_sessions_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            envelope_bytes_max: 64 << 10,
+            frame_bytes_max: 68 << 10,
+            unauthenticated_bytes_max: 4 << 10,
+            handshake_timeout_ms: 10_000,
+            idle_timeout_ms: 60_000,
+            rooms_per_session_max: 1024,
+            rooms_created_per_hour_max: 256,
+            publishes_per_second_max: 200,
+            publish_burst_max: 400,
+            ephemerals_per_second_max: 20,
+            producers_per_device_max: 64,
+            room_bytes_max: 1 << 30,
+            inbox_bytes_max: 1 << 20,
+            outbox_bytes_max: 64 << 10,
+            page_bytes_max: 64 << 10,
+            recent_bytes_max: 64 << 10,
+            presence_sessions_max: 256,
+        }
+    }
+}
+
+/// A token bucket: `rate` tokens a second, `burst` at once. Pure: the time is an argument.
+#[derive(Debug, Clone)]
+pub struct TokenBucket {
+    /// Thousandths of a token in hand.
+    level: u64,
+    rate: u64,
+    burst: u64,
+    at_ms: u64,
+}
+
+impl TokenBucket {
+    /// A full bucket.
+    #[must_use]
+    pub const fn new(rate: u32, burst: u32, now_ms: u64) -> Self {
+        Self { level: burst as u64 * 1000, rate: rate as u64, burst: burst as u64, at_ms: now_ms }
+    }
+
+    /// Takes one token at `now_ms`.
+    ///
+    /// # Errors
+    /// The milliseconds until there is one.
+    pub fn take(&mut self, now_ms: u64) -> Result<(), u32> {
+        let gained = now_ms.saturating_sub(self.at_ms).saturating_mul(self.rate);
+        self.level = self.level.saturating_add(gained).min(self.burst.saturating_mul(1000));
+        self.at_ms = self.at_ms.max(now_ms);
+        match self.level.checked_sub(1000) {
+            Some(rest) => {
+                self.level = rest;
+                Ok(())
+            }
+            None => Err(u32::try_from((1000 - self.level).div_ceil(self.rate.max(1))).unwrap_or(u32::MAX)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let mut bucket = TokenBucket::new(2, 3, 0);
+        assert!((0..3).all(|_| bucket.take(0).is_ok()));
+        assert_eq!(bucket.take(0), Err(500));
+        assert_eq!(bucket.take(499), Err(1));
+        assert_eq!(bucket.take(500), Ok(()));
+        assert_eq!(bucket.take(100), Err(500), "a clock that steps back gives nothing");
+        assert!((0..3).all(|_| bucket.take(1_000_000).is_ok()));
+        assert!(bucket.take(1_000_000).is_err(), "idle time does not exceed the burst");
+    }
+}

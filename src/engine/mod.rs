@@ -1,0 +1,127 @@
+//! The engine seam: what keeps logs durable. The router speaks to it in requests and hears completions; it never waits.
+//!
+//! No caller may assume that the log is local or that a request is quick. An append is complete only when its bytes would
+//! survive a crash; completions of one log's appends come in the order of their seqs, and one failure fails all that
+//! were submitted behind it, so that a log never has a gap.
+
+pub mod redb;
+
+use std::sync::Arc;
+
+use crate::core::{
+    id::{RoomId, Seq},
+    log::{Append, LoadedLog, LogMeta, Records},
+};
+
+/// Identifies a request to whoever made it.
+pub type Token = u64;
+
+/// What the router asks.
+#[derive(Debug, Clone)]
+pub enum Request {
+    /// Load a log's meta, state and producers.
+    Load {
+        /// The log.
+        room: RoomId,
+    },
+    /// Make an empty log, durably. Fails with [`Failure::Exists`] if there is one of that id.
+    Create {
+        /// The log.
+        room: RoomId,
+        /// As it is made.
+        meta: LogMeta,
+    },
+    /// Store a record, durably, with its producer's state and the log's state, in one step.
+    Append(Append),
+    /// Records after `after`, ascending: as many as fit `bytes_max`, but at least one if there is one.
+    ReadAfter {
+        /// The log.
+        room: RoomId,
+        /// The cursor; a cursor below `floor − 1` reads from the floor.
+        after: Seq,
+        /// Envelope bytes at most.
+        bytes_max: u32,
+    },
+    /// The newest records before `before`, ascending: as many as fit both limits, but at least one if there is one.
+    ReadBefore {
+        /// The log.
+        room: RoomId,
+        /// Only smaller seqs.
+        before: Seq,
+        /// Records at most.
+        count_max: u32,
+        /// Envelope bytes at most.
+        bytes_max: u32,
+    },
+    /// Forget the log and all of its records, durably.
+    Delete {
+        /// The log.
+        room: RoomId,
+    },
+}
+
+/// What comes back.
+#[derive(Debug)]
+pub enum Answer {
+    /// To [`Request::Load`]; `None` when there is no such log.
+    Loaded(Option<Box<LoadedLog>>),
+    /// To [`Request::Create`] and [`Request::Delete`], and to [`Request::Append`]: it is on disk.
+    Done,
+    /// To [`Request::ReadAfter`] and [`Request::ReadBefore`].
+    Records(Records),
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// No such log.
+    #[error("no such log")]
+    NotFound,
+    /// A log of that id exists.
+    #[error("the log exists")]
+    Exists,
+    /// The disk is at its reserve; nothing was stored.
+    #[error("the disk is at its reserve")]
+    DiskFull,
+    /// The write or the sync failed: it may or may not be on disk. Every later append fails in the same way until the
+    /// process starts again.
+    #[error("the write failed; its outcome is unknown")]
+    OutcomeUnknown,
+    /// The read failed; nothing changed.
+    #[error("the read failed")]
+    Read,
+}
+
+/// One finished request.
+#[derive(Debug)]
+pub struct Completion {
+    /// As given with the request.
+    pub token: Token,
+    /// How it went.
+    pub result: Result<Answer, Failure>,
+}
+
+/// Where an engine puts completions: one call may carry a whole committed batch. Called from the engine's threads; it
+/// may block them, never the router.
+pub trait Complete: Send + Sync {
+    /// Takes finished requests, in order.
+    fn complete(&self, batch: Vec<Completion>);
+}
+
+/// The request queue is full: nothing was submitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the engine's queue is full")]
+pub struct Busy;
+
+/// A durable log store.
+pub trait Engine: Send + Sync {
+    /// Submits a request; its completion goes to `to`, tagged with `token`. Never blocks.
+    ///
+    /// # Errors
+    /// [`Busy`] when the queue is full (it is limited in requests and in bytes).
+    fn submit(&self, request: Request, token: Token, to: &Arc<dyn Complete>) -> Result<(), Busy>;
+
+    /// Whether appends can still succeed: false after a failed sync. `/readyz` tells it.
+    fn is_healthy(&self) -> bool;
+}
