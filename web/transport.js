@@ -6,9 +6,6 @@ const PREFER_MS = 300;
 // WebTransport can get ready and then stay silent (middleboxes, some browsers): then it is not used again for a while.
 const ECHO_MS = 4000;
 const SHUNNED_MS = 600_000;
-const BACKOFF_MS = 400;
-const BACKOFF_MAX_MS = 10_000;
-const STABLE_MS = 5000;
 const SUBPROTOCOL = 'waxwing.v1';
 
 export class Transport {
@@ -16,9 +13,6 @@ export class Transport {
   #handlers;
   #link = null;
   #attempt = null;
-  #timer = 0;
-  #wanted = false;
-  #failures = 0;
   #shunnedUntil = 0;
 
   // `forced` is "ws", "wt" or null. Handlers: connected(name), received(bytes), disconnected(reason).
@@ -27,45 +21,11 @@ export class Transport {
     this.#handlers = handlers;
   }
 
-  // Connects, now or after the pause that earlier failures ask for, and tries until it succeeds or `close` is called.
-  connect() {
-    if (this.#wanted) {
+  // Tries once; the answer is `connected` or `disconnected`. When to try again is the core's decision.
+  async connect() {
+    if (this.#link || this.#attempt) {
       return;
     }
-    this.#wanted = true;
-    this.#schedule();
-  }
-
-  // Tries at once instead of waiting on.
-  hurry() {
-    if (this.#wanted && !this.#attempt && !this.#link) {
-      this.#failures = 0;
-      this.#schedule();
-    }
-  }
-
-  send(bytes) {
-    this.#link?.send(bytes);
-  }
-
-  close() {
-    this.#wanted = false;
-    clearTimeout(this.#timer);
-    this.#attempt?.abort();
-    this.#attempt = null;
-    const link = this.#link;
-    this.#link = null;
-    link?.close();
-  }
-
-  // Full jitter: anything between nothing and the bound, so that a restarted edge is not met by everybody at once.
-  #schedule() {
-    const bound = this.#failures === 0 ? 0 : Math.min(BACKOFF_MAX_MS, BACKOFF_MS * 2 ** this.#failures);
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#try(), Math.random() * bound);
-  }
-
-  async #try() {
     const attempt = new AbortController();
     this.#attempt = attempt;
     try {
@@ -79,10 +39,23 @@ export class Transport {
     } catch (error) {
       if (!attempt.signal.aborted) {
         this.#attempt = null;
-        this.#failures += 1;
-        this.#handlers.failed(error.message);
-        this.#schedule();
+        this.#handlers.disconnected(error.message);
       }
+    }
+  }
+
+  send(bytes) {
+    this.#link?.send(bytes);
+  }
+
+  // Ends the connection or the attempt; `disconnected` is called if there was one.
+  close() {
+    const attempt = this.#attempt;
+    this.#attempt = null;
+    attempt?.abort();
+    this.#link?.close();
+    if (attempt) {
+      this.#handlers.disconnected('closed');
     }
   }
 
@@ -103,7 +76,6 @@ export class Transport {
   }
 
   #use(link) {
-    const openedAt = Date.now();
     let echo = 0;
     if (link.name === 'wt') {
       echo = setTimeout(() => {
@@ -122,8 +94,6 @@ export class Transport {
       clearTimeout(echo);
       if (this.#link === link) {
         this.#link = null;
-        this.#wanted = false;
-        this.#failures = Date.now() - openedAt > STABLE_MS ? 1 : this.#failures + 1;
         this.#handlers.disconnected(reason);
       }
     };

@@ -30,25 +30,43 @@ class Leader {
   async lead() {
     await init();
     this.#store = await Store.open();
-    this.#core = new Core(location.host, Date.now());
+    this.#core = new Core(location.origin);
     for (const [name, bytes] of await this.#store.all()) {
       if (name === DONE_ENTRY) {
         this.#done = JSON.parse(new TextDecoder().decode(bytes));
       } else {
-        this.#core.load(name, bytes);
+        this.#load(name, bytes);
       }
     }
     this.#transport = new Transport(new URLSearchParams(location.search).get('transport'), {
       connected: (name) => this.#feed(() => this.#core.connected(name, Date.now())),
-      received: (bytes) => this.#feed(() => this.#core.received(bytes, Date.now())),
+      received: (bytes) => this.#feed(() => this.#receive(bytes)),
       disconnected: (reason) => this.#feed(() => this.#core.disconnected(reason, Date.now())),
-      failed: (reason) => this.#broadcast([{event: 'connection', state: 'offline', transport: null, detail: reason}]),
     });
     this.#channel.onmessage = ({data}) => this.#hear(data).catch(fatal);
-    self.addEventListener('online', () => this.#transport.hurry());
+    self.addEventListener('online', () => this.#feed(() => this.#core.wake(Date.now())));
     this.#feed(() => this.#core.start(Date.now()));
     await this.#turn;
     this.#channel.postMessage({type: 'hello', term: this.#term});
+  }
+
+  // An entry that cannot be read is left alone: the others are good, and it is not lost for a version that can.
+  #load(name, bytes) {
+    try {
+      this.#core.load(name, bytes);
+    } catch (error) {
+      console.warn(error);
+      this.#broadcast([{event: 'notice', level: 'warn', text: textOf(error), room: null}]);
+    }
+  }
+
+  #receive(bytes) {
+    try {
+      this.#core.received(bytes, Date.now());
+    } catch (error) {
+      console.warn(error);
+      this.#transport.close();
+    }
   }
 
   async #hear(data) {
@@ -57,8 +75,7 @@ class Leader {
         this.#channel.postMessage({type: 'snapshot', term: this.#term, rev: this.#rev, state: {...this.#state}});
         break;
       case 'wake':
-        this.#transport.hurry();
-        this.#feed(() => this.#core.tick(Date.now()));
+        this.#feed(() => this.#core.wake(Date.now()));
         break;
       case 'command':
         this.#carryOut(data.id, () => this.#core.command(data.command, Date.now()));

@@ -125,6 +125,7 @@ function drawDetails(entry) {
   const members = [...room.members].sort((a, b) => b.you - a.you || b.online - a.online || a.name.localeCompare(b.name));
   replaceWhenNew(el('members'), [members, [...ambiguous]], () => members.map((member) => memberRow(member, ambiguous.has(member.user))));
   replaceWhenNew(el('words'), room.words, () => wordRows(room.words));
+  setText(el('words-at'), room.words_at ? `Taken at message ${room.words_at}.` : '');
   setText(el('integrity'), integrityText(room.integrity));
   el('integrity').dataset.state = room.integrity.contradicts > 0 ? 'contradicts' : room.integrity.unchecked > 0 ? 'unchecked' : 'matches';
   el('room-link').value = room.link ?? '';
