@@ -85,7 +85,8 @@ mod page {
 
     /// FNV-1a, 64 bits: tells one build's bytes from another's; nothing of security hangs on it.
     fn fingerprint(bytes: &[u8]) -> String {
-        let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+        let hash =
+            bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
         format!("{hash:016x}")
     }
 
@@ -111,7 +112,8 @@ mod page {
             return false;
         };
         let dir = String::from_utf8_lossy(&found.stdout);
-        fs::read_dir(dir.trim()).is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-")))
+        fs::read_dir(dir.trim())
+            .is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-")))
     }
 
     /// Builds this package again as a wasm library; returns the module's path.
@@ -138,8 +140,18 @@ mod page {
     /// person set about their home and network stay.
     fn is_of_the_outer_build(name: &str) -> bool {
         const KEPT: [&str; 5] = ["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTRIES_"];
-        const DROPPED: [&str; 10] =
-            ["RUSTFLAGS", "RUSTC", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_LINKER", "RUSTDOC", "TARGET", "OPT_LEVEL", "PROFILE", "DEBUG", "OUT_DIR"];
+        const DROPPED: [&str; 10] = [
+            "RUSTFLAGS",
+            "RUSTC",
+            "RUSTC_WORKSPACE_WRAPPER",
+            "RUSTC_LINKER",
+            "RUSTDOC",
+            "TARGET",
+            "OPT_LEVEL",
+            "PROFILE",
+            "DEBUG",
+            "OUT_DIR",
+        ];
         let is_cargos = name.starts_with("CARGO_") || name.starts_with("DEP_");
         DROPPED.contains(&name) || (is_cargos && !KEPT.iter().any(|kept| name.starts_with(kept)))
     }
@@ -171,7 +183,7 @@ mod page {
             if path.is_dir() {
                 found.extend(collect(&path, &name)?);
             } else if content_type(&name).is_some() {
-                found.push((if name == "/index.html" { "/".to_owned() } else { name }, path));
+                found.push((name, path));
             }
         }
         Ok(found)

@@ -38,6 +38,8 @@ impl Core {
     #[wasm_bindgen(constructor)]
     #[must_use]
     pub fn new(origin: &str) -> Self {
+        // A panic ends the worker with its message instead of a bare "unreachable".
+        std::panic::set_hook(Box::new(|panic| wasm_bindgen::throw_str(&panic.to_string())));
         let random = Box::new(rand_core::UnwrapErr(getrandom::SysRng));
         Self { client: Client::new(origin, Bytes::new(), random), partial: Bytes::new() }
     }
@@ -164,7 +166,8 @@ fn to_js(output: Output) -> JsValue {
 
 fn object(kind: &str, fields: &[(&str, JsValue)]) -> JsValue {
     let object = Object::new();
-    let set = |name: &str, value: &JsValue| Reflect::set(&object, &name.into(), value).expect("a plain object takes any property");
+    let set =
+        |name: &str, value: &JsValue| Reflect::set(&object, &name.into(), value).expect("a plain object takes any property");
     set("type", &kind.into());
     for (name, value) in fields {
         set(name, value);
