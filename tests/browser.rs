@@ -10,7 +10,7 @@ fn people_see_what_they_should() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
     install(&dir);
     let status = Command::new("node")
-        .args(["--test", "--test-reporter=spec", "suite.mjs"])
+        .args(["--experimental-websocket", "--test", "--test-reporter=spec", "suite.mjs"])
         .current_dir(&dir)
         .env("WAXWING_BIN", env!("CARGO_BIN_EXE_waxwing"))
         .status()

@@ -1,16 +1,20 @@
 // What people see, in real browsers, over a real edge. Run by tests/browser.rs, or: WAXWING_BIN=… node --test suite.mjs
 
 import assert from 'node:assert/strict';
+import {existsSync} from 'node:fs';
 import {mkdtemp, rm} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {after, before, describe, test} from 'node:test';
 import {chromium} from 'playwright-core';
 import {Edge, terminal} from './edge.mjs';
+import {Firefox} from './firefox.mjs';
 import {Person, SEEN_MS} from './person.mjs';
 
 // QUIC stays on: WebTransport needs it.
 const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+
+const FIREFOX = process.env.FIREFOX ?? '/usr/bin/firefox-esr';
 
 let browser;
 let dir;
@@ -191,4 +195,30 @@ describe('without being told how', () => {
     await ann.get('confirm-yes').click();
     await bob.get('composer-closed').filter({hasText: 'deleted'}).waitFor({timeout: SEEN_MS});
   });
+});
+
+describe('Firefox', {skip: existsSync(FIREFOX) ? false : `there is no ${FIREFOX}`}, () => {
+  for (const transport of ['ws', 'wt']) {
+    test(`takes part over ${transport}`, async () => {
+      const edge = await Edge.start(join(dir, `firefox-${transport}`));
+      const firefox = await Firefox.open(FIREFOX);
+      try {
+        const ann = await Person.open(browser, edge.url);
+        await ann.begin('Ann');
+        await ann.createRoom('For both');
+        await ann.say('hello Firefox');
+        await ann.sees('hello Firefox', 'sent');
+        await firefox.goto((await ann.link()).replace('/#', `/?transport=${transport}#`));
+        await firefox.fillAndSubmit('welcome-name', 'Fay');
+        await firefox.sees('message-text', 'hello Firefox');
+        await firefox.fillAndSubmit('composer-input', 'hello Chromium');
+        await ann.sees('hello Chromium', 'received');
+        await firefox.sees('connection', transport === 'ws' ? 'WebSocket' : 'WebTransport');
+        await ann.isUnalarmed();
+      } finally {
+        await firefox.close();
+        await edge.kill();
+      }
+    });
+  }
 });
