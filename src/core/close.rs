@@ -211,7 +211,10 @@ impl Refusal {
     /// Whether the same request may succeed later without any change.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::RateLimited { .. } | Self::DiskFull | Self::Overloaded | Self::OutcomeUnknown | Self::OutOfOrder { .. })
+        matches!(
+            self,
+            Self::RateLimited { .. } | Self::DiskFull | Self::Overloaded | Self::OutcomeUnknown | Self::OutOfOrder { .. }
+        )
     }
 }
 

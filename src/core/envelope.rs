@@ -215,7 +215,9 @@ mod tests {
     fn only_the_documented_pairs_are_envelopes() {
         use Kind::*;
         for kind in [Room, DropBox, Device, Handshake, Welcome, Keyring, Ephemeral] {
-            for (suite, leaf) in [(Suite::X25519Psk, 1), (Suite::XWing, 1), (Suite::X25519Psk, NOT_A_MEMBER), (Suite::XWing, NOT_A_MEMBER)] {
+            for (suite, leaf) in
+                [(Suite::X25519Psk, 1), (Suite::XWing, 1), (Suite::X25519Psk, NOT_A_MEMBER), (Suite::XWing, NOT_A_MEMBER)]
+            {
                 let header = header(kind, suite, leaf);
                 let allowed = match kind {
                     Room => suite == Suite::X25519Psk,

@@ -122,9 +122,8 @@ impl Signature {
     /// Whether this is `key`'s signature of `message`, by the strict rules (no small-order keys, canonical encodings).
     #[must_use]
     pub fn verifies(&self, key: &[u8; 32], message: &[u8]) -> bool {
-        ed25519_dalek::VerifyingKey::from_bytes(key).is_ok_and(|key| {
-            key.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&self.to_bytes())).is_ok()
-        })
+        ed25519_dalek::VerifyingKey::from_bytes(key)
+            .is_ok_and(|key| key.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&self.to_bytes())).is_ok())
     }
 }
 

@@ -1,1 +1,464 @@
-//! room.
+//! One log at its owner: order, deduplication, and the recent tail. Pure: it decides; the router asks the engine and sends.
+//!
+//! Durability is an input. [`RoomLog::publish`] assigns a seq and returns what must be stored; only [`RoomLog::persisted`]
+//! makes it visible. The checks come in the order that the contract needs: deduplication before the epoch, so that
+//! [`Refusal::StaleEpoch`] proves that nothing was stored.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::{
+    chain,
+    close::Refusal,
+    envelope::{Header, Kind},
+    frame::{Item, LogKind, Page, Position, Publish},
+    id::{DeviceKey, Digest, RoomId, Seq, UnixMillis},
+    limits::Limits,
+    log::{Append, LoadedLog, LogMeta, LogState, Producer, ProducerState, Stored},
+};
+
+/// A producer that stored nothing for this long may be forgotten; a client never retries anything older.
+pub const PRODUCER_IDLE_MAX_MS: u64 = 30 * 24 * 3600 * 1000;
+
+/// A log in memory.
+#[derive(Debug)]
+pub struct RoomLog {
+    id: RoomId,
+    meta: LogMeta,
+    /// What is on disk.
+    durable: LogState,
+    /// What will be when everything submitted is.
+    assigned: LogState,
+    producers: HashMap<Producer, ProducerState>,
+    /// Submitted and not yet on disk, in the order of their seqs.
+    pending: VecDeque<Append>,
+    recent: Recent,
+    /// Set by the first failed append; nothing is accepted until the log has been loaded anew.
+    failed: bool,
+}
+
+/// What a publish leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Store this; then it is acked.
+    Append(Append),
+    /// It was stored before, at this seq: ack it now.
+    Stored(Seq),
+    /// The same bytes are being stored at this seq: ack it with them.
+    Pending(Seq),
+    /// Nothing was stored.
+    Refused(Refusal),
+}
+
+impl RoomLog {
+    /// A log as the engine loaded it.
+    #[must_use]
+    pub fn new(id: RoomId, loaded: LoadedLog) -> Self {
+        let LoadedLog { meta, state, producers } = loaded;
+        Self {
+            id,
+            meta,
+            durable: state,
+            assigned: state,
+            producers: producers.into_iter().collect(),
+            pending: VecDeque::new(),
+            recent: Recent::new(state.head, state.chain),
+            failed: false,
+        }
+    }
+
+    /// As it was made.
+    #[must_use]
+    pub const fn meta(&self) -> &LogMeta {
+        &self.meta
+    }
+
+    /// What is on disk.
+    #[must_use]
+    pub const fn durable(&self) -> &LogState {
+        &self.durable
+    }
+
+    /// The position that answers and pages state.
+    #[must_use]
+    pub const fn position(&self) -> Position {
+        Position { log: self.meta.log, head: self.durable.head, floor: self.durable.floor }
+    }
+
+    /// Whether nothing is being stored.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Whether an append failed: once quiet, the log must be loaded anew.
+    #[must_use]
+    pub const fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Decides about a publish of the authenticated `device`.
+    pub fn publish(&mut self, device: DeviceKey, publish: Publish, now_ms: UnixMillis, limits: &Limits) -> Verdict {
+        if self.failed {
+            return Verdict::Refused(Refusal::OutcomeUnknown);
+        }
+        let producer = Producer { device, id: publish.producer };
+        let digest = chain::digest(&publish.envelope);
+        let hash: [u8; 16] = digest.0.first_chunk().copied().unwrap_or_default();
+        if let Some(verdict) = self.recognise(&producer, publish.client_seq, hash) {
+            return verdict;
+        }
+        if let Err(refusal) = self.admissible(&publish, limits).and_then(|()| self.make_room_for(&producer, now_ms, limits)) {
+            return Verdict::Refused(refusal);
+        }
+        let seq = self.assigned.head + 1;
+        let chain = chain::next_hashed(self.id, self.assigned.chain, seq, digest);
+        self.assigned.head = seq;
+        self.assigned.chain = chain;
+        self.assigned.bytes += publish.envelope.len() as u64;
+        self.producers.entry(producer).or_default().push(Stored { seq, hash }, now_ms);
+        let append = Append {
+            room: self.id,
+            seq,
+            chain,
+            time_ms: now_ms,
+            producer,
+            client_seq: publish.client_seq,
+            hash,
+            envelope: publish.envelope,
+        };
+        self.pending.push_back(append.clone());
+        Verdict::Append(append)
+    }
+
+    /// What an earlier publish of the same number, or a missing one, decides.
+    fn recognise(&self, producer: &Producer, client_seq: u64, hash: [u8; 16]) -> Option<Verdict> {
+        let known = self.producers.get(producer);
+        let last = known.map_or(0, |state| state.last);
+        if client_seq == last + 1 {
+            return None;
+        }
+        if client_seq == 0 || client_seq > last {
+            return Some(Verdict::Refused(Refusal::OutOfOrder { expected: last + 1 }));
+        }
+        Some(match known.and_then(|state| state.find(client_seq)) {
+            None => Verdict::Refused(Refusal::Expired),
+            Some(stored) if stored.hash != hash => Verdict::Refused(Refusal::Conflict),
+            Some(stored) if stored.seq > self.durable.head => Verdict::Pending(stored.seq),
+            Some(stored) => Verdict::Stored(stored.seq),
+        })
+    }
+
+    fn admissible(&self, publish: &Publish, limits: &Limits) -> Result<(), Refusal> {
+        if publish.envelope.len() > limits.envelope_bytes_max as usize {
+            return Err(Refusal::TooLarge { max: limits.envelope_bytes_max });
+        }
+        let header = Header::parse(&publish.envelope).map_err(|_| Refusal::BadEnvelope)?;
+        let (kind, bytes_max) = match self.meta.kind {
+            LogKind::Room => (Kind::Room, limits.room_bytes_max),
+            LogKind::Inbox => (Kind::Keyring, limits.inbox_bytes_max),
+        };
+        if header.room != self.id || header.kind != kind {
+            return Err(Refusal::BadEnvelope);
+        }
+        if self.meta.kind == LogKind::Room && header.epoch != self.meta.epoch {
+            return Err(Refusal::StaleEpoch { epoch: self.meta.epoch });
+        }
+        if self.assigned.bytes + publish.envelope.len() as u64 > bytes_max {
+            return Err(Refusal::RoomFull);
+        }
+        Ok(())
+    }
+
+    /// A device may use a limited number of outboxes; those idle for long make way.
+    fn make_room_for(&mut self, producer: &Producer, now_ms: UnixMillis, limits: &Limits) -> Result<(), Refusal> {
+        if self.producers.contains_key(producer) {
+            return Ok(());
+        }
+        let fresh = |state: &ProducerState| now_ms.saturating_sub(state.time_ms) < PRODUCER_IDLE_MAX_MS;
+        self.producers.retain(|other, state| other.device != producer.device || fresh(state));
+        let used = self.producers.keys().filter(|other| other.device == producer.device).count();
+        if used < limits.producers_per_device_max as usize { Ok(()) } else { Err(Refusal::TooManyProducers) }
+    }
+
+    /// The oldest pending append is on disk. Returns it; it is now visible.
+    ///
+    /// Call it once for each append, in the order of their seqs.
+    pub fn persisted(&mut self, recent_bytes_max: u32) -> Option<Append> {
+        let append = self.pending.pop_front()?;
+        self.durable.head = append.seq;
+        self.durable.chain = append.chain;
+        self.durable.bytes += append.envelope.len() as u64;
+        let item = Item { time_ms: append.time_ms, envelope: append.envelope.clone() };
+        self.recent.push(item, append.chain, recent_bytes_max as usize);
+        Some(append)
+    }
+
+    /// The oldest pending append was not stored, or nobody knows. Returns it; nothing more is accepted.
+    pub fn failed(&mut self) -> Option<Append> {
+        self.failed = true;
+        self.pending.pop_front()
+    }
+
+    /// Takes back the newest publish, which was not submitted after all: its seq and its producer's number are free again.
+    ///
+    /// A producer whose ring was full has forgotten one more of its oldest publishes: a retry of that one is `Expired`.
+    pub fn unpublish_last(&mut self) -> Option<Append> {
+        let append = self.pending.pop_back()?;
+        self.assigned.head = append.seq - 1;
+        self.assigned.chain = self.pending.back().map_or(self.durable.chain, |last| last.chain);
+        self.assigned.bytes -= append.envelope.len() as u64;
+        if let Some(state) = self.producers.get_mut(&append.producer) {
+            state.last -= 1;
+            state.ring.pop_back();
+            if state.last == 0 {
+                self.producers.remove(&append.producer);
+            }
+        }
+        Some(append)
+    }
+
+    /// Envelope bytes of the oldest pending append.
+    #[must_use]
+    pub fn next_pending_bytes(&self) -> Option<usize> {
+        self.pending.front().map(|append| append.envelope.len())
+    }
+
+    /// The chain value at `seq`, if memory has it.
+    #[must_use]
+    pub fn chain_at(&self, seq: Seq) -> Option<Digest> {
+        if seq == self.durable.head {
+            return Some(self.durable.chain);
+        }
+        if seq + 1 == self.durable.floor {
+            return Some(self.durable.floor_chain);
+        }
+        self.recent.after(seq, 0).map(|(chain, _)| chain)
+    }
+
+    /// What follows `after`, if memory has it: as many as fit `bytes_max`, at least one. `None`: ask the engine. An `after`
+    /// at the head gives an empty page.
+    #[must_use]
+    pub fn recent_after(&self, after: Seq, bytes_max: u32) -> Option<Page> {
+        let (chain, items) = self.recent.after(after, bytes_max as usize)?;
+        Some(Page { room: self.id, position: self.position(), first: after + 1, chain, items })
+    }
+
+    /// Forgets the recent tail: for a room that nobody reads.
+    pub fn forget_recent(&mut self) {
+        self.recent = Recent::new(self.durable.head, self.durable.chain);
+    }
+}
+
+/// The newest records, bounded in bytes.
+#[derive(Debug)]
+struct Recent {
+    /// The seq before the first item.
+    after: Seq,
+    /// The chain value there.
+    before: Digest,
+    items: VecDeque<(Item, Digest)>,
+    bytes: usize,
+}
+
+impl Recent {
+    const fn new(after: Seq, before: Digest) -> Self {
+        Self { after, before, items: VecDeque::new(), bytes: 0 }
+    }
+
+    fn push(&mut self, item: Item, chain: Digest, bytes_max: usize) {
+        self.bytes += item.envelope.len();
+        self.items.push_back((item, chain));
+        while self.bytes > bytes_max && self.items.len() > 1 {
+            let Some((item, chain)) = self.items.pop_front() else { break };
+            self.bytes -= item.envelope.len();
+            self.before = chain;
+            self.after += 1;
+        }
+    }
+
+    fn after(&self, after: Seq, bytes_max: usize) -> Option<(Digest, Vec<Item>)> {
+        let skip = usize::try_from(after.checked_sub(self.after)?).ok()?;
+        let chain = match skip.checked_sub(1) {
+            None => self.before,
+            Some(index) => self.items.get(index)?.1,
+        };
+        let mut left = bytes_max;
+        let mut items = Vec::new();
+        for (item, _) in self.items.iter().skip(skip) {
+            if !items.is_empty() && item.envelope.len() > left {
+                break;
+            }
+            left = left.saturating_sub(item.envelope.len());
+            items.push(item.clone());
+        }
+        Some((chain, items))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::core::{
+        envelope::{HEADER_LEN, Suite, TAG_LEN},
+        id::{AccessKey, LogId, MessageId, ProducerId},
+    };
+
+    const ROOM: RoomId = RoomId([1; 16]);
+    const DEVICE: DeviceKey = DeviceKey([2; 32]);
+
+    fn room() -> RoomLog {
+        let meta = LogMeta {
+            log: LogId([3; 16]),
+            kind: LogKind::Room,
+            access: AccessKey([4; 32]),
+            creator: DEVICE,
+            epoch: 1,
+            created_ms: 0,
+        };
+        RoomLog::new(ROOM, LoadedLog { meta, state: LogState::empty(ROOM), producers: Vec::new() })
+    }
+
+    fn envelope(tag: u8, epoch: u64) -> Bytes {
+        let header =
+            Header { kind: Kind::Room, suite: Suite::X25519Psk, room: ROOM, epoch, leaf: 1, message: MessageId([tag; 16]) };
+        let mut bytes = header.to_bytes().to_vec();
+        bytes.resize(HEADER_LEN + 32 + TAG_LEN, tag);
+        bytes.into()
+    }
+
+    fn publish(client_seq: u64, envelope: Bytes) -> Publish {
+        Publish { room: ROOM, producer: ProducerId([5; 16]), client_seq, envelope }
+    }
+
+    fn go(room: &mut RoomLog, client_seq: u64, tag: u8) -> Verdict {
+        room.publish(DEVICE, publish(client_seq, envelope(tag, 1)), 0, &Limits::default())
+    }
+
+    #[test]
+    fn a_retry_gets_the_first_seq_and_other_bytes_are_refused() {
+        let mut room = room();
+        assert!(matches!(go(&mut room, 1, 1), Verdict::Append(append) if append.seq == 1));
+        assert_eq!(go(&mut room, 1, 1), Verdict::Pending(1), "not yet on disk");
+        assert_eq!(room.position().head, 0, "nothing is visible before it is on disk");
+        room.persisted(1000);
+        assert_eq!(go(&mut room, 1, 1), Verdict::Stored(1));
+        assert_eq!(go(&mut room, 1, 2), Verdict::Refused(Refusal::Conflict));
+        assert_eq!(go(&mut room, 3, 3), Verdict::Refused(Refusal::OutOfOrder { expected: 2 }));
+        assert_eq!(go(&mut room, 0, 3), Verdict::Refused(Refusal::OutOfOrder { expected: 2 }));
+        assert!(matches!(go(&mut room, 2, 3), Verdict::Append(append) if append.seq == 2));
+    }
+
+    #[test]
+    fn a_refusal_refuses_what_was_pipelined_behind_it() {
+        let mut room = room();
+        assert_eq!(
+            room.publish(DEVICE, publish(1, envelope(1, 9)), 0, &Limits::default()),
+            Verdict::Refused(Refusal::StaleEpoch { epoch: 1 })
+        );
+        assert_eq!(go(&mut room, 2, 2), Verdict::Refused(Refusal::OutOfOrder { expected: 1 }));
+        assert!(matches!(go(&mut room, 1, 3), Verdict::Append(_)), "sealed again under the same number");
+    }
+
+    #[test]
+    fn deduplication_comes_before_the_epoch() {
+        let mut room = room();
+        go(&mut room, 1, 1);
+        room.persisted(1000);
+        room.meta.epoch = 2;
+        assert_eq!(go(&mut room, 1, 1), Verdict::Stored(1));
+        assert_eq!(go(&mut room, 2, 2), Verdict::Refused(Refusal::StaleEpoch { epoch: 2 }));
+    }
+
+    #[test]
+    fn too_old_to_decide_is_expired_and_never_stored() {
+        let mut room = room();
+        for n in 1..=100 {
+            assert!(matches!(go(&mut room, n, 1), Verdict::Append(_)));
+            room.persisted(1000);
+        }
+        assert_eq!(go(&mut room, 36, 1), Verdict::Refused(Refusal::Expired));
+        assert_eq!(go(&mut room, 37, 1), Verdict::Stored(37));
+    }
+
+    #[test]
+    fn a_failed_append_stops_the_log_until_it_is_loaded_anew() {
+        let mut room = room();
+        go(&mut room, 1, 1);
+        go(&mut room, 2, 2);
+        assert_eq!(room.failed().map(|append| append.seq), Some(1));
+        assert!(!room.is_quiet());
+        assert_eq!(go(&mut room, 3, 3), Verdict::Refused(Refusal::OutcomeUnknown));
+        assert_eq!(room.failed().map(|append| append.seq), Some(2));
+        assert!(room.is_quiet() && room.has_failed());
+        assert_eq!(room.position().head, 0);
+    }
+
+    #[test]
+    fn what_was_not_submitted_is_taken_back() {
+        let mut room = room();
+        go(&mut room, 1, 1);
+        let before = format!("{room:?}");
+        go(&mut room, 2, 2);
+        assert_eq!(room.unpublish_last().map(|append| append.seq), Some(2));
+        assert_eq!(format!("{room:?}"), before);
+        assert!(matches!(go(&mut room, 2, 3), Verdict::Append(append) if append.seq == 2), "with other bytes, even");
+        room.unpublish_last();
+        room.unpublish_last();
+        assert_eq!((room.is_quiet(), room.unpublish_last(), room.producers.len()), (true, None, 0));
+        let Verdict::Append(append) = go(&mut room, 1, 9) else { panic!() };
+        assert_eq!(append.chain, chain::next(ROOM, chain::start(ROOM), 1, &envelope(9, 1)));
+    }
+
+    #[test]
+    fn producers_are_limited_and_idle_ones_make_way() {
+        let mut room = room();
+        let limits = Limits { producers_per_device_max: 2, ..Limits::default() };
+        let mut from = |id: u8, now| {
+            let publish = Publish { producer: ProducerId([id; 16]), ..publish(1, envelope(id, 1)) };
+            room.publish(DEVICE, publish, now, &limits)
+        };
+        assert!(matches!(from(1, 0), Verdict::Append(_)));
+        assert!(matches!(from(2, 5), Verdict::Append(_)));
+        assert_eq!(from(3, 5), Verdict::Refused(Refusal::TooManyProducers));
+        assert!(matches!(from(3, PRODUCER_IDLE_MAX_MS), Verdict::Append(_)));
+    }
+
+    #[test]
+    fn foreign_malformed_and_oversized_envelopes_are_refused() {
+        let mut room = room();
+        let mut refused = |envelope: Bytes| {
+            let limits = Limits { envelope_bytes_max: 200, ..Limits::default() };
+            match room.publish(DEVICE, publish(1, envelope), 0, &limits) {
+                Verdict::Refused(why) => why,
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut foreign = envelope(1, 1).to_vec();
+        foreign[4] ^= 1;
+        assert_eq!(refused(foreign.into()), Refusal::BadEnvelope);
+        assert_eq!(refused(Bytes::from_static(b"short")), Refusal::BadEnvelope);
+        assert_eq!(refused(vec![0; 201].into()), Refusal::TooLarge { max: 200 });
+    }
+
+    #[test]
+    fn the_recent_tail_is_bounded_in_bytes_and_proves_its_chain() {
+        let mut room = room();
+        let size = u32::try_from(envelope(1, 1).len()).unwrap();
+        let mut chains = vec![chain::start(ROOM)];
+        for n in 1..=5 {
+            let Verdict::Append(append) = go(&mut room, n, 1) else { panic!() };
+            chains.push(append.chain);
+            room.persisted(3 * size);
+        }
+        assert_eq!(room.recent_after(1, u32::MAX), None, "only the last three are in memory");
+        for after in 2..=5_usize {
+            let page = room.recent_after(after as u64, u32::MAX).unwrap();
+            assert_eq!((page.first, page.chain, page.items.len()), (after as u64 + 1, chains[after], 5 - after));
+        }
+        assert_eq!(room.recent_after(2, 1).unwrap().items.len(), 1, "at least one");
+        assert_eq!([0, 1, 2, 5, 6].map(|seq| room.chain_at(seq)), [Some(chains[0]), None, Some(chains[2]), Some(chains[5]), None]);
+        assert_eq!(room.recent_after(6, 1), None);
+    }
+}

@@ -1,1 +1,275 @@
-//! session.
+//! The server's side of one session, without IO: hello, challenge, login, limits, and the translation of frames into
+//! requests to rooms. One state machine for every transport.
+
+use super::{
+    close::{CloseCode, Refusal},
+    envelope::{Header, Kind},
+    frame::{ClientFrame, Hello, LogKind, Operation, PROTOCOL_VERSION, Publish, ServerFrame},
+    id::{AccessKey, DeviceKey, Digest, Nonce, RoomId, Seq, Signature},
+    limits::{Limits, TokenBucket},
+    login::{AGENT_LEN_MAX, AUTHORITY_LEN_MAX, TOKEN_LEN_MAX, Transcript},
+};
+
+/// What the session asks of the room's owner. The device is the authenticated one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoomRequest {
+    /// The room.
+    pub room: RoomId,
+    /// What is to be done.
+    pub action: Action,
+}
+
+/// What is to be done in a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Make it.
+    Create {
+        /// What opens it.
+        access: AccessKey,
+        /// Room or inbox.
+        kind: LogKind,
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// Check the proof against the room's access key, and let the session in.
+    Enter {
+        /// Over [`super::login::access_message`].
+        proof: Signature,
+    },
+    /// Let the session out.
+    Leave,
+    /// Begin delivery.
+    Subscribe {
+        /// The cursor.
+        after: Seq,
+    },
+    /// End delivery.
+    Unsubscribe,
+    /// Read a page.
+    Fetch {
+        /// Echoed.
+        request: u32,
+        /// Only smaller seqs.
+        before: Seq,
+        /// Records at most.
+        count_max: u32,
+    },
+    /// Store.
+    Publish(Publish),
+    /// Pass on.
+    Ephemeral {
+        /// The sealed bytes; the header is checked and names this room.
+        envelope: bytes::Bytes,
+    },
+    /// Delete it.
+    Delete,
+}
+
+/// What a frame leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Answer with this.
+    Send(ServerFrame),
+    /// The device is who it says. Open its session, answer with this, and allow larger frames.
+    Open(ServerFrame),
+    /// Ask the room's owner.
+    Route(RoomRequest),
+    /// Nothing to do.
+    Nothing,
+    /// The client said goodbye.
+    Goodbye,
+}
+
+/// What the deployment checks of a hello beyond the signature: the dialled name and the token.
+pub trait Admission {
+    /// Whether this device may log in, having dialled this name, with this token.
+    ///
+    /// # Errors
+    /// The close code that answers it.
+    fn admit(&self, hello: &Hello, now_ms: u64) -> Result<(), CloseCode>;
+}
+
+/// What a session starts from.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// What it may do.
+    pub limits: Limits,
+    /// 32 fresh random bytes.
+    pub nonce: Nonce,
+    /// The TLS exporter of its connection, where there is one.
+    pub exporter: Option<[u8; 32]>,
+    /// Name and version of the server, for people.
+    pub agent: String,
+}
+
+#[derive(Debug)]
+enum State {
+    Hello,
+    Challenged(Box<Hello>),
+    Open(Box<Open>),
+}
+
+#[derive(Debug)]
+struct Open {
+    device: DeviceKey,
+    binding: Digest,
+    publishes: TokenBucket,
+    ephemerals: TokenBucket,
+}
+
+/// One session.
+#[derive(Debug)]
+pub struct Session {
+    setup: Setup,
+    state: State,
+    /// When the login must be done, or the next byte must have come.
+    deadline_ms: u64,
+}
+
+impl Session {
+    /// A session on a connection that was just accepted. `now_ms` is any clock that does not go back.
+    #[must_use]
+    pub fn new(setup: Setup, now_ms: u64) -> Self {
+        let deadline_ms = now_ms.saturating_add(setup.limits.handshake_timeout_ms.into());
+        Self { setup, state: State::Hello, deadline_ms }
+    }
+
+    /// The authenticated device and the login's binding, once open.
+    #[must_use]
+    pub fn principal(&self) -> Option<(DeviceKey, Digest)> {
+        match &self.state {
+            State::Open(open) => Some((open.device, open.binding)),
+            _ => None,
+        }
+    }
+
+    /// When to call [`Session::handle_timeout`], in the clock of the other calls. Changes with every frame.
+    #[must_use]
+    pub const fn poll_timeout(&self) -> u64 {
+        self.deadline_ms
+    }
+
+    /// The deadline may have passed.
+    ///
+    /// # Errors
+    /// The code to close with, if it has.
+    pub const fn handle_timeout(&self, now_ms: u64) -> Result<(), CloseCode> {
+        if now_ms < self.deadline_ms {
+            return Ok(());
+        }
+        Err(if matches!(self.state, State::Open(_)) { CloseCode::Idle } else { CloseCode::Handshake })
+    }
+
+    /// A frame came. `wall_ms` is the wall clock, for the token's expiry and the welcome.
+    ///
+    /// # Errors
+    /// The code to close with.
+    pub fn handle(
+        &mut self,
+        frame: ClientFrame,
+        now_ms: u64,
+        wall_ms: u64,
+        admission: &dyn Admission,
+    ) -> Result<Step, CloseCode> {
+        match (&mut self.state, frame) {
+            (State::Hello, ClientFrame::Hello(hello)) => self.hello(hello, wall_ms, admission),
+            (State::Challenged(hello), ClientFrame::Authenticate { signature }) => {
+                let transcript = Transcript {
+                    hello,
+                    challenge: self.setup.nonce,
+                    exporter: self.setup.exporter.as_ref().filter(|_| hello.exporter),
+                };
+                if !signature.verifies(&hello.device.0, &transcript.message()) {
+                    return Err(CloseCode::Unauthenticated);
+                }
+                let open = Open::new(&self.setup.limits, hello.device, transcript.binding(), now_ms);
+                self.state = State::Open(Box::new(open));
+                self.heard(now_ms);
+                Ok(Step::Open(ServerFrame::Welcome {
+                    agent: self.setup.agent.clone(),
+                    limits: self.setup.limits.clone(),
+                    time_ms: wall_ms,
+                }))
+            }
+            (State::Open(open), frame) => {
+                let step = open.handle(frame, now_ms)?;
+                self.heard(now_ms);
+                Ok(step)
+            }
+            (_, ClientFrame::Close) => Ok(Step::Goodbye),
+            _ => Err(CloseCode::Protocol),
+        }
+    }
+
+    fn hello(&mut self, hello: Hello, wall_ms: u64, admission: &dyn Admission) -> Result<Step, CloseCode> {
+        if hello.version != PROTOCOL_VERSION {
+            return Err(CloseCode::Version);
+        }
+        if hello.authority.len() > AUTHORITY_LEN_MAX || hello.agent.len() > AGENT_LEN_MAX || hello.token.len() > TOKEN_LEN_MAX {
+            return Err(CloseCode::Protocol);
+        }
+        if hello.exporter && self.setup.exporter.is_none() {
+            return Err(CloseCode::Unauthenticated);
+        }
+        admission.admit(&hello, wall_ms)?;
+        self.state = State::Challenged(Box::new(hello));
+        Ok(Step::Send(ServerFrame::Challenge { nonce: self.setup.nonce }))
+    }
+
+    fn heard(&mut self, now_ms: u64) {
+        self.deadline_ms = now_ms.saturating_add(self.setup.limits.idle_timeout_ms.into());
+    }
+}
+
+impl Open {
+    const fn new(limits: &Limits, device: DeviceKey, binding: Digest, now_ms: u64) -> Self {
+        Self {
+            device,
+            binding,
+            publishes: TokenBucket::new(limits.publishes_per_second_max, limits.publish_burst_max, now_ms),
+            ephemerals: TokenBucket::new(limits.ephemerals_per_second_max, limits.ephemerals_per_second_max, now_ms),
+        }
+    }
+
+    fn handle(&mut self, frame: ClientFrame, now_ms: u64) -> Result<Step, CloseCode> {
+        let route = |room, action| Ok(Step::Route(RoomRequest { room, action }));
+        match frame {
+            ClientFrame::Hello(_) | ClientFrame::Authenticate { .. } => Err(CloseCode::Protocol),
+            ClientFrame::Create { room, access, kind, epoch } => route(room, Action::Create { access, kind, epoch }),
+            ClientFrame::Enter { room, proof } => route(room, Action::Enter { proof }),
+            ClientFrame::Leave { room } => route(room, Action::Leave),
+            ClientFrame::Subscribe { room, after } => route(room, Action::Subscribe { after }),
+            ClientFrame::Unsubscribe { room } => route(room, Action::Unsubscribe),
+            ClientFrame::Fetch { request, room, before, count_max } => route(room, Action::Fetch { request, before, count_max }),
+            ClientFrame::Publish(publish) => Ok(self.publish(publish, now_ms)),
+            ClientFrame::Ephemeral { envelope } => Ok(self.ephemeral(envelope, now_ms)),
+            ClientFrame::Delete { room } => route(room, Action::Delete),
+            ClientFrame::Ping { token } => Ok(Step::Send(ServerFrame::Pong { token })),
+            ClientFrame::Close => Ok(Step::Goodbye),
+        }
+    }
+
+    fn publish(&mut self, publish: Publish, now_ms: u64) -> Step {
+        match self.publishes.take(now_ms) {
+            Ok(()) => Step::Route(RoomRequest { room: publish.room, action: Action::Publish(publish) }),
+            Err(retry_after_ms) => Step::Send(ServerFrame::Refused {
+                room: publish.room,
+                producer: publish.producer,
+                client_seq: publish.client_seq,
+                why: Refusal::RateLimited { retry_after_ms },
+            }),
+        }
+    }
+
+    fn ephemeral(&mut self, envelope: bytes::Bytes, now_ms: u64) -> Step {
+        let failed = |room, why| Step::Send(ServerFrame::Failed { room, what: Operation::Ephemeral, why });
+        match Header::parse(&envelope) {
+            Ok(Header { kind: Kind::Ephemeral, room, .. }) => match self.ephemerals.take(now_ms) {
+                Ok(()) => Step::Route(RoomRequest { room, action: Action::Ephemeral { envelope } }),
+                Err(retry_after_ms) => failed(room, Refusal::RateLimited { retry_after_ms }),
+            },
+            Ok(Header { room, .. }) => failed(room, Refusal::BadEnvelope),
+            Err(_) => failed(RoomId([0; 16]), Refusal::BadEnvelope),
+        }
+    }
+}
