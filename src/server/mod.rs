@@ -21,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Config,
+    core::{close::CloseCode, frame::Hello, session},
     metrics::{KeyExchange, Metrics, Name},
     transport::{Connection, tls},
 };
@@ -78,6 +79,12 @@ impl Shared {
         if self.stopping.is_cancelled() { Err("the server is stopping") } else { Ok(()) }
     }
 
+    /// Counts a login that was refused.
+    fn refuse_login(&self, reason: &'static str) -> CloseCode {
+        self.metrics.handshake_failed(reason);
+        CloseCode::Unauthenticated
+    }
+
     fn handshake_timeout(&self) -> Duration {
         Duration::from_millis(self.config.limits.handshake_timeout_ms.into())
     }
@@ -99,6 +106,15 @@ impl Shared {
         tracing::debug!(transport = %connection.info.kind, remote = %connection.info.remote, "connected");
         let handler = Arc::clone(&self.handler);
         handler(connection, permit, self).await;
+    }
+}
+
+impl session::Admission for Shared {
+    fn admit(&self, hello: &Hello, now_ms: u64) -> Result<(), CloseCode> {
+        if !self.origins.owns(&hello.authority) {
+            return Err(self.refuse_login("authority"));
+        }
+        self.auth.check(&hello.device, &hello.token, now_ms / 1000).map_err(|_| self.refuse_login("token"))
     }
 }
 
@@ -240,7 +256,7 @@ impl Running {
         self.shared.abort.cancel();
         self.shared.tasks.wait().await;
         for endpoint in &self.endpoints {
-            endpoint.close(quinn::VarInt::from_u32(crate::core::close::CloseCode::GoingAway.quic()), b"going_away");
+            endpoint.close(quinn::VarInt::from_u32(CloseCode::GoingAway.quic()), b"going_away");
         }
         for endpoint in &self.endpoints {
             // QUIC repeats its goodbye for a while in case it is lost; clients that heard it need no more.
