@@ -1,1 +1,350 @@
-//! client.
+//! The client, without IO: identity, rooms, outboxes and one session, as a state machine.
+//!
+//! A shell feeds it what happened (`load`, `start`, `connected`, `received`, `disconnected`, `tick`, `command`) and carries out
+//! what [`Client::poll`] returns, in order: a [`Output::Send`] must not leave before every [`Output::Persist`] that precedes it is
+//! durable. The same code runs in the terminal, in the browser and in the simulator.
+
+pub mod outbox;
+pub mod records;
+pub mod timeline;
+pub mod view;
+
+mod people;
+mod room;
+mod session;
+
+#[cfg(feature = "client")]
+pub mod native;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use self::{
+    records::{IdentityRecord, LogRecord, OutRecord, OutboxRecord, RoomRecord, encode},
+    room::Room,
+    session::Wire,
+    view::{Command, ConnectionState, Event, Level},
+};
+use crate::{
+    core::{
+        frame::{ClientFrame, DecodeError, ServerFrame, take_delimited},
+        id::RoomId,
+    },
+    seal::identity::Identity,
+};
+
+pub use self::people::ImportError;
+
+/// A source of randomness that a client owns.
+pub type ClientRandom = Box<dyn rand_core::CryptoRng + Send>;
+
+/// What a shell carries out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Keep this value, or forget the key.
+    Persist {
+        /// The key.
+        key: String,
+        /// The value; `None` forgets.
+        value: Option<Vec<u8>>,
+    },
+    /// Send this frame (without its length).
+    Send(Bytes),
+    /// Tell the person.
+    Event(Event),
+    /// Connect to the edge; then call `connected` or `disconnected`.
+    Connect,
+    /// Close the connection; then call `disconnected`.
+    Disconnect,
+    /// Call `tick` at this time, which replaces the one named before.
+    Timer {
+        /// Wall clock, in milliseconds since the Unix epoch.
+        at_ms: u64,
+    },
+}
+
+/// What a connection is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connected<'a> {
+    /// `ws`, `wt`, `quic` or `memory`.
+    pub transport: &'a str,
+    /// The TLS exporter with [`crate::core::login::EXPORTER_LABEL`], where the platform has one.
+    pub exporter: Option<[u8; 32]>,
+}
+
+/// Stored bytes that are no record of this version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the stored entry {key:?} is damaged or of another version")]
+pub struct LoadError {
+    /// The entry.
+    pub key: String,
+}
+
+/// One device's client.
+pub struct Client {
+    /// `host:port` as dialled: it is signed at login.
+    authority: String,
+    /// Scheme and authority for links.
+    origin: String,
+    token: Bytes,
+    rng: ClientRandom,
+    me: Option<Me>,
+    rooms: BTreeMap<RoomId, Room>,
+    /// Keyrings on their way to other devices of this person.
+    posts: BTreeMap<RoomId, outbox::Outbox>,
+    wire: Wire,
+    stored: Stored,
+    outputs: VecDeque<Output>,
+}
+
+/// The person at this device.
+#[derive(Debug)]
+struct Me {
+    record: IdentityRecord,
+    identity: Identity,
+    inbox: people::InboxState,
+}
+
+/// Entries given to [`Client::load`], until [`Client::start`].
+#[derive(Debug, Default)]
+struct Stored {
+    rooms: Vec<(RoomId, RoomRecord)>,
+    logs: BTreeMap<(RoomId, u64), LogRecord>,
+    outboxes: BTreeMap<RoomId, OutboxRecord>,
+    outs: BTreeMap<(RoomId, u64), OutRecord>,
+}
+
+impl core::fmt::Debug for Client {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Client").field("authority", &self.authority).field("rooms", &self.rooms.len()).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client of the edge at `origin` (`https://chat.example.com`, `http://localhost:8433`), that will present `token`.
+    #[must_use]
+    pub fn new(origin: &str, token: Bytes, rng: ClientRandom) -> Self {
+        let authority = origin.split_once("://").map_or(origin, |(_, authority)| authority);
+        Self {
+            authority: authority.to_owned(),
+            origin: origin.to_owned(),
+            token,
+            rng,
+            me: None,
+            rooms: BTreeMap::new(),
+            posts: BTreeMap::new(),
+            wire: Wire::default(),
+            stored: Stored::default(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Gives back a stored entry. All of them come before [`Client::start`], in any order.
+    ///
+    /// # Errors
+    /// [`LoadError`] names an entry that this version cannot read; the others are good.
+    pub fn load(&mut self, key: &str, value: &[u8]) -> Result<(), LoadError> {
+        self.stored.take(key, value, &mut self.me).ok_or_else(|| LoadError { key: key.to_owned() })
+    }
+
+    /// Begins: tells what was stored, and connects if there is an identity.
+    pub fn start(&mut self, now_ms: u64) {
+        let stored = core::mem::take(&mut self.stored);
+        self.restore(stored);
+        self.tell_identity();
+        let rooms: Vec<_> = self.rooms.keys().copied().collect();
+        for room in rooms {
+            self.tell_history(room);
+        }
+        if self.me.is_some() {
+            self.wire.connect(now_ms, &mut self.outputs);
+        } else {
+            self.outputs.push_back(Output::Event(Event::Connection {
+                state: ConnectionState::Offline,
+                transport: None,
+                detail: None,
+            }));
+        }
+    }
+
+    /// The next thing to carry out.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// A person's command. What is wrong with it is told as a notice.
+    pub fn command(&mut self, command: Command, now_ms: u64) {
+        if self.me.is_none() && !matches!(command, Command::Start { .. }) {
+            return self.notice(Level::Warn, "choose a name first", None);
+        }
+        match command {
+            Command::Start { name } => self.start_identity(&name, now_ms),
+            Command::CreateRoom { title } => self.create_room(&title, now_ms),
+            Command::Join { link } => match link.parse() {
+                Ok(link) => self.join(&link, now_ms),
+                Err(error) => self.notice(Level::Warn, &error.to_string(), None),
+            },
+            Command::Send { room, text } => self.in_room(&room, |this, room| this.send_text(room, &text, now_ms)),
+            Command::Retry { room, key } => self.in_room(&room, |this, room| this.retry(room, &key, now_ms)),
+            Command::Discard { room, key } => self.in_room(&room, |this, room| this.discard(room, &key)),
+            Command::Typing { room } => self.in_room(&room, |this, room| this.typing(room, now_ms)),
+            Command::Forget { room } => self.in_room(&room, Self::forget),
+            Command::DeleteRoom { room } => self.in_room(&room, Self::delete),
+        }
+    }
+
+    fn in_room(&mut self, room: &str, act: impl FnOnce(&mut Self, RoomId)) {
+        match room.parse::<RoomId>().ok().filter(|room| self.rooms.contains_key(room)) {
+            Some(room) => act(self, room),
+            None => self.notice(Level::Warn, "there is no such room on this device", None),
+        }
+    }
+
+    /// A connection is there.
+    pub fn connected(&mut self, connected: Connected<'_>, now_ms: u64) {
+        if let Some(me) = &self.me {
+            let hello = session::hello(&self.authority, &self.token, me.identity.device(), connected, &mut self.rng);
+            self.wire.connected(hello, connected, now_ms, &mut self.outputs);
+        } else {
+            self.outputs.push_back(Output::Disconnect);
+        }
+    }
+
+    /// The connection is gone, or could not be made.
+    pub fn disconnected(&mut self, reason: &str, now_ms: u64) {
+        self.wire.disconnected(reason, now_ms, &mut self.rng, &mut self.outputs);
+        for room in self.rooms.values_mut() {
+            room.disconnected();
+        }
+        for outbox in self.posts.values_mut() {
+            outbox.disconnected();
+        }
+        if let Some(me) = &mut self.me {
+            me.inbox = people::InboxState::default();
+        }
+        let rooms: Vec<_> = self.rooms.keys().copied().collect();
+        for room in rooms {
+            self.tell_room(room);
+        }
+    }
+
+    /// Something of the network or the machine woke up: connect at once instead of waiting.
+    pub fn wake(&mut self, now_ms: u64) {
+        if self.me.is_some() {
+            self.wire.wake(now_ms, &mut self.outputs);
+        }
+    }
+
+    /// Bytes of one message of the connection: whole frames, each preceded by its length.
+    pub fn received(&mut self, message: Bytes, now_ms: u64) {
+        let mut rest = message;
+        loop {
+            match take_delimited(&mut rest, u32::MAX) {
+                Ok(Some(frame)) => self.received_frame(&frame, now_ms),
+                Ok(None) if rest.is_empty() => return,
+                Ok(None) => return self.protocol_error(&DecodeError::Truncated),
+                Err(error) => return self.protocol_error(&error),
+            }
+        }
+    }
+
+    /// One frame, without its length.
+    pub fn received_frame(&mut self, frame: &[u8], now_ms: u64) {
+        match ServerFrame::decode(frame) {
+            Ok(frame) => self.handle(frame, now_ms),
+            Err(error) => self.protocol_error(&error),
+        }
+    }
+
+    fn protocol_error(&mut self, error: &DecodeError) {
+        self.notice(Level::Warn, &format!("the server sent something that is no frame: {error}"), None);
+        self.outputs.push_back(Output::Disconnect);
+    }
+
+    /// The time named by [`Output::Timer`] has come, or any other time.
+    pub fn tick(&mut self, now_ms: u64) {
+        self.wire.tick(now_ms, &mut self.outputs);
+        let due: Vec<_> = self.rooms.iter().filter(|(_, room)| room.retry_due(now_ms)).map(|(id, _)| *id).collect();
+        for room in due {
+            self.pump(room, now_ms);
+        }
+        self.schedule();
+    }
+
+    /// Asks to be called when the next thing is due.
+    fn schedule(&mut self) {
+        let retries = self.rooms.values().filter_map(Room::retry_at);
+        if let Some(at_ms) = retries.chain(self.wire.timeout()).min() {
+            self.outputs.push_back(Output::Timer { at_ms });
+        }
+    }
+
+    fn send(&mut self, frame: &ClientFrame) {
+        if self.wire.is_online() {
+            self.outputs.push_back(Output::Send(frame.encode()));
+        }
+    }
+
+    fn persist(&mut self, key: String, value: Option<Vec<u8>>) {
+        self.outputs.push_back(Output::Persist { key, value });
+    }
+
+    fn persist_all(&mut self, entries: Vec<outbox::Persist>) {
+        for (key, value) in entries {
+            self.persist(key, value);
+        }
+    }
+
+    fn persist_me(&mut self) {
+        if let Some(me) = &self.me {
+            let value = encode(&me.record);
+            self.persist("identity".to_owned(), Some(value));
+        }
+    }
+
+    fn notice(&mut self, level: Level, text: &str, room: Option<RoomId>) {
+        let room = room.map(|room| room.to_string());
+        self.outputs.push_back(Output::Event(Event::Notice { level, text: text.to_owned(), room }));
+    }
+}
+
+impl Stored {
+    /// Takes one entry; `None` when it is no record.
+    fn take(&mut self, key: &str, value: &[u8], me: &mut Option<Me>) -> Option<()> {
+        let mut parts = key.split('/');
+        let (kind, first, second) = (parts.next()?, parts.next(), parts.next());
+        let id = || first?.parse::<RoomId>().ok();
+        let number = || u64::from_str_radix(second?, 16).ok();
+        match kind {
+            "identity" => *me = Some(Me::new(postcard::from_bytes(value).ok()?)),
+            "room" => self.rooms.push((id()?, postcard::from_bytes(value).ok()?)),
+            "log" => drop(self.logs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
+            "outbox" => drop(self.outboxes.insert(id()?, postcard::from_bytes(value).ok()?)),
+            "out" => drop(self.outs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
+            // Kept for the person to look at; nothing is computed from them.
+            "former" => {}
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// The outbox of a log, as stored or new.
+    fn outbox(&mut self, log: RoomId, rng: &mut ClientRandom) -> outbox::Outbox {
+        use crate::seal::Random as _;
+        let mut later = self.outs.split_off(&(log, 0));
+        let mut items = Vec::new();
+        while let Some(entry) = later.first_entry() {
+            if entry.key().0 != log {
+                break;
+            }
+            let ((_, number), out) = entry.remove_entry();
+            items.push((number, out));
+        }
+        self.outs.append(&mut later);
+        match self.outboxes.remove(&log) {
+            Some(record) => outbox::Outbox::load(log, record, items),
+            None => outbox::Outbox::new(log, crate::core::id::ProducerId(rng.bytes())),
+        }
+    }
+}

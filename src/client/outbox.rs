@@ -1,0 +1,315 @@
+//! The outbox of one log: messages that are not acked, in order, with the very bytes that a retry sends.
+//!
+//! Contract 3 from the client's side. A message is numbered and sealed when it comes into the window, and kept sealed; it is
+//! sent until it is acked or refused for good. Only a refusal that proves that nothing was stored lets it be sealed again.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::records::{Letter, OutRecord, OutboxRecord, encode, out_key, outbox_key};
+use crate::{
+    core::{
+        chain,
+        close::Refusal,
+        frame::Publish,
+        id::{Digest, MessageId, ProducerId, RoomId},
+    },
+    seal::body::Content,
+};
+
+/// Publishes in flight at once: below what the server can recognise.
+const WINDOW: usize = 16;
+/// Where the storage numbers begin, so that a join can be put before what waits already.
+const NUMBER_START: u64 = 1 << 32;
+
+/// An outbox.
+#[derive(Debug)]
+pub struct Outbox {
+    log: RoomId,
+    record: OutboxRecord,
+    items: VecDeque<Item>,
+}
+
+#[derive(Debug)]
+struct Item {
+    number: u64,
+    out: OutRecord,
+    /// In flight on this connection.
+    sent: bool,
+    /// Refused on this connection; acted on once it is the oldest in flight.
+    refused: Option<Refusal>,
+}
+
+/// What sealing needs to know.
+#[derive(Debug, Clone, Copy)]
+pub struct ToSeal<'a> {
+    /// What it says.
+    pub content: &'a Content,
+    /// Its message id.
+    pub message: MessageId,
+    /// The session.
+    pub session: ProducerId,
+    /// Its number there.
+    pub counter: u64,
+    /// The hash of the envelope before it.
+    pub previous: Digest,
+}
+
+/// A change of storage: `None` deletes.
+pub type Persist = (String, Option<Vec<u8>>);
+
+/// What a pump makes: first persist, then send.
+#[derive(Debug, Default)]
+pub struct Pumped {
+    /// To be durable before anything is sent.
+    pub persist: Vec<Persist>,
+    /// To be sent, in order.
+    pub publish: Vec<Publish>,
+}
+
+/// What a refusal leads to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Wait for what is older.
+    Nothing,
+    /// Send again after this many milliseconds.
+    RetryAfter(u32),
+    /// This message will not be sent.
+    Failed(MessageId),
+    /// It was sealed to an old epoch; it can be sealed again.
+    Reseal,
+}
+
+impl Outbox {
+    /// An empty outbox.
+    #[must_use]
+    pub fn new(log: RoomId, producer: ProducerId) -> Self {
+        Self { log, record: new_record(producer), items: VecDeque::new() }
+    }
+
+    /// As stored; the messages in the order of their numbers.
+    pub fn load(log: RoomId, record: OutboxRecord, items: impl IntoIterator<Item = (u64, OutRecord)>) -> Self {
+        let items = items.into_iter().map(|(number, out)| Item { number, out, sent: false, refused: None }).collect();
+        Self { log, record, items }
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// What waits or failed, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &OutRecord> {
+        self.items.iter().map(|item| &item.out)
+    }
+
+    /// Adds a message at the end, or, for a join, before all that is not sealed.
+    pub fn push(&mut self, out: OutRecord, first: bool) -> Vec<Persist> {
+        let sealed = self.items.iter().filter(|item| item.out.sealed.is_some()).count();
+        let number = if first && sealed == 0 {
+            self.items.front().map_or(NUMBER_START, |item| item.number - 1)
+        } else {
+            self.items.back().map_or(NUMBER_START, |item| item.number + 1)
+        };
+        let item = Item { number, out, sent: false, refused: None };
+        let persist = vec![self.persist_item(&item), self.persist_record()];
+        if first && sealed == 0 {
+            self.items.push_front(item)
+        } else {
+            self.items.push_back(item)
+        }
+        persist
+    }
+
+    /// The connection is gone: everything is to be sent again.
+    pub fn disconnected(&mut self) {
+        for item in &mut self.items {
+            item.sent = false;
+            item.refused = None;
+        }
+    }
+
+    /// Seals what comes into the window and returns what is to be sent. `seal` returns `None` for "not yet".
+    pub fn pump<E>(&mut self, mut seal: impl FnMut(ToSeal<'_>) -> Result<Option<Bytes>, E>) -> (Pumped, Vec<(MessageId, E)>) {
+        let mut pumped = Pumped::default();
+        let mut failed = Vec::new();
+        let mut index = 0;
+        let mut window = WINDOW;
+        while let Some(item) = self.items.get_mut(index) {
+            index += 1;
+            if item.out.failed.is_some() {
+                continue;
+            }
+            if item.refused.is_some() || window == 0 {
+                break;
+            }
+            window -= 1;
+            if item.out.sealed.is_none() {
+                let next = self.record.next;
+                let envelope = match &item.out.letter {
+                    Letter::Envelope(envelope) => Ok(Some(envelope.clone())),
+                    Letter::Content(content) => seal(ToSeal {
+                        content,
+                        message: item.out.message,
+                        session: self.record.producer,
+                        counter: next,
+                        previous: self.record.previous,
+                    }),
+                };
+                match envelope {
+                    Ok(Some(envelope)) => {
+                        self.record.previous = chain::digest(&envelope);
+                        self.record.next += 1;
+                        item.out.sealed = Some((next, envelope));
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        failed.push((item.out.message, error));
+                        continue;
+                    }
+                }
+                pumped.persist.push((out_key(self.log, item.number), Some(encode(&item.out))));
+                pumped.persist.push((outbox_key(self.log), Some(encode(&self.record))));
+            }
+            if let (false, Some((client_seq, envelope))) = (item.sent, &item.out.sealed) {
+                item.sent = true;
+                let (client_seq, envelope) = (*client_seq, envelope.clone());
+                pumped.publish.push(Publish { room: self.log, producer: self.record.producer, client_seq, envelope });
+            }
+        }
+        (pumped, failed)
+    }
+
+    /// A publish is on the server's disk. Returns its message id and what to persist.
+    pub fn acked(&mut self, producer: ProducerId, client_seq: u64) -> Option<(MessageId, Vec<Persist>)> {
+        let index = self.position(producer, client_seq)?;
+        self.remove_stored(index)
+    }
+
+    fn remove_stored(&mut self, index: usize) -> Option<(MessageId, Vec<Persist>)> {
+        let item = self.items.remove(index)?;
+        let mut persist = vec![(out_key(self.log, item.number), None)];
+        if let Some((_, envelope)) = &item.out.sealed {
+            self.record.acked = chain::digest(envelope);
+            persist.push(self.persist_record());
+        }
+        Some((item.out.message, persist))
+    }
+
+    /// A publish was refused.
+    pub fn refused(&mut self, producer: ProducerId, client_seq: u64, why: Refusal) {
+        let Some(index) = self.position(producer, client_seq) else { return };
+        if let Some(item) = self.items.get_mut(index) {
+            item.refused = Some(why);
+        }
+    }
+
+    /// Acts on the refusal of the oldest message in flight, if there is one. `fresh` names a new producer, should it need
+    /// one. Call it again until it returns [`Settled::Nothing`].
+    pub fn settle(&mut self, fresh: ProducerId) -> (Settled, Vec<Persist>) {
+        let Some(index) = self.items.iter().position(|item| item.out.failed.is_none()) else { return (Settled::Nothing, vec![]) };
+        let Some(item) = self.items.get_mut(index) else { return (Settled::Nothing, vec![]) };
+        let Some(why) = item.refused.take() else { return (Settled::Nothing, vec![]) };
+        let oldest = item.out.sealed.as_ref().map_or(0, |(number, _)| *number);
+        match why {
+            Refusal::OutOfOrder { expected } if expected >= oldest => {
+                self.disconnected();
+                (Settled::RetryAfter(0), vec![])
+            }
+            // The server knows less of this producer than was acked (a restored log): nothing of it is stored, begin anew.
+            Refusal::OutOfOrder { .. } => (Settled::RetryAfter(0), self.restart(fresh)),
+            Refusal::RateLimited { retry_after_ms } => self.later(retry_after_ms),
+            Refusal::Overloaded | Refusal::OutcomeUnknown | Refusal::Internal => self.later(1000),
+            Refusal::DiskFull => self.later(5000),
+            Refusal::StaleEpoch { .. } => (Settled::Reseal, self.reseal()),
+            final_refusal => {
+                item.out.failed = Some(final_refusal.to_string());
+                item.out.sealed = None;
+                let message = item.out.message;
+                let mut persist = vec![(out_key(self.log, item.number), Some(encode(&item.out)))];
+                persist.extend(self.restart(fresh));
+                (Settled::Failed(message), persist)
+            }
+        }
+    }
+
+    fn later(&mut self, after_ms: u32) -> (Settled, Vec<Persist>) {
+        self.disconnected();
+        (Settled::RetryAfter(after_ms.max(50)), vec![])
+    }
+
+    /// Nothing from the oldest message on is stored: number and seal everything again, under a new producer and session.
+    fn restart(&mut self, fresh: ProducerId) -> Vec<Persist> {
+        self.record = new_record(fresh);
+        self.unseal()
+    }
+
+    /// The epoch is stale, which proves that nothing from the oldest message on is stored: seal again, same numbers.
+    fn reseal(&mut self) -> Vec<Persist> {
+        self.record.previous = self.record.acked;
+        let first = self.items.iter().find_map(|item| item.out.sealed.as_ref().map(|(number, _)| *number));
+        self.record.next = first.unwrap_or(self.record.next);
+        self.unseal()
+    }
+
+    fn unseal(&mut self) -> Vec<Persist> {
+        self.disconnected();
+        let mut persist = vec![self.persist_record()];
+        let log = self.log;
+        for item in self.items.iter_mut().filter(|item| item.out.sealed.is_some()) {
+            item.out.sealed = None;
+            persist.push((out_key(log, item.number), Some(encode(&item.out))));
+        }
+        persist
+    }
+
+    /// A message cannot be sealed: it will not be sent.
+    pub fn fail(&mut self, message: MessageId, why: String) -> Vec<Persist> {
+        let log = self.log;
+        let Some(item) = self.items.iter_mut().find(|item| item.out.message == message) else { return vec![] };
+        item.out.failed = Some(why);
+        vec![(out_key(log, item.number), Some(encode(&item.out)))]
+    }
+
+    /// Takes a failed message out. Returns it and what to forget.
+    pub fn take_failed(&mut self, message: MessageId) -> Option<(OutRecord, Persist)> {
+        let index = self.items.iter().position(|item| item.out.message == message && item.out.failed.is_some())?;
+        let item = self.items.remove(index)?;
+        Some((item.out, (out_key(self.log, item.number), None)))
+    }
+
+    /// Takes out a message that is in the log already. Returns what to persist.
+    pub fn found_in_log(&mut self, message: MessageId) -> Option<Vec<Persist>> {
+        let index = self.items.iter().position(|item| item.out.message == message)?;
+        self.remove_stored(index).map(|(_, persist)| persist)
+    }
+
+    /// Everything of this outbox in storage, to be forgotten with its room.
+    #[must_use]
+    pub fn forget(&self) -> Vec<Persist> {
+        let mut persist = vec![(outbox_key(self.log), None)];
+        persist.extend(self.items.iter().map(|item| (out_key(self.log, item.number), None)));
+        persist
+    }
+
+    fn position(&self, producer: ProducerId, client_seq: u64) -> Option<usize> {
+        if producer != self.record.producer {
+            return None;
+        }
+        self.items.iter().position(|item| item.out.sealed.as_ref().is_some_and(|(number, _)| *number == client_seq))
+    }
+
+    fn persist_item(&self, item: &Item) -> Persist {
+        (out_key(self.log, item.number), Some(encode(&item.out)))
+    }
+
+    fn persist_record(&self) -> Persist {
+        (outbox_key(self.log), Some(encode(&self.record)))
+    }
+}
+
+const fn new_record(producer: ProducerId) -> OutboxRecord {
+    OutboxRecord { producer, next: 1, previous: Digest([0; 32]), acked: Digest([0; 32]) }
+}

@@ -1,0 +1,282 @@
+//! The person at this device: identity, backup, the device's own inbox, and the person's other devices.
+
+use super::{
+    Client, Me,
+    outbox::{Outbox, Settled},
+    records::{BackupRecord, IdentityRecord, OutRecord, encode},
+    view::{self, Event, Level},
+};
+use crate::{
+    core::{
+        close::Refusal,
+        frame::{ClientFrame, LogKind, Page, Publish, ServerFrame},
+        id::{ProducerId, RoomId},
+    },
+    seal::{
+        Random as _,
+        backup::{self, BackupError},
+        body::tidy,
+        epoch::access_key,
+        identity::{CERTIFICATE_LIFE_MS, Certificate, Identity},
+        keyring::{FOR_DEVICE, Keyring},
+    },
+};
+
+/// How far the device's own inbox is on this connection.
+#[derive(Debug, Default)]
+pub(super) struct InboxState {
+    subscribed: bool,
+}
+
+/// Why an identity was not imported.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImportError {
+    /// The file does not open.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
+    /// It opens, and holds something else than this version expects.
+    #[error("the backup holds something that this version does not know: update waxwing")]
+    Content,
+    /// This device belongs to somebody already.
+    #[error("this device has an identity already: import into a fresh profile")]
+    Occupied,
+}
+
+impl Me {
+    pub(super) fn new(record: IdentityRecord) -> Self {
+        let identity = Identity::certify(record.secrets.clone(), record.not_after_ms, record.counter);
+        Self { record, identity, inbox: InboxState::default() }
+    }
+}
+
+impl Client {
+    pub(super) fn tell_identity(&mut self) {
+        let identity = self.me.as_ref().map(|me| view::Identity {
+            name: me.record.name.clone(),
+            user: me.identity.user().to_string(),
+            device: me.identity.device().to_string(),
+            words: me.identity.user().words(),
+        });
+        self.outputs.push_back(super::Output::Event(Event::Identity { identity }));
+    }
+
+    pub(super) fn start_identity(&mut self, name: &str, now_ms: u64) {
+        let name = tidy(name);
+        if self.me.is_some() {
+            return self.notice(Level::Warn, "this device has an identity already", None);
+        }
+        if name.is_empty() {
+            return self.notice(Level::Warn, "a name needs at least one letter", None);
+        }
+        let identity = Identity::generate(&mut self.rng, now_ms);
+        self.adopt(&identity, name, Vec::new(), now_ms);
+    }
+
+    fn adopt(&mut self, identity: &Identity, name: String, own_devices: Vec<Certificate>, now_ms: u64) {
+        self.me = Some(Me::new(IdentityRecord {
+            format: 1,
+            secrets: identity.secrets().clone(),
+            not_after_ms: now_ms + CERTIFICATE_LIFE_MS,
+            counter: 1,
+            name,
+            own_devices,
+            inbox: None,
+        }));
+        self.persist_me();
+        self.tell_identity();
+        self.wire.connect(now_ms, &mut self.outputs);
+    }
+
+    /// The person and the rooms as an encrypted file. Takes about half a second on purpose.
+    ///
+    /// # Errors
+    /// [`BackupError::Cost`] when there is no memory for the key derivation, or no identity.
+    pub fn export_identity(&mut self, passphrase: &str) -> Result<Vec<u8>, BackupError> {
+        let me = self.me.as_ref().ok_or(BackupError::NotABackup)?;
+        let mut devices = me.record.own_devices.clone();
+        devices.push(me.identity.certificate().clone());
+        let rooms = self.rooms.values().filter_map(|room| Some((room.origin().to_owned(), room.keyring()?.clone()))).collect();
+        let record = BackupRecord { format: 1, user: me.record.secrets.user, name: me.record.name.clone(), devices, rooms };
+        backup::encrypt(&encode(&record), passphrase, &mut self.rng)
+    }
+
+    /// Makes this device one of the person's in the file, and brings back the rooms. The device is a new one: it joins anew.
+    ///
+    /// # Errors
+    /// [`ImportError`].
+    pub fn import_identity(&mut self, file: &[u8], passphrase: &str, now_ms: u64) -> Result<(), ImportError> {
+        if self.me.is_some() {
+            return Err(ImportError::Occupied);
+        }
+        let payload = backup::decrypt(file, passphrase)?;
+        let record: BackupRecord = postcard::from_bytes(&payload).map_err(|_| ImportError::Content)?;
+        if record.format != 1 {
+            return Err(ImportError::Content);
+        }
+        let identity = Identity::add_device(record.user, &mut self.rng, now_ms);
+        let own = |certificate: &Certificate| certificate.user == identity.user() && certificate.verify().is_ok();
+        let devices = record.devices.into_iter().filter(own).collect();
+        self.adopt(&identity, record.name, devices, now_ms);
+        for (origin, keyring) in record.rooms {
+            self.add_handed_over(origin, keyring);
+        }
+        Ok(())
+    }
+
+    /// Everything that comes from the server.
+    pub(super) fn handle(&mut self, frame: ServerFrame, now_ms: u64) {
+        self.wire.heard(now_ms);
+        match frame {
+            ServerFrame::Challenge { nonce } => {
+                let answered =
+                    self.me.as_ref().is_some_and(|me| self.wire.challenged(nonce, &me.identity, now_ms, &mut self.outputs));
+                if !answered {
+                    self.outputs.push_back(super::Output::Disconnect);
+                }
+            }
+            ServerFrame::Welcome { .. } => self.on_welcome(now_ms),
+            ServerFrame::Created { room, .. } => match self.me.as_ref().map(|me| me.identity.inbox_id()) {
+                Some(inbox) if inbox == room => self.enter_inbox(),
+                _ => self.on_created(room, now_ms),
+            },
+            ServerFrame::Entered { room, position, .. } => match &self.me {
+                Some(me) if me.identity.inbox_id() == room => {
+                    let after = me.record.inbox.filter(|(log, _)| *log == position.log).map_or(0, |(_, seq)| seq);
+                    self.send(&ClientFrame::Subscribe { room, after });
+                }
+                _ => self.on_entered(room, position),
+            },
+            ServerFrame::Subscribed { room, after, chain, position } => {
+                if let Some(me) = self.me.as_mut().filter(|me| me.identity.inbox_id() == room) {
+                    me.inbox.subscribed = true;
+                } else {
+                    self.on_subscribed(room, after, chain, position, now_ms);
+                }
+            }
+            ServerFrame::Deliver(page) => self.on_page(&page, now_ms),
+            ServerFrame::Ack { room, producer, client_seq, seq } => self.on_ack(room, producer, client_seq, seq, now_ms),
+            ServerFrame::Refused { room, producer, client_seq, why } => {
+                let publish = Publish { room, producer, client_seq, envelope: bytes::Bytes::new() };
+                self.on_refused(&publish, why, now_ms);
+            }
+            ServerFrame::Failed { room, what, why } => self.on_failed(room, what, why),
+            ServerFrame::Presence { room, online, offline } => self.on_presence(room, &online, &offline),
+            ServerFrame::Ephemeral { envelope } => self.on_ephemeral(&envelope),
+            ServerFrame::Deleted { room } => self.on_deleted(room),
+            ServerFrame::Closing { code, retry_after_ms } => self.wire.closing(code, retry_after_ms),
+            ServerFrame::Fetched { .. } | ServerFrame::Pong { .. } => {}
+        }
+        self.schedule();
+    }
+
+    /// The session is open: take up everything where it was.
+    fn on_welcome(&mut self, now_ms: u64) {
+        self.wire.welcomed(now_ms, &mut self.outputs);
+        let Some(me) = &self.me else { return };
+        let create = ClientFrame::Create {
+            room: me.identity.inbox_id(),
+            access: access_key(&me.identity.inbox_access_seed()),
+            kind: LogKind::Inbox,
+            epoch: 0,
+        };
+        self.send(&create);
+        let rooms: Vec<_> = self.rooms.keys().copied().collect();
+        for room in rooms {
+            self.begin(room);
+        }
+        self.pump_posts();
+    }
+
+    fn enter_inbox(&mut self) {
+        let Some(me) = &self.me else { return };
+        let (inbox, seed) = (me.identity.inbox_id(), me.identity.inbox_access_seed());
+        self.enter(inbox, &seed);
+    }
+
+    /// What was posted to this device: keyrings from other devices of the same person. Anything else is skipped; anybody may
+    /// post.
+    pub(super) fn on_own_inbox(&mut self, page: &Page, _now_ms: u64) {
+        let Some(me) = &mut self.me else { return };
+        if !me.inbox.subscribed || me.identity.inbox_id() != page.room {
+            return;
+        }
+        let last = page.first + page.items.len() as u64 - 1;
+        me.record.inbox = Some((page.position.log, last));
+        let issuers: Vec<_> = me.record.own_devices.iter().map(Certificate::hash).collect();
+        let open = |envelope: &[u8]| {
+            issuers.iter().find_map(|issuer| {
+                Keyring::open(me.identity.inbox(), me.identity.inbox_public(), FOR_DEVICE, *issuer, envelope).ok()
+            })
+        };
+        let keyrings: Vec<_> = page.items.iter().filter_map(|item| open(&item.envelope)).collect();
+        self.persist_me();
+        for keyring in keyrings {
+            let origin = self.origin.clone();
+            self.add_handed_over(origin, keyring);
+        }
+    }
+
+    /// A certificate was seen in a join: if it is of this person's, the device gets what this one has.
+    pub(super) fn learn_device(&mut self, certificate: &Certificate) {
+        let Some(me) = &mut self.me else { return };
+        let known = |own: &Certificate| own.device == certificate.device;
+        if certificate.user != me.identity.user()
+            || certificate.device == me.identity.device()
+            || me.record.own_devices.iter().any(known)
+        {
+            return;
+        }
+        me.record.own_devices.push(certificate.clone());
+        self.persist_me();
+        let rooms: Vec<_> = self.rooms.keys().copied().collect();
+        for room in rooms {
+            self.hand_to_device(room, certificate, 0);
+        }
+    }
+
+    fn pump_posts(&mut self) {
+        let mut publish = Vec::new();
+        let mut persist = Vec::new();
+        for outbox in self.posts.values_mut() {
+            let (pumped, _) = outbox.pump(|_| Ok::<_, core::convert::Infallible>(None));
+            persist.extend(pumped.persist);
+            publish.extend(pumped.publish);
+        }
+        self.persist_all(persist);
+        for publish in publish {
+            self.send(&ClientFrame::Publish(publish));
+        }
+    }
+
+    pub(super) fn on_post_ack(&mut self, log: RoomId, producer: ProducerId, client_seq: u64) {
+        let Some(outbox) = self.posts.get_mut(&log) else { return };
+        let persist = outbox.acked(producer, client_seq).map(|(_, persist)| persist).unwrap_or_default();
+        self.persist_all(persist);
+        self.pump_posts();
+    }
+
+    /// A post that is refused for good (the other device's inbox is gone or full) is given up: that device can still be let in
+    /// by link. Any other is sent again with the next connection.
+    pub(super) fn on_post_refused(&mut self, publish: &Publish, why: Refusal) {
+        let fresh = ProducerId(self.rng.bytes());
+        let Some(outbox) = self.posts.get_mut(&publish.room) else { return };
+        outbox.refused(publish.producer, publish.client_seq, why);
+        let (settled, mut persist) = outbox.settle(fresh);
+        if let Settled::Failed(message) = settled {
+            persist.extend(outbox.take_failed(message).map(|(_, forget)| forget));
+        }
+        self.persist_all(persist);
+    }
+}
+
+/// Puts something into the outbox towards another device's inbox.
+pub(super) fn post(client: &mut Client, inbox: RoomId, letter: OutRecord) {
+    let producer = ProducerId(client.rng.bytes());
+    let outbox = client.posts.entry(inbox).or_insert_with(|| Outbox::new(inbox, producer));
+    let persist = outbox.push(letter, false);
+    client.persist_all(persist);
+    if client.wire.is_online() {
+        client.pump_posts();
+    }
+}

@@ -1,0 +1,301 @@
+//! What a person sees, as data: events towards a user interface and commands from it. JSON in the browser and in
+//! `waxwing tail --json`; ids are base64url.
+
+use serde::{Deserialize, Serialize};
+
+/// From a user interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Command {
+    /// Makes the identity.
+    Start {
+        /// What the person wants to be called.
+        name: String,
+    },
+    /// Makes a room.
+    CreateRoom {
+        /// Its title.
+        title: String,
+    },
+    /// Joins by link.
+    Join {
+        /// As copied.
+        link: String,
+    },
+    /// Sends text.
+    Send {
+        /// The room.
+        room: String,
+        /// The text.
+        text: String,
+    },
+    /// Sends a failed message again.
+    Retry {
+        /// The room.
+        room: String,
+        /// The message's key.
+        key: String,
+    },
+    /// Gives a failed message up.
+    Discard {
+        /// The room.
+        room: String,
+        /// The message's key.
+        key: String,
+    },
+    /// The person is typing.
+    Typing {
+        /// The room.
+        room: String,
+    },
+    /// Forgets the room on this device.
+    Forget {
+        /// The room.
+        room: String,
+    },
+    /// Deletes the room for everyone; for who made it.
+    DeleteRoom {
+        /// The room.
+        room: String,
+    },
+}
+
+/// To a user interface. Each replaces the earlier one about the same thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// Who this device is; nobody yet: ask for a name.
+    Identity {
+        /// The person.
+        identity: Option<Identity>,
+    },
+    /// A room.
+    Room {
+        /// As it stands.
+        room: Room,
+    },
+    /// A room is gone from this device.
+    RoomRemoved {
+        /// The room.
+        room: String,
+    },
+    /// A message.
+    Message {
+        /// The room.
+        room: String,
+        /// As it stands.
+        message: Message,
+    },
+    /// A message is gone: given up, or shown under another key.
+    MessageRemoved {
+        /// The room.
+        room: String,
+        /// Its key.
+        key: String,
+    },
+    /// Someone types.
+    Typing {
+        /// The room.
+        room: String,
+        /// Who.
+        name: String,
+    },
+    /// The connection.
+    Connection {
+        /// As it stands.
+        state: ConnectionState,
+        /// `ws`, `wt` or `quic`.
+        transport: Option<String>,
+        /// Why not, in words.
+        detail: Option<String>,
+    },
+    /// Something to tell.
+    Notice {
+        /// How bad.
+        level: Level,
+        /// In words.
+        text: String,
+        /// About this room.
+        room: Option<String>,
+    },
+}
+
+/// The person at this device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// As they want to be called.
+    pub name: String,
+    /// Their key.
+    pub user: String,
+    /// This device's key.
+    pub device: String,
+    /// Six words for others to compare.
+    pub words: Vec<String>,
+}
+
+/// A room.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Its id.
+    pub id: String,
+    /// Its title; empty while unknown.
+    pub title: String,
+    /// Its link. Whoever has it reads everything.
+    pub link: String,
+    /// Whether this person made it.
+    pub owner: bool,
+    /// Whether it can be used.
+    pub state: RoomState,
+    /// Why not, in words.
+    pub reason: Option<String>,
+    /// Who is in it.
+    pub members: Vec<Member>,
+    /// The newest seq that this device has.
+    pub head: u64,
+    /// What checking found.
+    pub integrity: Integrity,
+    /// Six words that everyone in the room sees alike.
+    pub words: Vec<String>,
+    /// At which seq they were taken.
+    pub words_at: u64,
+}
+
+/// Whether a room can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoomState {
+    /// Being made or joined; messages wait.
+    Joining,
+    /// In use.
+    Open,
+    /// Deleted by who made it.
+    Deleted,
+    /// It cannot be used; the reason says why.
+    Refused,
+}
+
+/// A person in a room.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Their key.
+    pub user: String,
+    /// As they called themselves last.
+    pub name: String,
+    /// This device's person.
+    pub you: bool,
+    /// Whether a device of theirs is connected.
+    pub online: bool,
+    /// How many devices joined.
+    pub devices: u32,
+}
+
+/// What checking the room's history found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Integrity {
+    /// Messages that agree with this device's copy of the log.
+    pub matches: u64,
+    /// Messages that cannot be compared: older than what this device has.
+    pub unchecked: u64,
+    /// Messages, or answers of the server, that contradict it.
+    pub contradicts: u64,
+    /// Records that do not open or verify: nobody in the room wrote them.
+    pub injected: u64,
+}
+
+/// A message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Names it within the room.
+    pub key: String,
+    /// Its place; none while it is not stored.
+    pub seq: Option<u64>,
+    /// Who wrote it.
+    pub author: Author,
+    /// Whether this person did.
+    pub mine: bool,
+    /// What it is.
+    pub kind: MessageKind,
+    /// What it says.
+    pub text: String,
+    /// When the server stored it, or when it was written.
+    pub time_ms: u64,
+    /// How far it is.
+    pub state: MessageState,
+    /// Why it failed, in words.
+    pub reason: Option<String>,
+    /// What comparing it found.
+    pub check: Check,
+}
+
+/// Who wrote a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Author {
+    /// Their key: equal names with different keys are different people.
+    pub user: String,
+    /// Their name.
+    pub name: String,
+}
+
+/// What a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MessageKind {
+    /// Text.
+    Text,
+    /// A device joined.
+    Join,
+    /// The title was set.
+    Topic,
+    /// Of a type that this version does not know; the text is its fallback.
+    Unknown,
+}
+
+/// How far a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MessageState {
+    /// Kept here, not yet on the server's disk.
+    Pending,
+    /// On the server's disk.
+    Sent,
+    /// It will not be sent unless asked again.
+    Failed,
+    /// Another's.
+    Received,
+}
+
+/// The three results of a comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// What the sender had seen is what this device has.
+    Matches,
+    /// This device does not have that part.
+    Unchecked,
+    /// It is not what this device has.
+    Contradicts,
+}
+
+/// The connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConnectionState {
+    /// Waiting for the next attempt.
+    Offline,
+    /// Trying.
+    Connecting,
+    /// Logged in.
+    Online,
+}
+
+/// How bad a notice is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// For information.
+    Info,
+    /// Something did not go well.
+    Warn,
+    /// The server or a member contradicts what this device knows.
+    Alarm,
+}

@@ -1,0 +1,125 @@
+//! What a message says, inside the seal.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::identity::Certificate;
+use crate::core::id::{Digest, LogId, ProducerId, Seq};
+
+/// The signed and sealed part of an envelope of kinds 1 and 7. postcard, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Body {
+    /// The sender's session: its outbox's producer id, so that a new outbox is a new session.
+    pub session: ProducerId,
+    /// The message's number in that session and room, from 1: its client seq. For kind 7 a count of its own.
+    pub counter: u64,
+    /// SHA-256 of the sender's previous envelope in that session and room; zero for the first. Zero for kind 7.
+    pub previous: Digest,
+    /// What of the log the sender had verified.
+    pub seen: Seen,
+    /// What it says.
+    pub content: Content,
+}
+
+/// A point of the log's hash chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// The log's life: in another one nothing can be compared.
+    pub log: LogId,
+    /// The newest seq that the sender had; 0 when none.
+    pub seq: Seq,
+    /// The chain value there.
+    pub chain: Digest,
+}
+
+/// Versioned content: a reader that does not know the type shows the fallback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// The type's number.
+    pub kind: u16,
+    /// What a reader shows that does not know the type; empty for "nothing".
+    pub fallback: String,
+    /// The type's own encoding (postcard of the payload in [`Message`]).
+    pub data: Bytes,
+}
+
+/// The types that this build knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// 1: text of a person.
+    Text(String),
+    /// 2: a device joins.
+    Join(Box<Join>),
+    /// 3: the room's title.
+    Topic(String),
+    /// 4: someone is typing (kind 7 only).
+    Typing,
+    /// Any other: the fallback.
+    Unknown(String),
+}
+
+/// A device joins. Sent with leaf `0xFFFF_FFFF`; the seq of this record becomes its leaf.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// Whose device.
+    pub certificate: Certificate,
+    /// What the person wants to be called. Not unique, not proof of anything.
+    pub name: String,
+}
+
+/// Longest name, title and text that is shown, in bytes; longer ones are cut at a character.
+pub const NAME_LEN_MAX: usize = 64;
+/// Longest text of one message, in bytes.
+pub const TEXT_LEN_MAX: usize = 48 << 10;
+
+impl Content {
+    /// Encodes a message.
+    #[must_use]
+    pub fn new(message: &Message) -> Self {
+        let encode = |kind, fallback: &str, data: Result<Vec<u8>, postcard::Error>| Self {
+            kind,
+            fallback: fallback.to_owned(),
+            data: data.expect("content encodes into memory").into(),
+        };
+        match message {
+            Message::Text(text) => encode(1, "", postcard::to_allocvec(text)),
+            Message::Join(join) => encode(2, "", postcard::to_allocvec(join.as_ref())),
+            Message::Topic(title) => encode(3, "", postcard::to_allocvec(title)),
+            Message::Typing => encode(4, "", Ok(Vec::new())),
+            Message::Unknown(fallback) => encode(u16::MAX, fallback, Ok(Vec::new())),
+        }
+    }
+
+    /// Decodes: an unknown type, or a known one in another form, is its fallback.
+    #[must_use]
+    pub fn message(&self) -> Message {
+        let known = match self.kind {
+            1 => postcard::from_bytes(&self.data).map(Message::Text).ok(),
+            2 => postcard::from_bytes(&self.data).map(|join| Message::Join(Box::new(join))).ok(),
+            3 => postcard::from_bytes(&self.data).map(Message::Topic).ok(),
+            4 => Some(Message::Typing),
+            _ => None,
+        };
+        known.unwrap_or_else(|| Message::Unknown(self.fallback.clone()))
+    }
+}
+
+/// Cuts a name or title to what is shown: one line, no control characters, limited.
+#[must_use]
+pub fn tidy(name: &str) -> String {
+    let mut tidy = String::new();
+    for word in name.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+        if !tidy.is_empty() {
+            tidy.push(' ');
+        }
+        tidy.extend(word.chars().filter(|c| !is_invisible(*c)));
+    }
+    let end = (0..=NAME_LEN_MAX.min(tidy.len())).rev().find(|at| tidy.is_char_boundary(*at)).unwrap_or(0);
+    tidy.truncate(end);
+    tidy
+}
+
+/// Characters that change how their neighbours look without being seen: directional overrides and zero-width ones.
+const fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}

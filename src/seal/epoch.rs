@@ -1,0 +1,140 @@
+//! The keys of a room's epochs.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use super::{
+    derive,
+    hpke::{Psk, X25519Private, X25519Public},
+};
+use crate::core::id::{AccessKey, Digest, RoomId};
+
+/// Three secrets of 32 bytes: what an epoch consists of, whatever its source. Whoever holds them reads the epoch.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub struct EpochSecrets {
+    /// Key material for suite 1 (RFC 9180 DeriveKeyPair).
+    pub x25519: [u8; 32],
+    /// The X-Wing private key of suite 2.
+    pub xwing: [u8; 32],
+    /// The pre-shared key of suite 1.
+    pub psk: [u8; 32],
+}
+
+impl core::fmt::Debug for EpochSecrets {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("EpochSecrets(…)")
+    }
+}
+
+impl EpochSecrets {
+    /// Fresh ones.
+    #[must_use]
+    pub fn random(rng: &mut impl super::Random) -> Self {
+        Self { x25519: rng.bytes(), xwing: rng.bytes(), psk: rng.bytes() }
+    }
+
+    /// The epoch authenticator of a room without MLS:
+    /// `SHA-256("waxwing epoch v1" ‖ room ‖ epoch u64 LE ‖ creator's user key ‖ SHA-256(x25519 ‖ xwing ‖ psk))`.
+    #[must_use]
+    pub fn authenticator(&self, room: RoomId, epoch: u64, creator: &[u8; 32]) -> Digest {
+        let secrets = Sha256::new().chain_update(self.x25519).chain_update(self.xwing).chain_update(self.psk).finalize();
+        let hash = Sha256::new()
+            .chain_update(b"waxwing epoch v1")
+            .chain_update(room.0)
+            .chain_update(epoch.to_le_bytes())
+            .chain_update(creator)
+            .chain_update(secrets);
+        Digest(hash.finalize().into())
+    }
+
+    /// The seed of the key that opens the room at the server: HKDF of the PSK.
+    #[must_use]
+    pub fn access_seed(&self, room: RoomId) -> [u8; 32] {
+        derive(&self.psk, "waxwing room access v1", &room.0)
+    }
+}
+
+/// The public half of an access seed.
+#[must_use]
+pub fn access_key(seed: &[u8; 32]) -> AccessKey {
+    AccessKey(ed25519_dalek::SigningKey::from_bytes(seed).verifying_key().to_bytes())
+}
+
+/// One epoch, ready for use.
+#[derive(Debug, Clone)]
+pub struct Epoch {
+    /// The room.
+    pub room: RoomId,
+    /// Its number, from 1.
+    pub number: u64,
+    /// Binds every envelope to the group that agreed on the epoch.
+    pub authenticator: Digest,
+    secrets: EpochSecrets,
+    private: X25519Private,
+    public: X25519Public,
+    psk_id: Vec<u8>,
+}
+
+impl Epoch {
+    /// Derives the key pair.
+    #[must_use]
+    pub fn new(room: RoomId, number: u64, authenticator: Digest, secrets: EpochSecrets) -> Self {
+        let (private, public) = X25519Private::derive(&secrets.x25519);
+        let psk_id = [&room.0[..], &number.to_le_bytes()].concat();
+        Self { room, number, authenticator, secrets, private, public, psk_id }
+    }
+
+    /// What it was made of.
+    #[must_use]
+    pub const fn secrets(&self) -> &EpochSecrets {
+        &self.secrets
+    }
+
+    pub(super) const fn private(&self) -> &X25519Private {
+        &self.private
+    }
+
+    pub(super) const fn public(&self) -> &X25519Public {
+        &self.public
+    }
+
+    pub(super) fn psk(&self) -> Psk<'_> {
+        Psk { key: &self.secrets.psk, id: &self.psk_id }
+    }
+}
+
+/// Where a room's epochs come from: a keyring today, MLS later. The envelope does not change with the source.
+pub trait EpochKeys {
+    /// The epoch that new messages are sealed to.
+    fn current(&self) -> &Epoch;
+    /// The epoch of that number, if this device holds it.
+    fn epoch(&self, number: u64) -> Option<&Epoch>;
+}
+
+/// Epochs that were handed over in a keyring.
+#[derive(Debug, Clone)]
+pub struct HandedOver {
+    newest: Epoch,
+    older: BTreeMap<u64, Epoch>,
+}
+
+impl HandedOver {
+    /// With `newest` as the current epoch.
+    #[must_use]
+    pub fn new(newest: Epoch, older: impl IntoIterator<Item = Epoch>) -> Self {
+        Self { newest, older: older.into_iter().map(|epoch| (epoch.number, epoch)).collect() }
+    }
+}
+
+impl EpochKeys for HandedOver {
+    fn current(&self) -> &Epoch {
+        &self.newest
+    }
+
+    fn epoch(&self, number: u64) -> Option<&Epoch> {
+        if number == self.newest.number { Some(&self.newest) } else { self.older.get(&number) }
+    }
+}

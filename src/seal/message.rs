@@ -1,0 +1,274 @@
+//! Sealing and opening whole envelopes: context, signature, padding.
+//!
+//! `info` = `"waxwing envelope v1" ‖ kind ‖ suite ‖ room ‖ epoch u64 LE ‖ x`; x is the epoch authenticator for kinds 1 and 7, and
+//! `sender certificate hash ‖ SHA-256(recipient key) ‖ purpose` for kind 6.
+//!
+//! Plaintext = `signature (64) ‖ body length u32 LE ‖ body ‖ zeroes`, so that the whole envelope has a bucket's size. The
+//! signature is Ed25519 over `"waxwing signature v1" ‖ header ‖ enc ‖ binder ‖ SHA-256(body)`: all members share the epoch's
+//! keys, so that something opens proves nothing about its sender. An [`Opened`] gives its body only to who names the key.
+
+use bytes::Bytes;
+
+use super::{
+    Random,
+    body::Body,
+    epoch::Epoch,
+    hpke::{Binder, HpkeError, XWingPrivate, XWingPublic, open_x25519, open_xwing, seal_x25519, seal_xwing},
+    identity::Identity,
+};
+use crate::core::{
+    chain,
+    envelope::{EnvelopeError, HEADER_LEN, Header, Kind, Suite, TAG_LEN},
+    id::{DeviceKey, Digest, MessageId, RoomId, Signature},
+};
+
+const LENGTH_LEN: usize = 4;
+/// Largest envelope that this build makes, in bytes: the last bucket.
+pub const ENVELOPE_LEN_MAX: usize = 64 << 10;
+/// Largest ephemeral envelope that this build makes: the last bucket below the limit.
+const EPHEMERAL_BUCKET: usize = 1024;
+
+/// Why something was not sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SealError {
+    /// The body does not fit the largest bucket (or a datagram, for kind 7).
+    #[error("a message of {len} bytes is too large: {max} fit")]
+    TooLarge {
+        /// Bytes of the body.
+        len: usize,
+        /// Bytes that fit.
+        max: usize,
+    },
+    /// The recipient's key is degenerate.
+    #[error(transparent)]
+    Hpke(#[from] HpkeError),
+}
+
+/// Why an envelope is not shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Not an envelope.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// Not of the kind, room or epoch that it was opened as.
+    #[error("the envelope is of another kind, room or epoch")]
+    Foreign,
+    /// It does not open.
+    #[error(transparent)]
+    Hpke(#[from] HpkeError),
+    /// It opens, but what is inside is not laid out as it must be.
+    #[error("the sealed content is malformed")]
+    Malformed,
+    /// The sender's signature does not verify.
+    #[error("the sender's signature does not verify")]
+    Signature,
+}
+
+/// What comes before `x` in `info`.
+fn info(header: &Header, x: &[u8]) -> Vec<u8> {
+    let mut info = b"waxwing envelope v1".to_vec();
+    info.extend_from_slice(&[header.kind as u8, header.suite as u8]);
+    info.extend_from_slice(&header.room.0);
+    info.extend_from_slice(&header.epoch.to_le_bytes());
+    info.extend_from_slice(x);
+    info
+}
+
+/// The context of a keyring: who hands what to whom.
+fn hand_over(issuer: Digest, to: &XWingPublic, purpose: &str) -> Vec<u8> {
+    [&issuer.0[..], &chain::digest(&to.to_bytes()).0, purpose.as_bytes()].concat()
+}
+
+fn signed_message(header: &[u8], enc: &[u8], binder: &Binder, body: &[u8]) -> Vec<u8> {
+    [b"waxwing signature v1", header, enc, binder, &chain::digest(body).0].concat()
+}
+
+/// The size that an envelope of `len` bytes is padded to: 384·2ᵏ or 512·2ᵏ, whichever is the next.
+#[must_use]
+pub fn bucket(len: usize) -> usize {
+    let power = len.max(384).next_power_of_two();
+    if len <= power / 4 * 3 && power > 384 { power / 4 * 3 } else { power }
+}
+
+fn plaintext(identity: &Identity, header: &[u8; HEADER_LEN], enc: &[u8], binder: &Binder, body: &[u8]) -> Vec<u8> {
+    let signature = identity.sign(&signed_message(header, enc, binder, body));
+    let overhead = HEADER_LEN + enc.len() + TAG_LEN;
+    let len = Signature::LEN + LENGTH_LEN + body.len();
+    let mut plaintext = Vec::with_capacity(bucket(overhead + len) - overhead);
+    plaintext.extend_from_slice(&signature.to_bytes());
+    plaintext.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+    plaintext.extend_from_slice(body);
+    plaintext.resize(bucket(overhead + len) - overhead, 0);
+    plaintext
+}
+
+fn assemble(header: &[u8; HEADER_LEN], enc: &[u8], ciphertext: &[u8]) -> Bytes {
+    [&header[..], enc, ciphertext].concat().into()
+}
+
+fn check_size(suite: Suite, kind: Kind, body: &[u8]) -> Result<(), SealError> {
+    let envelope_max = if kind == Kind::Ephemeral { EPHEMERAL_BUCKET } else { ENVELOPE_LEN_MAX };
+    let max = envelope_max - (HEADER_LEN + suite.enc_len() + TAG_LEN + Signature::LEN + LENGTH_LEN);
+    if body.len() <= max { Ok(()) } else { Err(SealError::TooLarge { len: body.len(), max }) }
+}
+
+/// Seals a body to an epoch: kind 1 (to be stored) or kind 7 (ephemeral).
+///
+/// # Errors
+/// [`SealError::TooLarge`] when it does not fit.
+pub fn seal(
+    epoch: &Epoch,
+    kind: Kind,
+    leaf: u32,
+    message: MessageId,
+    identity: &Identity,
+    body: &Body,
+    rng: &mut impl Random,
+) -> Result<Bytes, SealError> {
+    let body = postcard::to_allocvec(body).expect("a body encodes into memory");
+    let header = Header { kind, suite: Suite::X25519Psk, room: epoch.room, epoch: epoch.number, leaf, message };
+    check_size(header.suite, kind, &body)?;
+    let info = info(&header, &epoch.authenticator.0);
+    let header = header.to_bytes();
+    let (enc, ciphertext) = seal_x25519(epoch.public(), epoch.psk(), &info, &header, rng, |enc, binder| {
+        plaintext(identity, &header, enc, binder, &body)
+    })?;
+    Ok(assemble(&header, &enc, &ciphertext))
+}
+
+/// Seals `body` to an X-Wing key, kind 6, posted to the log `inbox`.
+///
+/// # Errors
+/// [`SealError`].
+pub fn seal_hand_over(
+    to: &XWingPublic,
+    inbox: RoomId,
+    purpose: &str,
+    identity: &Identity,
+    body: &[u8],
+    rng: &mut impl Random,
+) -> Result<Bytes, SealError> {
+    let header = Header {
+        kind: Kind::Keyring,
+        suite: Suite::XWing,
+        room: inbox,
+        epoch: 0,
+        leaf: crate::core::envelope::NOT_A_MEMBER,
+        message: MessageId(rng.bytes()),
+    };
+    check_size(header.suite, header.kind, body)?;
+    let info = info(&header, &hand_over(identity.certificate().hash(), to, purpose));
+    let header = header.to_bytes();
+    let (enc, ciphertext) = seal_xwing(to, &info, &header, rng, |enc, binder| plaintext(identity, &header, enc, binder, body))?;
+    Ok(assemble(&header, &enc, &ciphertext))
+}
+
+/// An envelope that opened, and whose sender is not yet known: its body cannot be had without naming the sender's key.
+#[derive(Debug)]
+#[must_use = "what opened is not verified yet"]
+pub struct Opened {
+    header: Header,
+    signature: Signature,
+    signed: Vec<u8>,
+    body: Vec<u8>,
+}
+
+/// Opens an envelope of kind 1 or 7 with its epoch.
+///
+/// # Errors
+/// [`OpenError`]: whatever it is, the envelope is not a message.
+pub fn open(epoch: &Epoch, envelope: &[u8]) -> Result<Opened, OpenError> {
+    let header = Header::parse(envelope)?;
+    if header.room != epoch.room || header.epoch != epoch.number || header.suite != Suite::X25519Psk {
+        return Err(OpenError::Foreign);
+    }
+    let info = info(&header, &epoch.authenticator.0);
+    let (aad, enc, ciphertext) = split(envelope, header.suite)?;
+    let (plaintext, binder) = open_x25519(epoch.private(), epoch.psk(), enc, &info, aad, ciphertext)?;
+    Opened::new(header, aad, enc, &binder, &plaintext)
+}
+
+/// Opens an envelope of kind 6 for the holder of `with`, as one that the holder of the certificate `issuer` made.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn open_hand_over(
+    with: &XWingPrivate,
+    public: &XWingPublic,
+    inbox: RoomId,
+    purpose: &str,
+    issuer: Digest,
+    envelope: &[u8],
+) -> Result<Opened, OpenError> {
+    let header = Header::parse(envelope)?;
+    if header.kind != Kind::Keyring || header.room != inbox || header.epoch != 0 {
+        return Err(OpenError::Foreign);
+    }
+    let info = info(&header, &hand_over(issuer, public, purpose));
+    let (aad, enc, ciphertext) = split(envelope, header.suite)?;
+    let (plaintext, binder) = open_xwing(with, enc, &info, aad, ciphertext)?;
+    Opened::new(header, aad, enc, &binder, &plaintext)
+}
+
+fn split(envelope: &[u8], suite: Suite) -> Result<(&[u8], &[u8], &[u8]), OpenError> {
+    let (aad, rest) = envelope.split_at_checked(HEADER_LEN).ok_or(OpenError::Malformed)?;
+    let (enc, ciphertext) = rest.split_at_checked(suite.enc_len()).ok_or(OpenError::Malformed)?;
+    Ok((aad, enc, ciphertext))
+}
+
+impl Opened {
+    fn new(header: Header, aad: &[u8], enc: &[u8], binder: &Binder, plaintext: &[u8]) -> Result<Self, OpenError> {
+        let (signature, rest) = plaintext.split_first_chunk::<{ Signature::LEN }>().ok_or(OpenError::Malformed)?;
+        let (len, rest) = rest.split_first_chunk::<LENGTH_LEN>().ok_or(OpenError::Malformed)?;
+        let (body, padding) = rest.split_at_checked(u32::from_le_bytes(*len) as usize).ok_or(OpenError::Malformed)?;
+        if padding.iter().any(|byte| *byte != 0) {
+            return Err(OpenError::Malformed);
+        }
+        let signed = signed_message(aad, enc, binder, body);
+        Ok(Self { header, signature: (*signature).into(), signed, body: body.to_vec() })
+    }
+
+    /// The header, which the AEAD authenticates.
+    #[must_use]
+    pub const fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The body of a kind 1 or 7 envelope, if the holder of `sender` signed it.
+    ///
+    /// # Errors
+    /// [`OpenError::Signature`], [`OpenError::Malformed`].
+    pub fn verify(self, sender: DeviceKey) -> Result<Body, OpenError> {
+        self.verify_with(|_: &Body| Some(sender))
+    }
+
+    /// The body, if it is signed by the key that `sender` finds for it: for bodies that bring their sender's certificate,
+    /// which `sender` must check.
+    ///
+    /// # Errors
+    /// [`OpenError::Signature`] also when `sender` finds no key; [`OpenError::Malformed`].
+    pub fn verify_with<T: serde::de::DeserializeOwned>(
+        self,
+        sender: impl FnOnce(&T) -> Option<DeviceKey>,
+    ) -> Result<T, OpenError> {
+        let (body, rest): (T, _) = postcard::take_from_bytes(&self.body).map_err(|_| OpenError::Malformed)?;
+        if !rest.is_empty() {
+            return Err(OpenError::Malformed);
+        }
+        let key = sender(&body).ok_or(OpenError::Signature)?;
+        if self.signature.verifies(&key.0, &self.signed) { Ok(body) } else { Err(OpenError::Signature) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets() {
+        let sizes: Vec<_> = [1, 384, 385, 512, 513, 768, 769, 1024, 1025, 65_536].map(bucket).to_vec();
+        assert_eq!(sizes, [384, 384, 512, 512, 768, 768, 1024, 1024, 1536, 65_536]);
+    }
+}
