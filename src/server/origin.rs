@@ -46,26 +46,9 @@ impl Origins {
                 let ports = authority.port_u16().map_or_else(|| with_443.clone(), |port| vec![port]);
                 Some((authority.host().to_ascii_lowercase(), ports))
             });
-            let quic = config.public_quic.iter().filter_map(|name| {
-                let (host, port) = name.rsplit_once(':')?;
-                Some((host.to_ascii_lowercase(), vec![port.parse().ok()?]))
-            });
-            own.chain(quic).collect()
+            own.collect()
         };
         Self { own, allowed: config.allowed_origins.iter().filter_map(|origin| parse(origin)).collect(), development }
-    }
-
-    /// Whether a client that dialled `authority` (`host:port`) meant this server. A login carries the name signed, so one
-    /// that was relayed from another name is refused.
-    #[must_use]
-    pub fn owns(&self, authority: &str) -> bool {
-        let Ok(authority) = authority.parse::<hyper::http::uri::Authority>() else { return false };
-        let host = authority.host().to_ascii_lowercase();
-        let dialled = |ports: &[u16]| match authority.port_u16() {
-            Some(port) => ports.contains(&port),
-            None => ports.contains(&443) || ports.contains(&80),
-        };
-        !authority.as_str().contains('@') && self.own.iter().any(|(own, ports)| *own == host && dialled(ports))
     }
 
     /// Whether a request with this `Origin` may connect.
@@ -122,29 +105,6 @@ mod tests {
             assert!(!origins.allows(Some(no)), "{no}");
         }
         assert!(origins.allows(None), "clients that are no browsers send none");
-    }
-
-    #[test]
-    fn a_login_must_have_dialled_a_name_of_ours() {
-        let development = Origins::new(&Config::default(), &addresses());
-        for yes in ["localhost:8433", "localhost:4433", "127.0.0.1:4433", "[::1]:8433", "LocalHost:8433"] {
-            assert!(development.owns(yes), "{yes}");
-        }
-        for no in ["", "localhost", "localhost:1", "evil.example:8433", "x@localhost:8433", "localhost:8433/x", "localhost:99999"] {
-            assert!(!development.owns(no), "{no}");
-        }
-        let config = Config {
-            public_names: vec!["chat.example".into(), "alt.example:8443".into()],
-            public_quic: Some("quic.example:444".into()),
-            ..Config::default()
-        };
-        let deployment = Origins::new(&config, &addresses());
-        for yes in ["chat.example", "chat.example:443", "chat.example:4433", "alt.example:8443", "quic.example:444"] {
-            assert!(deployment.owns(yes), "{yes}");
-        }
-        for no in ["chat.example:1", "alt.example", "quic.example", "localhost:8433", "chat.example.evil.example"] {
-            assert!(!deployment.owns(no), "{no}");
-        }
     }
 
     #[test]
