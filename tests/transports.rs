@@ -574,7 +574,7 @@ async fn http2_websocket(edge: &Edge) -> Connection {
     let response = sender.send_request(request).await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["sec-websocket-protocol"], "waxwing.v1");
-    let socket = Socket::Http2(TokioIo::new(hyper::upgrade::on(response).await.unwrap()));
+    let socket = Socket::http2(hyper::upgrade::on(response).await.unwrap());
     let info = Info { kind: Kind::WebSocket, remote: edge.tls(), exporter, authority: Some(authority) };
     websocket::connection(socket, &[], Role::Client, info, FRAME_MAX)
 }
