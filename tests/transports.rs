@@ -553,7 +553,7 @@ async fn an_address_in_use_is_named() {
 /// A WebSocket on a stream of an HTTP/2 connection over TLS, as browsers open it when they hold one already.
 async fn http2_websocket(edge: &Edge) -> Connection {
     let trust = Trust::File(server::certificate::cert_path(edge.certs.path()));
-    let config = transport::tls::client_config(&trust, &[b"h2"]).unwrap();
+    let config = transport::trust::config(&trust, &[b"h2"]).unwrap();
     let stream = TcpStream::connect(edge.tls()).await.unwrap();
     let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
     let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();

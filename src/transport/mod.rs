@@ -20,6 +20,8 @@ pub mod discover;
 pub mod memory;
 pub mod quic;
 pub mod tls;
+#[cfg(feature = "client")]
+pub mod trust;
 pub mod websocket;
 pub mod webtransport;
 
