@@ -9,7 +9,7 @@ use std::{
 };
 
 use waxwing::engine::{
-    Engine, Failure, Request,
+    Failure, Request,
     redb::{Config, RedbEngine},
 };
 
