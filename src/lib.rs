@@ -28,4 +28,4 @@ pub mod server;
 pub mod cli;
 
 #[cfg(all(feature = "web", target_arch = "wasm32"))]
-mod web;
+pub mod web;

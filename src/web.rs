@@ -1,1 +1,176 @@
-//! Browser bindings.
+//! Browser bindings: the pure client as a JavaScript class. `web/worker.js` is its shell.
+
+use bytes::Bytes;
+use js_sys::{Array, Object, Reflect, Uint8Array};
+use wasm_bindgen::prelude::*;
+
+use crate::{
+    client::{Client, Connected, Output},
+    core::frame::{put_delimited, take_delimited},
+};
+
+/// The largest frame taken from the edge, in bytes: far above its limit for one, and what a broken one can make this tab hold.
+const FRAME_BYTES_MAX: u32 = 4 << 20;
+/// Frames that leave together are joined up to this many bytes.
+const JOINED_BYTES_MAX: usize = 32 << 10;
+
+/// One device's client, and the part of a frame that has arrived so far.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct Core {
+    client: Client,
+    partial: Bytes,
+}
+
+fn error(error: &impl ToString) -> JsError {
+    JsError::new(&error.to_string())
+}
+
+/// The browser's clock is a float of milliseconds; before 1970 there is nothing to be early for.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float's conversion to an integer saturates")]
+const fn millis(now_ms: f64) -> u64 {
+    now_ms as u64
+}
+
+#[wasm_bindgen]
+impl Core {
+    /// A client of the edge at `origin` (scheme and authority of the page).
+    #[wasm_bindgen(constructor)]
+    #[must_use]
+    pub fn new(origin: &str) -> Self {
+        // A panic ends the worker with its message instead of a bare "unreachable".
+        std::panic::set_hook(Box::new(|panic| wasm_bindgen::throw_str(&panic.to_string())));
+        let random = Box::new(rand_core::UnwrapErr(getrandom::SysRng));
+        Self { client: Client::new(origin, Bytes::new(), random), partial: Bytes::new() }
+    }
+
+    /// Gives back a stored entry; all of them before `start`.
+    ///
+    /// # Errors
+    /// Throws when this version cannot read the entry.
+    pub fn load(&mut self, key: &str, value: &[u8]) -> Result<(), JsError> {
+        self.client.load(key, value).map_err(|why| error(&why))
+    }
+
+    /// Begins.
+    pub fn start(&mut self, now_ms: f64) {
+        self.client.start(millis(now_ms));
+    }
+
+    /// Carries out a command of `client::view`, as JSON. What is wrong with it for a person is told as a notice.
+    ///
+    /// # Errors
+    /// Throws when the JSON is no command.
+    pub fn command(&mut self, json: &str, now_ms: f64) -> Result<(), JsError> {
+        let command = serde_json::from_str(json).map_err(|why| error(&why))?;
+        self.client.command(command, millis(now_ms));
+        Ok(())
+    }
+
+    /// A connection is there, over `ws` or `wt`. Browsers give no TLS exporter.
+    pub fn connected(&mut self, transport: &str, now_ms: f64) {
+        self.partial = Bytes::new();
+        self.client.connected(Connected { transport, exporter: None }, millis(now_ms));
+    }
+
+    /// Bytes have arrived, cut anywhere.
+    ///
+    /// # Errors
+    /// Throws when they are not frames; the shell closes the connection.
+    pub fn received(&mut self, bytes: Vec<u8>, now_ms: f64) -> Result<(), JsError> {
+        self.partial = if self.partial.is_empty() { bytes.into() } else { [&self.partial[..], &bytes].concat().into() };
+        while let Some(frame) = take_delimited(&mut self.partial, FRAME_BYTES_MAX).map_err(|why| error(&why))? {
+            self.client.received_frame(&frame, millis(now_ms));
+        }
+        Ok(())
+    }
+
+    /// The connection is gone, or could not be made.
+    pub fn disconnected(&mut self, reason: &str, now_ms: f64) {
+        self.partial = Bytes::new();
+        self.client.disconnected(reason, millis(now_ms));
+    }
+
+    /// The person or the network is back.
+    pub fn wake(&mut self, now_ms: f64) {
+        self.client.wake(millis(now_ms));
+    }
+
+    /// The time that a `timer` output named has come.
+    pub fn tick(&mut self, now_ms: f64) {
+        self.client.tick(millis(now_ms));
+    }
+
+    /// All that is to be carried out, in order: `{type: "persist", key, value}`, `{type: "send", bytes}`,
+    /// `{type: "event", json}`, `{type: "connect"}`, `{type: "disconnect"}`, `{type: "timer", at_ms}`.
+    pub fn poll(&mut self) -> Array {
+        let outputs = Array::new();
+        let mut joined = Vec::new();
+        while let Some(output) = self.client.poll() {
+            if let Output::Send(frame) = output {
+                put_delimited(&mut joined, &frame);
+                if joined.len() < JOINED_BYTES_MAX {
+                    continue;
+                }
+                push_send(&outputs, &mut joined);
+            } else {
+                push_send(&outputs, &mut joined);
+                outputs.push(&to_js(output));
+            }
+        }
+        push_send(&outputs, &mut joined);
+        outputs
+    }
+
+    /// The identity and the rooms' keys, encrypted under a passphrase.
+    ///
+    /// # Errors
+    /// Throws when there is no identity.
+    pub fn export_identity(&mut self, passphrase: &str) -> Result<Vec<u8>, JsError> {
+        self.client.export_identity(passphrase).map_err(|why| error(&why))
+    }
+
+    /// Becomes who an exported file says, as a new device of theirs.
+    ///
+    /// # Errors
+    /// Throws when the file or the passphrase is wrong, or there is an identity already.
+    pub fn import_identity(&mut self, file: &[u8], passphrase: &str, now_ms: f64) -> Result<(), JsError> {
+        self.client.import_identity(file, passphrase, millis(now_ms)).map_err(|why| error(&why))
+    }
+}
+
+fn push_send(outputs: &Array, joined: &mut Vec<u8>) {
+    if !joined.is_empty() {
+        outputs.push(&object("send", &[("bytes", Uint8Array::from(&joined[..]).into())]));
+        joined.clear();
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a float exactly")]
+fn to_js(output: Output) -> JsValue {
+    match output {
+        Output::Persist { key, value } => {
+            let value = value.map_or(JsValue::NULL, |value| Uint8Array::from(&value[..]).into());
+            object("persist", &[("key", key.into()), ("value", value)])
+        }
+        Output::Send(frame) => object("send", &[("bytes", Uint8Array::from(&frame[..]).into())]),
+        Output::Event(event) => {
+            let json = serde_json::to_string(&event).expect("an event is plain data");
+            object("event", &[("json", json.into())])
+        }
+        Output::Connect => object("connect", &[]),
+        Output::Disconnect => object("disconnect", &[]),
+        Output::Timer { at_ms } => object("timer", &[("at_ms", (at_ms as f64).into())]),
+    }
+}
+
+fn object(kind: &str, fields: &[(&str, JsValue)]) -> JsValue {
+    let object = Object::new();
+    let set =
+        |name: &str, value: &JsValue| Reflect::set(&object, &name.into(), value).expect("a plain object takes any property");
+    set("type", &kind.into());
+    for (name, value) in fields {
+        set(name, value);
+    }
+    object.into()
+}

@@ -1,0 +1,31 @@
+//! Real browsers on a real edge: what people see. The scenarios are in `tests/browser/suite.mjs`.
+#![cfg(all(feature = "server", feature = "client"))]
+#![expect(clippy::print_stderr, reason = "a test tells what it does")]
+
+use std::{path::Path, process::Command};
+
+#[test]
+#[cfg_attr(not(waxwing_page), ignore = "this build has no page: test with WAXWING_PAGE=1, or with --release")]
+fn people_see_what_they_should() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
+    install(&dir);
+    let status = Command::new("node")
+        .args(["--experimental-websocket", "--test", "--test-reporter=spec", "suite.mjs"])
+        .current_dir(&dir)
+        .env("WAXWING_BIN", env!("CARGO_BIN_EXE_waxwing"))
+        .status()
+        .expect("node runs (Debian: apt-get install nodejs npm chromium)");
+    assert!(status.success(), "the browser scenarios failed");
+}
+
+/// Installs the locked packages, unless they are there.
+fn install(dir: &Path) {
+    let (lock, installed) = (dir.join("package-lock.json"), dir.join("node_modules/.package-lock.json"));
+    let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
+    if changed(&installed) >= changed(&lock) && installed.exists() {
+        return;
+    }
+    eprintln!("installing the packages of {}", dir.display());
+    let status = Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(dir).status().expect("npm runs");
+    assert!(status.success(), "npm ci failed in {}", dir.display());
+}

@@ -1,0 +1,224 @@
+// What people see, in real browsers, over a real edge. Run by tests/browser.rs, or: WAXWING_BIN=… node --test suite.mjs
+
+import assert from 'node:assert/strict';
+import {existsSync} from 'node:fs';
+import {mkdtemp, rm} from 'node:fs/promises';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
+import {after, before, describe, test} from 'node:test';
+import {chromium} from 'playwright-core';
+import {Edge, terminal} from './edge.mjs';
+import {Firefox} from './firefox.mjs';
+import {Person, SEEN_MS} from './person.mjs';
+
+// QUIC stays on: WebTransport needs it.
+const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+
+const FIREFOX = process.env.FIREFOX ?? '/usr/bin/firefox-esr';
+
+let browser;
+let dir;
+
+before(async () => {
+  dir = await mkdtemp(join(tmpdir(), 'waxwing-browser-'));
+  browser = await chromium.launch({executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS});
+});
+
+after(async () => {
+  await browser?.close();
+  await rm(dir, {recursive: true, force: true});
+});
+
+for (const transport of ['ws', 'wt']) {
+  describe(`over ${transport}`, () => {
+    let edge;
+    let ann;
+    let bob;
+    let link;
+    const at = (url) => url.replace('/#', `/?transport=${transport}#`);
+
+    before(async () => {
+      edge = await Edge.start(join(dir, transport));
+    });
+
+    after(async () => {
+      await edge?.kill();
+    });
+
+    test('a person begins, makes a room and writes', async () => {
+      ann = await Person.open(browser, `${edge.url}?transport=${transport}`);
+      await ann.begin('Ann');
+      await ann.isOnline(transport);
+      await ann.createRoom('Harbour walk');
+      await ann.say('hello');
+      await ann.sees('hello', 'sent');
+      link = await ann.link();
+    });
+
+    test('another opens the link, reads what was said, and answers', async () => {
+      bob = await Person.open(browser, at(link));
+      await bob.get('welcome-invited').waitFor();
+      await bob.begin('Bob');
+      await bob.inRoom('Harbour walk');
+      assert.ok(!bob.page.url().includes('#'), 'the secret has left the address bar');
+      await bob.isOnline(transport);
+      await bob.sees('hello', 'received');
+      await ann.get('join').filter({hasText: 'Bob joined'}).waitFor();
+      await bob.get('composer-input').pressSequentially('hel');
+      await ann.get('typing').filter({hasText: 'Bob is typing'}).waitFor();
+      await bob.say('hello Ann');
+      await bob.sees('hello Ann', 'sent');
+      await ann.sees('hello Ann', 'received');
+      await ann.page.locator('[data-testid=member][data-online=true]').filter({hasText: 'Bob'}).waitFor();
+    });
+
+    test('a terminal joins, reads and writes', async () => {
+      const home = join(dir, `${transport}-terminal`);
+      await terminal(home, 'send', '--name', 'Cy', '--transport', transport, link, 'from a terminal');
+      await ann.sees('from a terminal', 'received');
+      await bob.sees('from a terminal', 'received');
+      const lines = (await terminal(home, 'tail', '--json', '--once', '--transport', transport, link)).trim().split('\n').map((line) => JSON.parse(line));
+      const texts = lines.filter(({event, message}) => event === 'message' && message.kind === 'text').map(({message}) => message.text);
+      assert.deepEqual(texts, ['hello', 'hello Ann', 'from a terminal']);
+    });
+
+    test('a name that is taken looks different', async () => {
+      const other = await Person.open(browser, at(link));
+      await other.begin('Ann');
+      await other.inRoom('Harbour walk');
+      await other.say('I am Ann');
+      await bob.sees('I am Ann', 'received');
+      const badges = await bob.page.locator('[data-testid=member] .badge').allTextContents();
+      assert.equal(new Set(badges).size, 2, 'both Anns have a badge, and not the same one');
+      await other.context.close();
+    });
+
+    test('a reload keeps the person and the room', async () => {
+      const words = await ann.get('me-words').textContent();
+      await ann.page.reload();
+      await ann.inRoom('Harbour walk');
+      await ann.isOnline(transport);
+      assert.equal(await ann.get('me-words').textContent(), words);
+      assert.deepEqual(await ann.said(), ['hello', 'hello Ann', 'from a terminal', 'I am Ann']);
+    });
+
+    test('two tabs are one device, and the second carries on alone', async () => {
+      const tab = await Person.open(browser, `${edge.url}?transport=${transport}`, ann.context);
+      await tab.get('room-item').filter({hasText: 'Harbour walk'}).click();
+      await tab.say('from the second tab');
+      await ann.sees('from the second tab', 'sent');
+      await bob.sees('from the second tab', 'received');
+      await ann.page.close();
+      await tab.isOnline(transport);
+      await tab.say('the first tab is closed');
+      await tab.sees('the first tab is closed', 'sent');
+      await bob.sees('the first tab is closed', 'received');
+      ann = tab;
+    });
+
+    test('the edge is killed: what was said stays, what is said waits', async () => {
+      const said = await ann.said();
+      await edge.kill();
+      await ann.isNotOnline();
+      await ann.say('while it is away');
+      await ann.sees('while it is away', 'pending');
+      await ann.page.reload().catch(() => {});
+      await edge.up();
+      await ann.page.goto(`${edge.url}?transport=${transport}`);
+      await ann.inRoom('Harbour walk');
+      await ann.sees('while it is away', 'sent');
+      await bob.sees('while it is away', 'received');
+      await bob.isOnline(transport);
+      assert.deepEqual(await ann.said(), [...said, 'while it is away']);
+      assert.deepEqual(await bob.said(), await ann.said());
+    });
+
+    test('nobody was alarmed', async () => {
+      await ann.isUnalarmed();
+      await bob.isUnalarmed();
+    });
+  });
+}
+
+describe('without being told how', () => {
+  let edge;
+
+  before(async () => {
+    edge = await Edge.start(join(dir, 'auto'));
+  });
+
+  after(async () => {
+    await edge?.kill();
+  });
+
+  test('a page connects, and a backup brings the person and the rooms to another browser', async () => {
+    const ann = await Person.open(browser, edge.url);
+    await ann.begin('Ann');
+    await ann.isOnline();
+    await ann.createRoom('To keep');
+    await ann.say('this must not be lost');
+    await ann.sees('this must not be lost', 'sent');
+    await ann.get('me-open').click();
+    const words = await ann.get('me-words').textContent();
+    await ann.get('export-passphrase').fill('correct horse');
+    const download = ann.page.waitForEvent('download');
+    await ann.get('export-start').click();
+    const file = join(dir, 'ann.waxwing');
+    await (await download).saveAs(file);
+
+    const later = await Person.open(browser, edge.url);
+    await later.get('import-open').click();
+    await later.get('import-file').setInputFiles(file);
+    await later.get('import-passphrase').fill('wrong horse');
+    await later.get('import-start').click();
+    await later.get('welcome-error').waitFor();
+    await later.get('import-passphrase').fill('correct horse');
+    await later.get('import-start').click();
+    await later.get('me-name').filter({hasText: 'Ann'}).waitFor();
+    assert.equal(await later.get('me-words').textContent(), words);
+    await later.get('room-item').filter({hasText: 'To keep'}).click();
+    await later.sees('this must not be lost');
+    await ann.isUnalarmed();
+    await later.isUnalarmed();
+  });
+
+  test('a room is deleted by who made it', async () => {
+    const ann = await Person.open(browser, edge.url);
+    await ann.begin('Ann');
+    await ann.createRoom('Soon gone');
+    const bob = await Person.open(browser, await ann.link());
+    await bob.begin('Bob');
+    await bob.inRoom('Soon gone');
+    await bob.get('details-toggle').click();
+    assert.ok(await bob.get('delete-room').isHidden(), 'only who made it may delete it');
+    await ann.get('delete-room').click();
+    await ann.get('confirm-yes').click();
+    await bob.get('composer-closed').filter({hasText: 'deleted'}).waitFor({timeout: SEEN_MS});
+  });
+});
+
+describe('Firefox', {skip: existsSync(FIREFOX) ? false : `there is no ${FIREFOX}`}, () => {
+  for (const transport of ['ws', 'wt']) {
+    test(`takes part over ${transport}`, async () => {
+      const edge = await Edge.start(join(dir, `firefox-${transport}`));
+      const firefox = await Firefox.open(FIREFOX);
+      try {
+        const ann = await Person.open(browser, edge.url);
+        await ann.begin('Ann');
+        await ann.createRoom('For both');
+        await ann.say('hello Firefox');
+        await ann.sees('hello Firefox', 'sent');
+        await firefox.goto((await ann.link()).replace('/#', `/?transport=${transport}#`));
+        await firefox.fillAndSubmit('welcome-name', 'Fay');
+        await firefox.sees('message-text', 'hello Firefox');
+        await firefox.fillAndSubmit('composer-input', 'hello Chromium');
+        await ann.sees('hello Chromium', 'received');
+        await firefox.sees('connection', transport === 'ws' ? 'WebSocket' : 'WebTransport');
+        await ann.isUnalarmed();
+      } finally {
+        await firefox.close();
+        await edge.kill();
+      }
+    });
+  }
+});

@@ -1,0 +1,324 @@
+// The page: shows the view state, and turns what the person does into commands.
+
+import {Bus} from './bus.js';
+import {Log} from './view/log.js';
+import {Room, replaceWhenNew, wordRows} from './view/room.js';
+import {Sidebar, titleOf} from './view/sidebar.js';
+import {Unread} from './view/unread.js';
+import {ask, bindDialogs, download, toast} from './view/dialogs.js';
+import {badgeOf, paint} from './view/person.js';
+import {el, setText} from './view/dom.js';
+
+const CURRENT_ENTRY = 'waxwing.room';
+const REDRAW_LATEST_MS = 100;
+
+class App {
+  #bus = new Bus();
+  #unread = new Unread(() => this.#schedule());
+  #log;
+  #room;
+  #sidebar = new Sidebar((id) => this.#open(id));
+  #current = sessionStorage.getItem(CURRENT_ENTRY);
+  #news = [];
+  #isScheduled = false;
+  // What the next room to appear should do: a function of its id, or nothing.
+  #expecting = null;
+  #invitation = location.hash.length > 1 ? location.href : null;
+
+  constructor() {
+    this.#log = new Log({
+      retry: (key) => this.#do({do: 'retry', room: this.#current, key}),
+      discard: (key) => this.#do({do: 'discard', room: this.#current, key}),
+      seen: () => this.#schedule(),
+      redraw: () => this.#draw(),
+    });
+    this.#room = new Room({
+      send: (room, text) => this.#do({do: 'send', room, text}, true),
+      typing: (room) => this.#do({do: 'typing', room}),
+    });
+    this.#bus.addEventListener('change', ({detail}) => this.#changed(detail));
+    this.#bus.addEventListener('notice', ({detail}) => toast(detail.level, detail.text));
+    this.#bus.addEventListener('fatal', ({detail}) => toast('warn', `Something failed and was started again: ${detail}`));
+    this.#bindWelcome();
+    this.#bindRoom();
+    this.#bindDialogs();
+    this.#bindWindow();
+  }
+
+  // Carries out a command and shows its failure.
+  async #do(command, mustThrow = false) {
+    try {
+      return await this.#bus.command(command);
+    } catch (error) {
+      toast('warn', error.message);
+      if (mustThrow) {
+        throw error;
+      }
+      return undefined;
+    }
+  }
+
+  #changed(news) {
+    this.#news.push(...news);
+    for (const {room, message} of news) {
+      this.#announce(room, message);
+    }
+    this.#followExpectation();
+    this.#schedule();
+  }
+
+  // Draws soon: with the next frame, or without it where the tab is hidden and has no frames.
+  #schedule() {
+    if (this.#isScheduled) {
+      return;
+    }
+    this.#isScheduled = true;
+    const draw = () => {
+      if (this.#isScheduled) {
+        this.#draw();
+      }
+    };
+    requestAnimationFrame(draw);
+    setTimeout(draw, REDRAW_LATEST_MS);
+  }
+
+  #draw() {
+    this.#isScheduled = false;
+    const {state} = this.#bus;
+    el('boot').hidden = state.identity !== undefined;
+    el('welcome').hidden = state.identity !== null;
+    el('app').hidden = !state.identity;
+    el('welcome-invited').hidden = this.#invitation === null;
+    const news = this.#news.splice(0);
+    if (!state.identity) {
+      return;
+    }
+    this.#takeInvitation();
+    const entry = state.rooms.get(this.#current);
+    const isOpen = Boolean(entry?.room);
+    el('app').classList.toggle('has-room', isOpen);
+    el('room').hidden = !isOpen;
+    el('nothing').hidden = isOpen;
+    if (isOpen) {
+      this.#room.draw(this.#current, entry);
+      this.#log.draw(this.#current, entry, news.filter(({room}) => room === this.#current).map(({message}) => message));
+      if (document.visibilityState === 'visible' && this.#log.isAtEnd) {
+        this.#unread.read(this.#current, entry);
+      }
+    } else {
+      el('details').hidden = true;
+    }
+    const counts = this.#unread.counts(state);
+    this.#sidebar.draw(state, isOpen ? this.#current : null, counts);
+    this.#drawTitle(isOpen ? titleOf(entry.room) : null, counts);
+    this.#drawMe(state.identity);
+  }
+
+  #drawTitle(room, counts) {
+    const total = [...counts.values()].reduce((sum, count) => sum + count, 0);
+    document.title = `${total > 0 ? `(${total}) ` : ''}${room ? `${room} · ` : ''}Waxwing`;
+  }
+
+  #drawMe(identity) {
+    setText(el('me-dialog-name'), identity.name);
+    setText(el('me-dialog-badge'), badgeOf(identity.user));
+    paint(el('me-dialog-badge'), identity.user);
+    replaceWhenNew(el('me-words'), identity.words, () => wordRows(identity.words));
+  }
+
+  #announce(room, message) {
+    const {rooms} = this.#bus.state;
+    if (!message.mine && message.state === 'received' && message.kind === 'text' && this.#unread.isNew(room, message)) {
+      const where = room === this.#current ? '' : ` in ${titleOf(rooms.get(room)?.room ?? {})}`;
+      setText(el('announcer'), `${message.author.name}${where}: ${message.text}`);
+    }
+  }
+
+  #open(id) {
+    this.#current = id;
+    if (id) {
+      sessionStorage.setItem(CURRENT_ENTRY, id);
+    } else {
+      sessionStorage.removeItem(CURRENT_ENTRY);
+    }
+    this.#draw();
+    if (id) {
+      this.#room.focus();
+    }
+  }
+
+  // The room that a command makes appear is opened as soon as it is there.
+  async #doAndOpen(command) {
+    const known = new Set(this.#bus.state.rooms.keys());
+    this.#expecting = (id, room) => !known.has(id) || (command.link && fragmentOf(room.link) === fragmentOf(command.link));
+    const id = await this.#do(command, true).catch(() => {
+      this.#expecting = null;
+    });
+    if (typeof id === 'string' && this.#bus.state.rooms.has(id)) {
+      this.#expecting = null;
+      this.#open(id);
+    } else {
+      this.#followExpectation();
+    }
+  }
+
+  #followExpectation() {
+    if (!this.#expecting) {
+      return;
+    }
+    for (const [id, {room}] of this.#bus.state.rooms) {
+      if (room && this.#expecting(id, room)) {
+        this.#expecting = null;
+        this.#open(id);
+        return;
+      }
+    }
+  }
+
+  // An opened link is used once; then the secret leaves the address bar and the history entry.
+  #takeInvitation() {
+    if (this.#invitation !== null) {
+      const link = this.#invitation;
+      this.#invitation = null;
+      history.replaceState(null, '', location.pathname + location.search);
+      this.#doAndOpen({do: 'join', link});
+    }
+  }
+
+  #bindWelcome() {
+    el('welcome-form').addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.#welcome(() => this.#bus.command({do: 'start', name: el('welcome-name').value.trim()}));
+    });
+    el('import-form').addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.#welcome(async () => {
+        const bytes = new Uint8Array(await el('import-file').files[0].arrayBuffer());
+        await this.#bus.importIdentity(bytes, el('import-passphrase').value);
+        el('import-passphrase').value = '';
+      });
+    });
+  }
+
+  async #welcome(act) {
+    el('welcome').inert = true;
+    el('welcome-error').hidden = true;
+    try {
+      await act();
+      // Asked for when there is something to lose; browsers decide by themselves, and may say no.
+      const isKept = await navigator.storage?.persist?.();
+      if (isKept === false) {
+        setText(el('persistence'), 'This browser may clear Waxwing’s data when space runs out: save a backup. ' + el('persistence').textContent);
+      }
+    } catch (error) {
+      el('welcome-error').hidden = false;
+      setText(el('welcome-error'), error.message);
+    } finally {
+      el('welcome').inert = false;
+    }
+  }
+
+  #bindRoom() {
+    el('room-back').addEventListener('click', () => this.#open(null));
+    el('copy-link').addEventListener('click', () => this.#copyLink());
+    el('details-toggle').addEventListener('click', () => this.#showDetails(el('details').hidden));
+    el('details-close').addEventListener('click', () => this.#showDetails(false));
+    el('room-link').addEventListener('focus', (event) => event.target.select());
+    el('forget').addEventListener('click', async () => {
+      const isSure = await ask('Leave on this device? Its copy of the messages is removed from this browser. Others keep theirs, and the link still works.', 'Leave');
+      if (isSure) {
+        this.#do({do: 'forget', room: this.#current});
+      }
+    });
+    el('delete-room').addEventListener('click', async () => {
+      const isSure = await ask('Delete the room for everybody? The server’s copy is removed and nobody can write any more. This cannot be undone.', 'Delete');
+      if (isSure) {
+        this.#do({do: 'delete_room', room: this.#current});
+      }
+    });
+  }
+
+  #showDetails(isShown) {
+    el('details').hidden = !isShown;
+    el('app').classList.toggle('has-details', isShown);
+    el('details-toggle').setAttribute('aria-expanded', String(isShown));
+    (isShown ? el('details-close') : el('details-toggle')).focus();
+  }
+
+  async #copyLink() {
+    const {link} = this.#bus.state.rooms.get(this.#current).room;
+    try {
+      await navigator.clipboard.writeText(link);
+      setText(el('copy-link-text'), 'Copied');
+      setTimeout(() => setText(el('copy-link-text'), 'Copy link'), 2000);
+      toast('info', 'Link copied. Whoever has it can read everything in this room.');
+    } catch {
+      this.#showDetails(true);
+      el('room-link').focus();
+    }
+  }
+
+  #bindDialogs() {
+    bindDialogs();
+    for (const [opener, dialog] of [['create-open', 'create'], ['nothing-create', 'create'], ['join-open', 'join'], ['nothing-join', 'join'], ['me-open', 'me']]) {
+      el(opener).addEventListener('click', () => el(dialog).showModal());
+    }
+    el('create-form').addEventListener('submit', () => {
+      this.#doAndOpen({do: 'create_room', title: el('create-title').value.trim()});
+      el('create-title').value = '';
+    });
+    el('join-form').addEventListener('submit', () => {
+      this.#doAndOpen({do: 'join', link: el('join-link').value.trim()});
+      el('join-link').value = '';
+    });
+    el('export-form').addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.#export();
+    });
+  }
+
+  async #export() {
+    try {
+      const bytes = await this.#bus.exportIdentity(el('export-passphrase').value);
+      el('export-passphrase').value = '';
+      download(bytes, `${this.#bus.state.identity.name.replace(/[^\p{L}\p{N}]+/gu, '-')}.waxwing`);
+      el('me').close();
+      toast('info', 'Backup saved. Keep it, and its passphrase, where you will find them.');
+    } catch (error) {
+      toast('warn', error.message);
+    }
+  }
+
+  #bindWindow() {
+    document.addEventListener('visibilitychange', () => {
+      if (document.visibilityState === 'visible') {
+        this.#bus.wake();
+        this.#schedule();
+      }
+    });
+    window.addEventListener('online', () => this.#bus.wake());
+    window.addEventListener('hashchange', () => {
+      this.#invitation = location.hash.length > 1 ? location.href : null;
+      this.#schedule();
+    });
+    // Typing ends by time alone, and "today" becomes "yesterday".
+    setInterval(() => {
+      const entry = this.#bus.state.rooms.get(this.#current);
+      if (entry?.room) {
+        this.#room.drawTyping(entry);
+      }
+    }, 1000);
+  }
+}
+
+function fragmentOf(link) {
+  return link?.split('#')[1];
+}
+
+if (globalThis.isSecureContext && navigator.locks && globalThis.BroadcastChannel && globalThis.indexedDB) {
+  new App();
+} else {
+  setText(el('boot-text'), globalThis.isSecureContext
+    ? 'This browser is too old for Waxwing, or keeps it from storing anything.'
+    : 'Waxwing needs a secure connection: open it by https, or on localhost.');
+}

@@ -1,0 +1,200 @@
+// The messages of the room that is open.
+
+import {arrange, el, h, linked, setText} from './dom.js';
+import {ambiguousUsers, avatar, badge, paint} from './person.js';
+import {clockTime, dayName, dayOf, fullTime} from './time.js';
+import {inOrder} from '../state.js';
+
+const GROUP_MS = 5 * 60_000;
+const SHOWN = 150;
+const NEAR_END_PX = 48;
+
+const CHECKS = {
+  matches: 'Checked: what was seen on both sides matches.',
+  unchecked: 'Cannot be checked (yet).',
+  contradicts: 'Contradicts what others have seen.',
+};
+
+export class Log {
+  #scroller = el('scroller');
+  #list = el('log');
+  #jump = el('jump');
+  #earlier = el('earlier');
+  #rows = new Map();
+  #room = null;
+  #shown = SHOWN;
+  #isAtEnd = true;
+  #missed = 0;
+  // How far one can scroll, when the end was shown last.
+  #height = 0;
+  #actions;
+
+  // Actions: retry(key), discard(key), seen(), redraw().
+  constructor(actions) {
+    this.#actions = actions;
+    this.#scroller.addEventListener('scroll', () => this.#scrolled(), {passive: true});
+    this.#jump.addEventListener('click', () => this.#toEnd('smooth'));
+    this.#earlier.addEventListener('click', () => this.#showEarlier());
+    const resized = new ResizeObserver(() => this.#isAtEnd && this.#toEnd());
+    resized.observe(this.#scroller);
+    resized.observe(this.#list);
+  }
+
+  get isAtEnd() {
+    return this.#isAtEnd;
+  }
+
+  // Draws `entry`; `news` are its messages that have just come.
+  draw(id, entry, news) {
+    const isOther = id !== this.#room;
+    if (isOther) {
+      this.#room = id;
+      this.#rows.clear();
+      this.#list.replaceChildren();
+      this.#shown = SHOWN;
+      this.#isAtEnd = true;
+      this.#missed = 0;
+    }
+    const all = inOrder(entry);
+    const shown = all.slice(-this.#shown);
+    this.#earlier.hidden = all.length === shown.length;
+    this.#arrange(shown, ambiguousUsers(entry));
+    if (news.some((message) => message.mine)) {
+      this.#isAtEnd = true;
+    }
+    if (this.#isAtEnd) {
+      this.#toEnd();
+    } else {
+      this.#missed += news.filter((message) => message.kind === 'text').length;
+    }
+    this.#drawJump();
+  }
+
+  #arrange(messages, ambiguous) {
+    const elements = [];
+    const kept = new Set();
+    let before = null;
+    for (const message of messages) {
+      if (!before || dayOf(before.time_ms) !== dayOf(message.time_ms)) {
+        elements.push(this.#row(`day ${dayOf(message.time_ms)}`, kept, '', () => dayRow(message.time_ms)));
+      }
+      const isFirst = !before || !belongTogether(before, message);
+      const isAmbiguous = ambiguous.has(message.author.user);
+      const look = JSON.stringify([message, isFirst, isAmbiguous]);
+      elements.push(this.#row(`message ${message.key}`, kept, look, () => messageRow(message, isFirst, isAmbiguous, this.#actions)));
+      before = message;
+    }
+    for (const key of this.#rows.keys()) {
+      if (!kept.has(key)) {
+        this.#rows.delete(key);
+      }
+    }
+    arrange(this.#list, elements);
+  }
+
+  // The element of a row, made anew only when its look has changed.
+  #row(key, kept, look, make) {
+    kept.add(key);
+    const row = this.#rows.get(key);
+    if (row?.look === look) {
+      return row.element;
+    }
+    const element = make();
+    this.#rows.set(key, {look, element});
+    return element;
+  }
+
+  #showEarlier() {
+    const fromEnd = this.#scroller.scrollHeight - this.#scroller.scrollTop;
+    this.#shown += SHOWN;
+    this.#actions.redraw();
+    this.#scroller.scrollTop = this.#scroller.scrollHeight - fromEnd;
+  }
+
+  #scrolled() {
+    const height = this.#scroller.scrollHeight - this.#scroller.clientHeight;
+    if (this.#isAtEnd && height !== this.#height) {
+      // Not the person scrolled: what is shown has another size.
+      this.#toEnd();
+      return;
+    }
+    const left = height - this.#scroller.scrollTop;
+    this.#isAtEnd = left < NEAR_END_PX;
+    if (this.#isAtEnd) {
+      this.#missed = 0;
+      this.#actions.seen();
+    }
+    this.#drawJump();
+  }
+
+  #toEnd(behavior = 'instant') {
+    this.#height = this.#scroller.scrollHeight - this.#scroller.clientHeight;
+    this.#scroller.scrollTo({top: this.#scroller.scrollHeight, behavior});
+  }
+
+  #drawJump() {
+    this.#jump.hidden = this.#isAtEnd;
+    setText(this.#jump, this.#missed === 0 ? 'To the newest ↓' : this.#missed === 1 ? '1 new message ↓' : `${this.#missed} new messages ↓`);
+  }
+}
+
+function belongTogether(before, message) {
+  return before.kind === 'text' && message.kind === 'text' && before.author.user === message.author.user
+    && message.time_ms - before.time_ms < GROUP_MS && dayOf(before.time_ms) === dayOf(message.time_ms);
+}
+
+function dayRow(ms) {
+  return h('li', {class: 'day', 'data-testid': 'day'}, h('span', {}, dayName(ms)));
+}
+
+function messageRow(message, isFirst, isAmbiguous, actions) {
+  if (message.kind === 'join' || message.kind === 'topic') {
+    return lineRow(message, isAmbiguous);
+  }
+  const text = message.kind === 'unknown'
+    ? h('p', {class: 'text unknown', 'data-testid': 'message-text'}, message.text || 'A kind of message that this version does not know.')
+    : h('p', {class: 'text', 'data-testid': 'message-text', dir: 'auto'}, ...linked(message.text));
+  const row = h('li', {
+    class: `message ${message.mine ? 'mine' : 'theirs'} ${isFirst ? 'first' : ''} is-${message.state} check-${message.check}`,
+    'data-testid': 'message', 'data-key': message.key, 'data-state': message.state, 'data-mine': String(message.mine),
+    'data-check': message.check, 'data-seq': message.seq ?? '',
+  },
+  isFirst && !message.mine ? avatar(message.author.user, message.author.name) : null,
+  isFirst ? heading(message, isAmbiguous) : null,
+  h('div', {class: 'bubble'}, text, footnote(message)),
+  message.state === 'failed' ? failure(message, actions) : null);
+  paint(row, message.author.user);
+  return row;
+}
+
+function heading(message, isAmbiguous) {
+  return h('p', {class: 'author'},
+    h('span', {class: message.mine ? 'visually-hidden' : 'author-name', 'data-testid': 'message-author'}, message.mine ? `You, ${message.author.name}` : message.author.name),
+    isAmbiguous && !message.mine ? badge(message.author.user) : null);
+}
+
+function footnote(message) {
+  const states = {pending: ['◷', 'Waiting to be sent'], sent: ['✓', 'Kept by the server'], failed: ['!', 'Not sent']};
+  const [mark, words] = states[message.state] ?? [];
+  return h('span', {class: 'footnote'},
+    h('time', {datetime: new Date(message.time_ms).toISOString(), title: `${fullTime(message.time_ms)}. ${CHECKS[message.check]}`}, clockTime(message.time_ms)),
+    mark ? h('span', {class: 'state', 'data-testid': 'message-state', title: words},
+      h('span', {'aria-hidden': 'true'}, mark), h('span', {class: 'visually-hidden'}, words)) : null,
+    message.check === 'contradicts' ? h('span', {class: 'contradicts', title: CHECKS.contradicts}, 'contradicts') : null);
+}
+
+function failure(message, actions) {
+  return h('div', {class: 'failure', role: 'alert'},
+    h('span', {}, message.reason ? `Not sent: ${message.reason}` : 'Not sent.'),
+    h('button', {type: 'button', 'data-testid': 'retry', onclick: () => actions.retry(message.key)}, 'Try again'),
+    h('button', {type: 'button', 'data-testid': 'discard', onclick: () => actions.discard(message.key)}, 'Discard'));
+}
+
+function lineRow(message, isAmbiguous) {
+  const who = message.mine ? 'You' : message.author.name;
+  const what = message.kind === 'join' ? ' joined' : message.text ? ` named the room “${message.text}”` : ' changed the title';
+  const name = h('strong', {}, who);
+  paint(name, message.author.user);
+  return h('li', {class: `line is-${message.state}`, 'data-testid': message.kind, 'data-key': message.key},
+    h('span', {title: fullTime(message.time_ms)}, name, isAmbiguous ? [' ', badge(message.author.user)] : null, what));
+}

@@ -1,0 +1,172 @@
+// The open room around its messages: head, composer, and the panel with members, words and checks.
+
+import {arrange, el, h, setText} from './dom.js';
+import {ambiguousUsers, avatar, badge} from './person.js';
+import {titleOf} from './sidebar.js';
+
+const TYPING_SAID_MS = 3000;
+const INPUT_MAX_PX = 180;
+
+export class Room {
+  #input = el('composer-input');
+  #drafts = new Map();
+  #room = null;
+  #typingSaidAt = 0;
+  #actions;
+
+  // Actions: send(text), typing().
+  constructor(actions) {
+    this.#actions = actions;
+    el('composer').addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.#submit();
+    });
+    this.#input.addEventListener('keydown', (event) => {
+      if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        this.#submit();
+      }
+    });
+    this.#input.addEventListener('input', () => this.#edited());
+  }
+
+  focus() {
+    // On a touch screen the focus would open the keyboard over the messages.
+    if (matchMedia('(pointer: fine)').matches) {
+      this.#input.focus();
+    }
+  }
+
+  draw(id, entry) {
+    if (id !== this.#room) {
+      this.#room = id;
+      this.#input.value = this.#drafts.get(id) ?? '';
+      this.#resize();
+    }
+    const {room} = entry;
+    setText(el('room-title'), titleOf(room));
+    setText(el('room-summary'), summaryOf(room));
+    el('copy-link').hidden = !room.link;
+    drawBanner(room);
+    drawDetails(entry);
+    this.#drawComposer(room);
+    this.drawTyping(entry);
+  }
+
+  drawTyping(entry) {
+    const now = Date.now();
+    const names = [...entry.typing].filter(([, until]) => until > now).map(([name]) => name);
+    const text = names.length === 0 ? '' : names.length === 1 ? `${names[0]} is typing…`
+      : names.length < 4 ? `${new Intl.ListFormat('en').format(names)} are typing…` : 'Several people are typing…';
+    setText(el('typing'), text);
+  }
+
+  #drawComposer(room) {
+    const closed = {joining: 'You can write as soon as the room has let you in.', deleted: 'This room was deleted by its owner. What you see is your own copy.',
+      refused: `The room cannot be used: ${room.reason ?? 'it was refused'}.`}[room.state];
+    el('composer').hidden = closed !== undefined;
+    el('composer-closed').hidden = closed === undefined;
+    setText(el('composer-closed'), closed ?? '');
+  }
+
+  #submit() {
+    const text = this.#input.value.trim();
+    if (text === '') {
+      return;
+    }
+    this.#input.value = '';
+    this.#edited();
+    this.#typingSaidAt = 0;
+    const room = this.#room;
+    this.#actions.send(room, text).catch(() => {
+      // Nothing that was typed is lost: it goes back to where it came from.
+      this.#drafts.set(room, text);
+      if (room === this.#room && this.#input.value === '') {
+        this.#input.value = text;
+        this.#resize();
+      }
+    });
+  }
+
+  #edited() {
+    this.#drafts.set(this.#room, this.#input.value);
+    this.#resize();
+    const now = Date.now();
+    if (this.#input.value !== '' && now - this.#typingSaidAt > TYPING_SAID_MS) {
+      this.#typingSaidAt = now;
+      this.#actions.typing(this.#room);
+    }
+  }
+
+  #resize() {
+    this.#input.style.setProperty('height', 'auto');
+    this.#input.style.setProperty('height', `${Math.min(this.#input.scrollHeight, INPUT_MAX_PX)}px`);
+  }
+}
+
+function summaryOf(room) {
+  const online = room.members.filter((member) => member.online).length;
+  const people = room.members.length === 1 ? '1 member' : `${room.members.length} members`;
+  const {contradicts, injected} = room.integrity;
+  const checked = contradicts > 0 ? 'history contradicts' : injected > 0 ? `${injected} not shown` : null;
+  return [people, `${online} online`, checked].filter(Boolean).join(' · ');
+}
+
+function drawBanner(room) {
+  const {contradicts} = room.integrity;
+  el('banner').hidden = contradicts === 0;
+  setText(el('banner'), contradicts === 0 ? '' : `The history that you are shown contradicts what ${contradicts === 1 ? 'a message says' : `${contradicts} messages say`} that `
+    + 'others have seen. The server may have dropped, changed or reordered messages. Compare the room’s safety words with the others, by phone or in person.');
+}
+
+function drawDetails(entry) {
+  const {room} = entry;
+  const ambiguous = ambiguousUsers(entry);
+  const members = [...room.members].sort((a, b) => b.you - a.you || b.online - a.online || a.name.localeCompare(b.name));
+  replaceWhenNew(el('members'), [members, [...ambiguous]], () => members.map((member) => memberRow(member, ambiguous.has(member.user))));
+  replaceWhenNew(el('words'), room.words, () => wordRows(room.words));
+  setText(el('words-at'), room.words_at ? `Taken at message ${room.words_at}.` : '');
+  setText(el('integrity'), integrityText(room.integrity));
+  el('integrity').dataset.state = room.integrity.contradicts > 0 ? 'contradicts' : room.integrity.unchecked > 0 ? 'unchecked' : 'matches';
+  el('room-link').value = room.link ?? '';
+  el('delete-room').hidden = !room.owner || room.state === 'deleted';
+}
+
+function memberRow(member, isAmbiguous) {
+  const devices = member.devices > 1 ? `${member.devices} devices` : null;
+  return h('li', {class: `member ${member.online ? 'online' : ''}`, 'data-testid': 'member', 'data-user': member.user, 'data-online': String(member.online)},
+    avatar(member.user, member.name),
+    h('span', {class: 'member-name'}, member.name, isAmbiguous ? [' ', badge(member.user)] : null),
+    h('span', {class: 'member-note'}, [member.you ? 'you' : null, devices, member.online ? 'online' : 'offline'].filter(Boolean).join(' · ')));
+}
+
+export function wordRows(words) {
+  return words.map((word) => h('li', {}, word));
+}
+
+function integrityText({matches, unchecked, contradicts, injected}) {
+  const count = (n, one, many) => (n === 1 ? one : many.replace('#', String(n)));
+  const parts = [];
+  if (contradicts > 0) {
+    parts.push(count(contradicts, '1 message contradicts what you were shown.', '# messages contradict what you were shown.'));
+  }
+  parts.push(count(matches, '1 message matches what you were shown.', '# messages match what you were shown.'));
+  if (unchecked > 0) {
+    parts.push(count(unchecked, '1 cannot be checked.', '# cannot be checked.'));
+  }
+  if (injected > 0) {
+    parts.push(count(injected, '1 record did not open or was not truly signed, and is not shown.', '# records did not open or were not truly signed, and are not shown.'));
+  }
+  return parts.join(' ');
+}
+
+const looks = new WeakMap();
+
+// Draws a list again only when what it shows has changed.
+export function replaceWhenNew(parent, shown, make) {
+  const look = JSON.stringify(shown);
+  if (looks.get(parent) !== look) {
+    looks.set(parent, look);
+    arrange(parent, make());
+  }
+}

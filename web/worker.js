@@ -1,0 +1,209 @@
+// Runs in every tab. One of these workers holds the lock and leads: it runs the only core of this browser (one device, one
+// connection, one outbox) until its tab closes; then the next one takes over from what is stored.
+
+import init, {Core} from './waxwing.js';
+import {CHANNEL, LOCK, newId} from './protocol.js';
+import {State} from './state.js';
+import {Store} from './store.js';
+import {Transport} from './transport.js';
+
+// The ids of the commands that were carried out lately, kept with the core's entries: a tab repeats what it has no answer to
+// when the leader changes, and nothing may happen twice.
+const DONE_ENTRY = 'page/done';
+const DONE_KEPT = 64;
+const TIMEOUT_MAX_MS = 2 ** 31 - 1;
+
+class Leader {
+  #term = newId();
+  #rev = 0;
+  #state = new State();
+  #channel = new BroadcastChannel(CHANNEL);
+  #store;
+  #core;
+  #transport;
+  #timer = 0;
+  #done = [];
+  #answers = [];
+  #turn = null;
+  #again = false;
+
+  async lead() {
+    await init();
+    this.#store = await Store.open();
+    this.#core = new Core(location.origin);
+    for (const [name, bytes] of await this.#store.all()) {
+      if (name === DONE_ENTRY) {
+        this.#done = JSON.parse(new TextDecoder().decode(bytes));
+      } else {
+        this.#load(name, bytes);
+      }
+    }
+    this.#transport = new Transport(new URLSearchParams(location.search).get('transport'), {
+      connected: (name) => this.#feed(() => this.#core.connected(name, Date.now())),
+      received: (bytes) => this.#feed(() => this.#receive(bytes)),
+      disconnected: (reason) => this.#feed(() => this.#core.disconnected(reason, Date.now())),
+    });
+    this.#channel.onmessage = ({data}) => this.#hear(data).catch(fatal);
+    self.addEventListener('online', () => this.#feed(() => this.#core.wake(Date.now())));
+    this.#feed(() => this.#core.start(Date.now()));
+    await this.#turn;
+    this.#channel.postMessage({type: 'hello', term: this.#term});
+  }
+
+  // An entry that cannot be read is left alone: the others are good, and it is not lost for a version that can.
+  #load(name, bytes) {
+    try {
+      this.#core.load(name, bytes);
+    } catch (error) {
+      console.warn(error);
+      this.#broadcast([{event: 'notice', level: 'warn', text: textOf(error), room: null}]);
+    }
+  }
+
+  #receive(bytes) {
+    try {
+      this.#core.received(bytes, Date.now());
+    } catch (error) {
+      console.warn(error);
+      this.#transport.close();
+    }
+  }
+
+  async #hear(data) {
+    switch (data.type) {
+      case 'snapshot':
+        this.#channel.postMessage({type: 'snapshot', term: this.#term, rev: this.#rev, state: {...this.#state}});
+        break;
+      case 'wake':
+        this.#feed(() => this.#core.wake(Date.now()));
+        break;
+      case 'command':
+        this.#carryOut(data.id, () => this.#core.command(data.command, Date.now()));
+        break;
+      case 'import':
+        this.#carryOut(data.id, () => this.#core.import_identity(data.bytes, data.passphrase, Date.now()));
+        break;
+      case 'export':
+        this.#export(data);
+        break;
+    }
+  }
+
+  // Carries out what has this id, once, and answers when all that it changed is durable.
+  #carryOut(id, act) {
+    if (this.#done.includes(id)) {
+      this.#answers.push({type: 'done', id});
+      this.#feed(() => {});
+      return;
+    }
+    this.#feed(() => {
+      try {
+        const value = act();
+        this.#done.push(id);
+        this.#answers.push({type: 'done', id, value});
+      } catch (error) {
+        this.#answers.push({type: 'done', id, error: textOf(error)});
+      }
+    });
+  }
+
+  #export({id, passphrase}) {
+    try {
+      this.#channel.postMessage({type: 'done', id, value: this.#core.export_identity(passphrase)});
+    } catch (error) {
+      this.#channel.postMessage({type: 'done', id, error: textOf(error)});
+    }
+  }
+
+  // Gives the core an input and carries out what it says; while a turn waits for the disk, inputs gather for the next one.
+  #feed(input) {
+    try {
+      input();
+    } catch (error) {
+      fatal(error);
+      return;
+    }
+    if (this.#turn) {
+      this.#again = true;
+    } else {
+      this.#turn = this.#turns().catch(fatal);
+    }
+  }
+
+  async #turns() {
+    do {
+      this.#again = false;
+      await this.#perform(this.#core.poll());
+    } while (this.#again);
+    this.#turn = null;
+  }
+
+  // All that is to be kept goes to disk first, in one transaction: whatever leaves this browser, or is shown, is kept before.
+  async #perform(outputs) {
+    const answers = this.#answers.splice(0);
+    const changes = outputs.filter(({type}) => type === 'persist').map(({key, value}) => [key, value]);
+    if (answers.some(({error}) => error === undefined) && changes.length > 0) {
+      this.#done = this.#done.slice(-DONE_KEPT);
+      changes.push([DONE_ENTRY, new TextEncoder().encode(JSON.stringify(this.#done))]);
+    }
+    if (changes.length > 0) {
+      await this.#store.write(changes);
+    }
+    let events = [];
+    for (const output of outputs) {
+      switch (output.type) {
+        case 'event':
+          events.push(JSON.parse(output.json));
+          break;
+        case 'send':
+          this.#transport.send(output.bytes);
+          break;
+        case 'connect':
+          this.#transport.connect();
+          break;
+        case 'disconnect':
+          this.#transport.close();
+          break;
+        case 'timer':
+          this.#arm(output.at_ms);
+          break;
+      }
+    }
+    this.#broadcast(events);
+    for (const answer of answers) {
+      this.#channel.postMessage(answer);
+    }
+  }
+
+  #arm(at_ms) {
+    clearTimeout(this.#timer);
+    const delay = Math.min(Math.max(0, at_ms - Date.now()), TIMEOUT_MAX_MS);
+    this.#timer = setTimeout(() => this.#feed(() => this.#core.tick(Date.now())), delay);
+  }
+
+  #broadcast(events) {
+    if (events.length === 0) {
+      return;
+    }
+    for (const event of events) {
+      this.#state.apply(event);
+    }
+    this.#channel.postMessage({type: 'events', term: this.#term, rev: this.#rev, events});
+    this.#rev += events.length;
+  }
+}
+
+function textOf(error) {
+  return String(error?.message ?? error);
+}
+
+// The page ends this worker and starts another; the lock goes to whoever waits for it.
+function fatal(error) {
+  console.error(error);
+  self.postMessage({fatal: textOf(error)});
+}
+
+navigator.locks.request(LOCK, async () => {
+  await new Leader().lead();
+  await new Promise(() => {});
+}).catch(fatal);
