@@ -205,8 +205,7 @@ fn nearest(wrong: &str, names: impl Iterator<Item = String>) -> Option<String> {
 /// # Errors
 /// All that is wrong, each with its key, its value and what is allowed.
 pub fn load(sources: &Sources) -> Result<Effective, Errors> {
-    let mut layers =
-        Layers { keys: keys::keys(), config: Config::default(), origins: BTreeMap::new(), errors: Vec::new() };
+    let mut layers = Layers { keys: keys::keys(), config: Config::default(), origins: BTreeMap::new(), errors: Vec::new() };
     if let Some((path, text)) = &sources.file {
         layers.file(path, text);
     }

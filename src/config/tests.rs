@@ -136,7 +136,8 @@ fn the_sample_files_are_valid_and_say_the_defaults() {
         let optional = shown.is_none();
         assert!(optional || effective.origin(key) != Origin::Default, "{key} is not in the sample");
     }
-    let variables = include_str!("../../.env.example").lines().filter_map(|line| line.trim_start_matches('#').trim().split_once('='));
+    let variables =
+        include_str!("../../.env.example").lines().filter_map(|line| line.trim_start_matches('#').trim().split_once('='));
     let dot_env: Vec<_> = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     assert!(!dot_env.is_empty());
     for pair in dot_env {

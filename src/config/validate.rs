@@ -158,5 +158,6 @@ impl Check<'_> {
 
 /// Whether text is a host, or a host and a port, and nothing else.
 fn is_authority(text: &str) -> bool {
-    text.parse::<hyper::http::uri::Authority>().is_ok_and(|authority| !authority.as_str().contains('@') && !authority.host().is_empty())
+    text.parse::<hyper::http::uri::Authority>()
+        .is_ok_and(|authority| !authority.as_str().contains('@') && !authority.host().is_empty())
 }

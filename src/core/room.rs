@@ -458,7 +458,10 @@ mod tests {
             assert_eq!((page.first, page.chain, page.items.len()), (after as u64 + 1, chains[after], 5 - after));
         }
         assert_eq!(room.recent_after(2, 1).unwrap().items.len(), 1, "at least one");
-        assert_eq!([0, 1, 2, 5, 6].map(|seq| room.chain_at(seq)), [Some(chains[0]), None, Some(chains[2]), Some(chains[5]), None]);
+        assert_eq!(
+            [0, 1, 2, 5, 6].map(|seq| room.chain_at(seq)),
+            [Some(chains[0]), None, Some(chains[2]), Some(chains[5]), None]
+        );
         assert_eq!(room.recent_after(6, 1), None);
     }
 }

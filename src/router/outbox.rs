@@ -52,12 +52,7 @@ impl Outbox {
     /// An empty outbox that takes pages up to `bytes_max` bytes.
     #[must_use]
     pub fn new(bytes_max: u32) -> Self {
-        Self {
-            bytes_max: bytes_max as usize,
-            state: Mutex::default(),
-            filled: Notify::new(),
-            relieved: Notify::new(),
-        }
+        Self { bytes_max: bytes_max as usize, state: Mutex::default(), filled: Notify::new(), relieved: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

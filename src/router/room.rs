@@ -135,6 +135,8 @@ pub(super) const fn refusal(failure: Failure) -> Refusal {
         Failure::Exists => Refusal::RoomExists,
         Failure::DiskFull => Refusal::DiskFull,
         Failure::OutcomeUnknown => Refusal::OutcomeUnknown,
+        // Nothing of this record was stored; what precedes it was refused for its own reason.
+        Failure::Gap => Refusal::Overloaded,
         Failure::Read => Refusal::Internal,
     }
 }

@@ -73,12 +73,7 @@ async fn upgrade(State(shared): State<Arc<Shared>>, Extension(peer): Extension<P
         return refuse("not_ready", StatusCode::SERVICE_UNAVAILABLE, why.into());
     }
     let remote = client_address(&shared, &peer, request.headers());
-    let info = Info {
-        kind: Kind::WebSocket,
-        remote,
-        exporter: peer.exporter,
-        authority: authority(&request).map(str::to_owned),
-    };
+    let info = Info { kind: Kind::WebSocket, remote, exporter: peer.exporter, authority: authority(&request).map(str::to_owned) };
     let (response, upgrade) = match websocket::upgrade(&mut request) {
         Ok(accepted) => accepted,
         Err(error) => return refuse(error.name(), error.status(), error.to_string()),

@@ -126,7 +126,8 @@ fn check_buffers(udp: &UdpSocket, development: bool) {
     if receive >= UDP_BUFFER && send >= UDP_BUFFER {
         return;
     }
-    const ADVICE: &str = "the kernel grants smaller UDP buffers than bursts need: raise net.core.rmem_max and net.core.wmem_max to 4194304";
+    const ADVICE: &str =
+        "the kernel grants smaller UDP buffers than bursts need: raise net.core.rmem_max and net.core.wmem_max to 4194304";
     if development {
         tracing::debug!(receive, send, ADVICE);
     } else {

@@ -142,7 +142,8 @@ pub struct Running {
 /// # Errors
 /// [`StartError`]
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    start_with(config, Metrics::new(), Arc::new(|connection, permit, shared| Box::pin(driver::drive(connection, permit, shared)))).await
+    start_with(config, Metrics::new(), Arc::new(|connection, permit, shared| Box::pin(driver::drive(connection, permit, shared))))
+        .await
 }
 
 /// Starts a server that hands its connections to `handler`.
@@ -182,7 +183,13 @@ pub async fn start_with(config: Config, metrics: Arc<Metrics>, handler: Handler)
     });
     let app = http::router(&shared);
     for listener in sockets.tls {
-        shared.spawn(tcp::accept(listener, Some(tcp_tls.clone()), app.clone(), Arc::clone(&shared.admission), Arc::clone(&shared)));
+        shared.spawn(tcp::accept(
+            listener,
+            Some(tcp_tls.clone()),
+            app.clone(),
+            Arc::clone(&shared.admission),
+            Arc::clone(&shared),
+        ));
     }
     for listener in sockets.plain {
         shared.spawn(tcp::accept(listener, None, app.clone(), Arc::clone(&shared.admission), Arc::clone(&shared)));
@@ -201,10 +208,12 @@ pub async fn start_with(config: Config, metrics: Arc<Metrics>, handler: Handler)
 /// The cryptography of a listener, counting key exchanges.
 fn counting(metrics: &Arc<Metrics>, listener: &'static str) -> Arc<rustls::crypto::CryptoProvider> {
     let metrics = Arc::clone(metrics);
-    tls::counting_provider(&(Arc::new(move |group| {
-        let group = if group == rustls::NamedGroup::X25519MLKEM768 { "X25519MLKEM768" } else { "other" };
-        metrics.key_exchanges.get_or_create(&KeyExchange { listener: Name(listener), group: Name(group) }).inc();
-    }) as tls::OnGroup))
+    tls::counting_provider(
+        &(Arc::new(move |group| {
+            let group = if group == rustls::NamedGroup::X25519MLKEM768 { "X25519MLKEM768" } else { "other" };
+            metrics.key_exchanges.get_or_create(&KeyExchange { listener: Name(listener), group: Name(group) }).inc();
+        }) as tls::OnGroup),
+    )
 }
 
 impl Running {

@@ -61,8 +61,7 @@ impl Origins {
         }
         let (scheme, host, port) = parsed;
         // Plain HTTP is a trustworthy origin on this machine only.
-        (scheme == "https" || self.development)
-            && self.own.iter().any(|(own, ports)| *own == host && ports.contains(&port))
+        (scheme == "https" || self.development) && self.own.iter().any(|(own, ports)| *own == host && ports.contains(&port))
     }
 }
 
@@ -81,7 +80,13 @@ mod tests {
     #[test]
     fn in_development_only_this_servers_pages_on_this_machine_connect() {
         let origins = Origins::new(&Config::default(), &addresses());
-        for yes in ["http://localhost:8433", "https://localhost:4433", "http://127.0.0.1:8433", "http://[::1]:8433", "http://LOCALHOST:8433"] {
+        for yes in [
+            "http://localhost:8433",
+            "https://localhost:4433",
+            "http://127.0.0.1:8433",
+            "http://[::1]:8433",
+            "http://LOCALHOST:8433",
+        ] {
             assert!(origins.allows(Some(yes)), "{yes}");
         }
         for no in [
@@ -120,7 +125,13 @@ mod tests {
         ] {
             assert!(origins.allows(Some(yes)), "{yes}");
         }
-        for no in ["http://chat.example", "https://chat.example:1", "https://alt.example", "http://app.example", "http://localhost:8433"] {
+        for no in [
+            "http://chat.example",
+            "https://chat.example:1",
+            "https://alt.example",
+            "http://app.example",
+            "http://localhost:8433",
+        ] {
             assert!(!origins.allows(Some(no)), "{no}");
         }
     }

@@ -12,8 +12,9 @@ use tokio::{net::TcpStream, task::JoinSet};
 use super::{
     Connection, Error, Info, Kind, Trust,
     quic::{self, Streams},
-    tls, webtransport,
+    tls,
     websocket::{self, Role, Socket},
+    webtransport,
 };
 use crate::core::{frame::ALPN, limits::Limits};
 

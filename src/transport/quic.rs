@@ -1,11 +1,6 @@
 //! Raw QUIC with ALPN `waxwing/1`, and what WebTransport shares with it: the endpoint, its limits, one stream of frames.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use quinn::{ReadError, SendStream, VarInt, WriteError};
@@ -178,11 +173,7 @@ pub(super) fn webtransport_connection(
 fn assemble(streams: Arc<Streams>, send: Send, receive: Receive, info: Info, frame_max: u32) -> Connection {
     let reader = Reader { stream: receive, streams: Arc::clone(&streams) };
     let writer = Writer { stream: send, streams, pending: Vec::new() };
-    Connection {
-        info,
-        reader: FrameReader::new(Source::Quic(reader), frame_max),
-        writer: FrameWriter::new(Sink::Quic(writer)),
-    }
+    Connection { info, reader: FrameReader::new(Source::Quic(reader), frame_max), writer: FrameWriter::new(Sink::Quic(writer)) }
 }
 
 /// The TLS exporter of a QUIC connection.

@@ -148,11 +148,7 @@ fn read_chain(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, Er
 ///
 /// # Errors
 /// [`Error::Rustls`] when key and certificate do not fit.
-pub fn server_config(
-    provider: Arc<CryptoProvider>,
-    identity: Identity,
-    alpn: &[&[u8]],
-) -> Result<rustls::ServerConfig, Error> {
+pub fn server_config(provider: Arc<CryptoProvider>, identity: Identity, alpn: &[&[u8]]) -> Result<rustls::ServerConfig, Error> {
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, backends::FileBackend};
 
 const ENTRIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("entries");
 
@@ -57,11 +57,15 @@ impl FileStore {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let file = options.open(path).map_err(failed)?;
-        let database = match Database::builder().set_cache_size(8 << 20).create_file(file) {
-            Ok(database) => database,
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::InUse(path.to_owned())),
-            Err(error) => return Err(StoreError::Database { path: path.to_owned(), source: error.into() }),
+        let open_failed = |error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(path.to_owned()),
+            other => StoreError::Database { path: path.to_owned(), source: other.into() },
         };
+        let database =
+            match Database::builder().set_cache_size(8 << 20).create_with_backend(FileBackend::new(file).map_err(open_failed)?) {
+                Ok(database) => database,
+                Err(error) => return Err(StoreError::Database { path: path.to_owned(), source: error.into() }),
+            };
         Ok(Self { path: path.to_owned(), database })
     }
 

@@ -2,7 +2,10 @@
 
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE},
+    header::{
+        CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+        SEC_WEBSOCKET_VERSION, UPGRADE,
+    },
     upgrade::OnUpgrade,
 };
 use hyper_util::{rt::TokioIo, server::conn::auto};

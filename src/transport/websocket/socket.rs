@@ -63,11 +63,7 @@ impl AsyncWrite for Socket {
         each!(self, socket => socket.poll_shutdown(cx))
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         each!(self, socket => socket.poll_write_vectored(cx, bufs))
     }
 
