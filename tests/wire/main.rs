@@ -10,7 +10,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use waxwing::core::{
     close::CloseCode,
-    frame::{self, ClientFrame, DecodeError, Item, Page, Position, Publish, ServerFrame},
+    frame::{self, ClientFrame, DecodeError, Item, Operation, Page, Position, Publish, ServerFrame},
     id::{Digest, LogId, ProducerId, RoomId},
 };
 
@@ -86,6 +86,22 @@ fn the_samples_hold_every_variant() {
     }
     assert_eq!(client, (0..13).collect());
     assert_eq!(server, (0..15).collect());
+}
+
+#[test]
+fn the_document_lists_every_refusal_and_close_code() {
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "docs", "protocol.md"].iter().collect();
+    let document = fs::read_to_string(path).unwrap();
+    for why in samples::refusals() {
+        let frame = ServerFrame::Failed { room: RoomId([0; 16]), what: Operation::Create, why }.encode();
+        let row = format!("| {} | `{}` |", frame[18], why.name());
+        assert!(document.contains(&row), "missing {row}");
+    }
+    for code in CloseCode::ALL {
+        let number = ServerFrame::Closing { code, retry_after_ms: 0 }.encode()[1];
+        let row = format!("| {number} | `{}` | {} |", code.name(), code.websocket());
+        assert!(document.contains(&row), "missing {row}");
+    }
 }
 
 #[test]
