@@ -28,7 +28,7 @@ class Leader {
   #again = false;
 
   async lead() {
-    await init();
+    await init({module_or_path: new URL('./waxwing_bg.wasm', import.meta.url)});
     this.#store = await Store.open();
     this.#core = new Core(location.origin);
     for (const [name, bytes] of await this.#store.all()) {
