@@ -104,7 +104,8 @@ fn fresh() -> Vectors {
     };
     let epoch = keys.epoch();
     let long = "wax ".repeat(400);
-    let kinds = [(Kind::Room, Message::Text("hello".into())), (Kind::Room, Message::Text(long)), (Kind::Ephemeral, Message::Typing)];
+    let kinds =
+        [(Kind::Room, Message::Text("hello".into())), (Kind::Room, Message::Text(long)), (Kind::Ephemeral, Message::Typing)];
     let in_room = kinds.map(|(kind, content)| {
         let seen = Seen { log: LogId(rng.bytes()), seq: 12, chain: Digest(rng.bytes()) };
         let (session, previous) = (ProducerId(rng.bytes()), Digest(rng.bytes()));
@@ -122,8 +123,13 @@ fn fresh() -> Vectors {
     });
     let sender = hex(&identity.device().0);
     let issuer = hex(&identity.certificate().hash().0);
-    let hand_over =
-        HandOverKeys { inbox: hex(&inbox.0), seed: hex(&seed), public: hex(&public.to_bytes()), issuer, purpose: "a purpose".into() };
+    let hand_over = HandOverKeys {
+        inbox: hex(&inbox.0),
+        seed: hex(&seed),
+        public: hex(&public.to_bytes()),
+        issuer,
+        purpose: "a purpose".into(),
+    };
     Vectors {
         room: Group { keys, sender: sender.clone(), envelopes: in_room.into() },
         hand_over: Group { keys: hand_over, sender, envelopes: handed.into() },
@@ -143,8 +149,7 @@ fn open_all(vectors: &Vectors) {
     let (private, public) = XWingPrivate::from_seed(&array(&keys.seed));
     let (inbox, issuer) = (RoomId(array(&keys.inbox)), Digest(array(&keys.issuer)));
     for sealed in &hand_over.envelopes {
-        let opened =
-            message::open_hand_over(&private, &public, inbox, &keys.purpose, issuer, &unhex(&sealed.envelope)).unwrap();
+        let opened = message::open_hand_over(&private, &public, inbox, &keys.purpose, issuer, &unhex(&sealed.envelope)).unwrap();
         let body: String = opened.verify_with(|_| Some(DeviceKey(array(&hand_over.sender)))).unwrap();
         assert_eq!(hex(&postcard::to_allocvec(&body).unwrap()), sealed.body);
     }
