@@ -1,1 +1,232 @@
-//! Metrics.
+//! Metrics, in the Prometheus text format. Typed fields: a metric that is not here cannot be bumped by a misspelt name.
+//!
+//! Everything is an atomic; families keep their members behind a lock that is only read once a member exists.
+
+use std::{fmt::Write as _, sync::Arc};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use crate::{
+    core::close::{CloseCode, Refusal},
+    transport::Kind,
+};
+
+/// A label value that is a fixed name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Name(pub &'static str);
+
+impl EncodeLabelValue for Name {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(self.0)
+    }
+}
+
+/// `transport="ws"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Transport {
+    /// [`Kind::name`].
+    pub transport: Name,
+}
+
+/// `reason="…"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    /// A short name.
+    pub reason: Name,
+}
+
+/// `transport="tcp", group="…"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KeyExchange {
+    /// `tcp` or `udp`.
+    pub listener: Name,
+    /// `X25519MLKEM768`, or `other`.
+    pub group: Name,
+}
+
+/// A family with one counter for each reason.
+pub type ByReason = Family<Reason, Counter>;
+
+/// What the server counts. Share it in an [`Arc`].
+#[derive(Debug)]
+pub struct Metrics {
+    /// Open connections.
+    pub connections: Family<Transport, Gauge>,
+    /// Connections accepted since the start.
+    pub connections_accepted: Family<Transport, Counter>,
+    /// Connection attempts that came to nothing: TLS, HTTP, origin, limits, time-outs.
+    pub handshake_failures: ByReason,
+    /// Connections that ended, by close code.
+    pub closes: ByReason,
+    /// TLS handshakes by key exchange group.
+    pub key_exchanges: Family<KeyExchange, Counter>,
+    /// Sessions that are logged in.
+    pub sessions: Gauge,
+    /// Rooms in memory.
+    pub rooms: Gauge,
+    /// Records delivered to subscribers.
+    pub deliveries: Counter,
+    /// Publishes acknowledged.
+    pub acks: Counter,
+    /// Ephemeral envelopes passed on.
+    pub ephemerals: Counter,
+    /// Operations refused, by reason.
+    pub refusals: ByReason,
+    /// Bytes that wait in outboxes.
+    pub outbox_bytes: Gauge,
+    /// Subscriptions that fell behind and are fed from the log.
+    pub catchups: Counter,
+    /// Payload bytes received.
+    pub received_bytes: Family<Transport, Counter>,
+    /// Payload bytes sent.
+    pub sent_bytes: Family<Transport, Counter>,
+    /// Appends in one commit.
+    pub commit_batch: Histogram,
+    /// Seconds that a commit took.
+    pub commit_seconds: Histogram,
+    /// Commits that failed.
+    pub commit_failures: Counter,
+    registry: Registry,
+}
+
+impl Metrics {
+    /// All at zero.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        let powers = |start: f64, count: u16| std::iter::successors(Some(start), |x| Some(x * 2.0)).take(count.into());
+        let mut metrics = Self {
+            connections: Family::default(),
+            connections_accepted: Family::default(),
+            handshake_failures: Family::default(),
+            closes: Family::default(),
+            key_exchanges: Family::default(),
+            sessions: Gauge::default(),
+            rooms: Gauge::default(),
+            deliveries: Counter::default(),
+            acks: Counter::default(),
+            ephemerals: Counter::default(),
+            refusals: Family::default(),
+            outbox_bytes: Gauge::default(),
+            catchups: Counter::default(),
+            received_bytes: Family::default(),
+            sent_bytes: Family::default(),
+            commit_batch: Histogram::new(powers(1.0, 13)),
+            commit_seconds: Histogram::new(powers(0.000_1, 16)),
+            commit_failures: Counter::default(),
+            registry: Registry::with_prefix("waxwing"),
+        };
+        metrics.register();
+        Arc::new(metrics)
+    }
+
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("connections", "Open connections", self.connections.clone());
+        r.register("connections_accepted", "Connections accepted", self.connections_accepted.clone());
+        r.register("handshake_failures", "Connection attempts that failed", self.handshake_failures.clone());
+        r.register("closes", "Connections ended, by close code", self.closes.clone());
+        r.register("key_exchanges", "TLS handshakes by key exchange group", self.key_exchanges.clone());
+        r.register("sessions", "Sessions logged in", self.sessions.clone());
+        r.register("rooms", "Rooms in memory", self.rooms.clone());
+        r.register("deliveries", "Records delivered to subscribers", self.deliveries.clone());
+        r.register("acks", "Publishes acknowledged", self.acks.clone());
+        r.register("ephemerals", "Ephemeral envelopes passed on", self.ephemerals.clone());
+        r.register("refusals", "Operations refused", self.refusals.clone());
+        r.register_with_unit("outbox", "Waiting in outboxes", Unit::Bytes, self.outbox_bytes.clone());
+        r.register("catchups", "Subscriptions that fell behind", self.catchups.clone());
+        r.register_with_unit("received", "Payload received", Unit::Bytes, self.received_bytes.clone());
+        r.register_with_unit("sent", "Payload sent", Unit::Bytes, self.sent_bytes.clone());
+        r.register("commit_batch_size", "Appends in one commit", self.commit_batch.clone());
+        r.register_with_unit("commit", "Duration of a commit", Unit::Seconds, self.commit_seconds.clone());
+        r.register("commit_failures", "Commits that failed", self.commit_failures.clone());
+    }
+
+    /// Counts an operation that was refused.
+    pub fn refused(&self, why: &Refusal) {
+        self.refusals.get_or_create(&Reason { reason: Name(why.name()) }).inc();
+    }
+
+    /// Counts a connection that ended.
+    pub fn closed(&self, code: CloseCode) {
+        self.closes.get_or_create(&Reason { reason: Name(code.name()) }).inc();
+    }
+
+    /// Counts a connection attempt that failed.
+    pub fn handshake_failed(&self, reason: &'static str) {
+        self.handshake_failures.get_or_create(&Reason { reason: Name(reason) }).inc();
+    }
+
+    /// Counts an accepted connection, until the guard is dropped.
+    #[must_use]
+    pub fn connected(self: &Arc<Self>, kind: Kind) -> ConnectionGauge {
+        let label = Transport { transport: Name(kind.name()) };
+        self.connections_accepted.get_or_create(&label).inc();
+        self.connections.get_or_create(&label).inc();
+        ConnectionGauge { metrics: Arc::clone(self), label }
+    }
+
+    /// Everything, as Prometheus reads it.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail; a metric that cannot be encoded leaves what came before it.
+        if encode(&mut text, &self.registry).is_err() {
+            let _ = writeln!(text, "# encoding failed");
+        }
+        text
+    }
+}
+
+/// An open connection in the metrics.
+#[derive(Debug)]
+pub struct ConnectionGauge {
+    metrics: Arc<Metrics>,
+    label: Transport,
+}
+
+impl ConnectionGauge {
+    /// Adds to the bytes of its transport.
+    pub fn count_bytes(&self, received: u64, sent: u64) {
+        self.metrics.received_bytes.get_or_create(&self.label).inc_by(received);
+        self.metrics.sent_bytes.get_or_create(&self.label).inc_by(sent);
+    }
+}
+
+impl Drop for ConnectionGauge {
+    fn drop(&mut self) {
+        self.metrics.connections.get_or_create(&self.label).dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_what_is_told() {
+        let metrics = Metrics::new();
+        let guard = metrics.connected(Kind::WebSocket);
+        drop(metrics.connected(Kind::WebSocket));
+        guard.count_bytes(3, 4);
+        metrics.refused(&Refusal::RoomFull);
+        metrics.closed(CloseCode::Idle);
+        metrics.commit_seconds.observe(0.001);
+        let text = metrics.encode();
+        for line in [
+            r#"waxwing_connections{transport="ws"} 1"#,
+            r#"waxwing_connections_accepted_total{transport="ws"} 2"#,
+            r#"waxwing_received_bytes_total{transport="ws"} 3"#,
+            r#"waxwing_refusals_total{reason="room_full"} 1"#,
+            r#"waxwing_closes_total{reason="idle"} 1"#,
+            "waxwing_commit_seconds_count 1",
+            "waxwing_outbox_bytes 0",
+            "# EOF",
+        ] {
+            assert!(text.contains(line), "{line}\nis not in\n{text}");
+        }
+    }
+}

@@ -115,7 +115,11 @@ impl Outbox {
         };
         let item = Item { number, out, sent: false, refused: None };
         let persist = vec![self.persist_item(&item), self.persist_record()];
-        if first && sealed == 0 { self.items.push_front(item) } else { self.items.push_back(item) }
+        if first && sealed == 0 {
+            self.items.push_front(item)
+        } else {
+            self.items.push_back(item)
+        }
         persist
     }
 

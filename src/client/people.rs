@@ -96,10 +96,8 @@ impl Client {
         let me = self.me.as_ref().ok_or(BackupError::NotABackup)?;
         let mut devices = me.record.own_devices.clone();
         devices.push(me.identity.certificate().clone());
-        let rooms =
-            self.rooms.values().filter_map(|room| Some((room.origin().to_owned(), room.keyring()?.clone()))).collect();
-        let record =
-            BackupRecord { format: 1, user: me.record.secrets.user, name: me.record.name.clone(), devices, rooms };
+        let rooms = self.rooms.values().filter_map(|room| Some((room.origin().to_owned(), room.keyring()?.clone()))).collect();
+        let record = BackupRecord { format: 1, user: me.record.secrets.user, name: me.record.name.clone(), devices, rooms };
         backup::encrypt(&encode(&record), passphrase, &mut self.rng)
     }
 

@@ -528,7 +528,9 @@ impl Client {
                 let text = format!("messages {} to {after} are no longer on the server: they cannot be checked", head + 1);
                 self.notice(Level::Info, &text, Some(log));
             }
-            Some(known) if after == head && known != chain => return self.contradiction(log, "the server's history is not the one that this device has seen"),
+            Some(known) if after == head && known != chain => {
+                return self.contradiction(log, "the server's history is not the one that this device has seen");
+            }
             _ => {}
         }
         let Some(room) = self.rooms.get_mut(&log) else { return };
@@ -574,7 +576,11 @@ impl Client {
         let seq = room.timeline.head();
         let mut persist = vec![(log_key(id, seq), Some(encode(&record)))];
         if let Applied::Message { opened, check } = applied {
-            let mine = room.timeline.members().get(&opened.leaf).is_some_and(|joined| joined.join.certificate.device == me.identity.device());
+            let mine = room
+                .timeline
+                .members()
+                .get(&opened.leaf)
+                .is_some_and(|joined| joined.join.certificate.device == me.identity.device());
             if mine {
                 persist.extend(room.outbox.found_in_log(opened.message).into_iter().flatten());
             }
@@ -717,7 +723,8 @@ impl Client {
         let Some(room) = self.rooms.get(&id) else { return };
         match (what, why) {
             (Operation::Subscribe, Refusal::CursorAhead { head }) if log == id => {
-                let text = format!("the server has only {head} of the {} messages that this device has seen", room.timeline.head());
+                let text =
+                    format!("the server has only {head} of the {} messages that this device has seen", room.timeline.head());
                 self.contradiction(id, &text);
             }
             (Operation::Enter | Operation::Subscribe, Refusal::NoAccess | Refusal::BadProof) => {
@@ -923,7 +930,8 @@ impl Client {
         let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
         let (Some(keyring), Ok(public)) = (room.keyring(), certificate.verify()) else { return };
         let seen = room.record.log.map_or(keyring.seen, |log| room.timeline.seen(log));
-        let keyring = Keyring { issuer: me.identity.certificate().clone(), counter: keyring.counter + 1, seen, ..keyring.clone() };
+        let keyring =
+            Keyring { issuer: me.identity.certificate().clone(), counter: keyring.counter + 1, seen, ..keyring.clone() };
         if let Ok((inbox, envelope)) = keyring.seal(&public, FOR_DEVICE, &me.identity, &mut self.rng) {
             let letter = self.letter(Letter::Envelope(envelope), now_ms);
             people::post(self, inbox, letter);

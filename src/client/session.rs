@@ -65,7 +65,13 @@ enum State {
 }
 
 /// A hello with a fresh nonce.
-pub(super) fn hello(authority: &str, token: &Bytes, device: DeviceKey, connected: Connected<'_>, rng: &mut ClientRandom) -> Hello {
+pub(super) fn hello(
+    authority: &str,
+    token: &Bytes,
+    device: DeviceKey,
+    connected: Connected<'_>,
+    rng: &mut ClientRandom,
+) -> Hello {
     Hello {
         version: PROTOCOL_VERSION,
         nonce: Nonce(rng.bytes()),

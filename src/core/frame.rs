@@ -397,13 +397,13 @@ pub fn put_delimited(out: &mut Vec<u8>, frame: &[u8]) {
     out.extend_from_slice(frame);
 }
 
-/// Takes the first complete frame from `buffer`.
+/// Where the first frame of `buffer` lies, as (start, end) after its length; `end` may be beyond what has arrived.
 ///
-/// Returns `None` when more bytes are needed.
+/// Returns `None` while the length itself is incomplete.
 ///
 /// # Errors
 /// [`DecodeError::TooLarge`] or [`DecodeError::Prefix`] as soon as the length shows it.
-pub fn take_delimited(buffer: &mut Bytes, max: u32) -> Result<Option<Bytes>, DecodeError> {
+pub fn peek_delimited(buffer: &[u8], max: u32) -> Result<Option<(usize, usize)>, DecodeError> {
     let mut len: u32 = 0;
     for (index, byte) in buffer.iter().take(5).enumerate() {
         let bits = u32::from(byte & 0x7f);
@@ -416,14 +416,24 @@ pub fn take_delimited(buffer: &mut Bytes, max: u32) -> Result<Option<Bytes>, Dec
                 return Err(DecodeError::TooLarge { len, max });
             }
             let start = index + 1;
-            let end = start + len as usize;
-            if buffer.len() < end {
-                return Ok(None);
-            }
-            let frame = buffer.slice(start..end);
-            *buffer = buffer.slice(end..);
-            return Ok(Some(frame));
+            return Ok(Some((start, start + len as usize)));
         }
     }
     if buffer.len() >= 5 { Err(DecodeError::Prefix) } else { Ok(None) }
+}
+
+/// Takes the first complete frame from `buffer`.
+///
+/// Returns `None` when more bytes are needed.
+///
+/// # Errors
+/// [`DecodeError::TooLarge`] or [`DecodeError::Prefix`] as soon as the length shows it.
+pub fn take_delimited(buffer: &mut Bytes, max: u32) -> Result<Option<Bytes>, DecodeError> {
+    match peek_delimited(buffer, max)? {
+        Some((start, end)) if end <= buffer.len() => {
+            let frame = buffer.split_to(end).slice(start..);
+            Ok(Some(frame))
+        }
+        _ => Ok(None),
+    }
 }

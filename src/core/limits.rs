@@ -40,6 +40,8 @@ pub struct Limits {
     pub recent_bytes_max: u32,
     /// Sessions in one room up to which the room tells who is present. Default 256.
     pub presence_sessions_max: u32,
+    /// Sessions that one device may have open at a time. Default 16.
+    pub sessions_per_device_max: u32,
 }
 
 impl Default for Limits {
@@ -62,6 +64,7 @@ impl Default for Limits {
             page_bytes_max: 64 << 10,
             recent_bytes_max: 64 << 10,
             presence_sessions_max: 256,
+            sessions_per_device_max: 16,
         }
     }
 }

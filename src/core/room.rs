@@ -199,6 +199,42 @@ impl RoomLog {
         self.pending.pop_front()
     }
 
+    /// Takes back the newest publish, which was not submitted after all: its seq and its producer's number are free again.
+    ///
+    /// A producer whose ring was full has forgotten one more of its oldest publishes: a retry of that one is `Expired`.
+    pub fn unpublish_last(&mut self) -> Option<Append> {
+        let append = self.pending.pop_back()?;
+        self.assigned.head = append.seq - 1;
+        self.assigned.chain = self.pending.back().map_or(self.durable.chain, |last| last.chain);
+        self.assigned.bytes -= append.envelope.len() as u64;
+        if let Some(state) = self.producers.get_mut(&append.producer) {
+            state.last -= 1;
+            state.ring.pop_back();
+            if state.last == 0 {
+                self.producers.remove(&append.producer);
+            }
+        }
+        Some(append)
+    }
+
+    /// Envelope bytes of the oldest pending append.
+    #[must_use]
+    pub fn next_pending_bytes(&self) -> Option<usize> {
+        self.pending.front().map(|append| append.envelope.len())
+    }
+
+    /// The chain value at `seq`, if memory has it.
+    #[must_use]
+    pub fn chain_at(&self, seq: Seq) -> Option<Digest> {
+        if seq == self.durable.head {
+            return Some(self.durable.chain);
+        }
+        if seq + 1 == self.durable.floor {
+            return Some(self.durable.floor_chain);
+        }
+        self.recent.after(seq, 0).map(|(chain, _)| chain)
+    }
+
     /// What follows `after`, if memory has it: as many as fit `bytes_max`, at least one. `None`: ask the engine. An `after`
     /// at the head gives an empty page.
     #[must_use]
@@ -360,6 +396,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_submitted_is_taken_back() {
+        let mut room = room();
+        go(&mut room, 1, 1);
+        let before = format!("{room:?}");
+        go(&mut room, 2, 2);
+        assert_eq!(room.unpublish_last().map(|append| append.seq), Some(2));
+        assert_eq!(format!("{room:?}"), before);
+        assert!(matches!(go(&mut room, 2, 3), Verdict::Append(append) if append.seq == 2), "with other bytes, even");
+        room.unpublish_last();
+        room.unpublish_last();
+        assert_eq!((room.is_quiet(), room.unpublish_last(), room.producers.len()), (true, None, 0));
+        let Verdict::Append(append) = go(&mut room, 1, 9) else { panic!() };
+        assert_eq!(append.chain, chain::next(ROOM, chain::start(ROOM), 1, &envelope(9, 1)));
+    }
+
+    #[test]
     fn producers_are_limited_and_idle_ones_make_way() {
         let mut room = room();
         let limits = Limits { producers_per_device_max: 2, ..Limits::default() };
@@ -406,6 +458,10 @@ mod tests {
             assert_eq!((page.first, page.chain, page.items.len()), (after as u64 + 1, chains[after], 5 - after));
         }
         assert_eq!(room.recent_after(2, 1).unwrap().items.len(), 1, "at least one");
+        assert_eq!(
+            [0, 1, 2, 5, 6].map(|seq| room.chain_at(seq)),
+            [Some(chains[0]), None, Some(chains[2]), Some(chains[5]), None]
+        );
         assert_eq!(room.recent_after(6, 1), None);
     }
 }

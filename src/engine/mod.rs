@@ -6,7 +6,7 @@
 
 pub mod redb;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::core::{
     id::{RoomId, Seq},
@@ -88,6 +88,9 @@ pub enum Failure {
     /// process starts again.
     #[error("the write failed; its outcome is unknown")]
     OutcomeUnknown,
+    /// A record before this one was not stored, so this one cannot be; nothing was stored.
+    #[error("a record before this one was not stored")]
+    Gap,
     /// The read failed; nothing changed.
     #[error("the read failed")]
     Read,
@@ -113,6 +116,32 @@ pub trait Complete: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the engine's queue is full")]
 pub struct Busy;
+
+/// Hears how an engine fares, for metrics. Called from the engine's threads; it must not block.
+pub trait Observer: Send + Sync {
+    /// A batch is on disk: its writes, their envelope bytes, and how long storing and syncing took.
+    fn committed(&self, requests: usize, bytes: usize, took: Duration) {
+        let _ = (requests, bytes, took);
+    }
+
+    /// A load or read was answered with so many envelope bytes.
+    fn read(&self, bytes: usize, took: Duration) {
+        let _ = (bytes, took);
+    }
+
+    /// A request failed.
+    fn failed(&self, failure: Failure) {
+        let _ = failure;
+    }
+
+    /// The engine became unhealthy: no write can succeed until the process starts again.
+    fn latched(&self, why: &str) {
+        let _ = why;
+    }
+}
+
+/// Hears nothing.
+impl Observer for () {}
 
 /// A durable log store.
 pub trait Engine: Send + Sync {

@@ -1,1 +1,179 @@
-//! router.
+//! The router: rooms hashed over shards, one owner each; cursors and outboxes.
+//!
+//! [`shard::Shard`] is pure: messages in, frames into [`outbox::Outbox`]es and requests to the engine out; no task, clock
+//! or socket. [`task`] runs shards on tokio. A room belongs to exactly one shard, so its order needs no lock; a connection
+//! belongs to nobody: its writer takes what shards put into its outbox.
+
+mod delivery;
+pub mod outbox;
+mod presence;
+mod room;
+pub mod shard;
+pub mod task;
+
+pub use task::{Config, Handle, Stopped};
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use crate::core::{
+    close::{CloseCode, Refusal},
+    id::{DeviceKey, Digest},
+    limits::Limits,
+};
+
+use outbox::Outbox;
+
+/// Names a connection within this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// What shards know of an authenticated connection.
+#[derive(Debug)]
+pub struct Conn {
+    /// Its name.
+    pub id: ConnId,
+    /// Who it is.
+    pub device: DeviceKey,
+    /// Its login, which access proofs sign.
+    pub binding: Digest,
+    /// What waits to be written to it.
+    pub outbox: Arc<Outbox>,
+    /// What its device uses, over all of its connections.
+    pub usage: Arc<Usage>,
+    rooms: AtomicU32,
+}
+
+impl Conn {
+    /// A connection that has entered no room.
+    #[must_use]
+    pub const fn new(id: ConnId, device: DeviceKey, binding: Digest, outbox: Arc<Outbox>, usage: Arc<Usage>) -> Self {
+        Self { id, device, binding, outbox, usage, rooms: AtomicU32::new(0) }
+    }
+
+    /// Counts one more entered room.
+    fn enter(&self, limits: &Limits) -> Result<(), Refusal> {
+        let more = |rooms: u32| (rooms < limits.rooms_per_session_max).then_some(rooms + 1);
+        self.rooms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map(drop).map_err(|_| Refusal::TooManyRooms)
+    }
+
+    fn leave(&self) {
+        self.rooms.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+const HOUR_MS: u64 = 3600 * 1000;
+
+/// What one device uses, over all of its connections and all shards.
+#[derive(Debug, Default)]
+pub struct Usage(Mutex<Used>);
+
+#[derive(Debug, Default)]
+struct Used {
+    sessions: u32,
+    /// Rooms made since `since_ms`.
+    created: u32,
+    since_ms: u64,
+}
+
+impl Usage {
+    fn with<T>(&self, change: impl FnOnce(&mut Used) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Counts one more room that the device makes.
+    fn create(&self, now_ms: u64, limits: &Limits) -> Result<(), Refusal> {
+        self.with(|used| {
+            if now_ms.saturating_sub(used.since_ms) >= HOUR_MS {
+                (used.created, used.since_ms) = (0, now_ms);
+            }
+            if used.created >= limits.rooms_created_per_hour_max {
+                return Err(Refusal::TooManyRooms);
+            }
+            used.created += 1;
+            Ok(())
+        })
+    }
+
+    fn is_idle(&self, now_ms: u64) -> bool {
+        self.with(|used| used.sessions == 0 && (used.created == 0 || now_ms.saturating_sub(used.since_ms) >= HOUR_MS))
+    }
+}
+
+/// Every device that has a session, or made a room within the last hour. Asked at login and at the end of a session only.
+#[derive(Debug, Default)]
+pub struct Devices {
+    used: Mutex<HashMap<DeviceKey, Arc<Usage>>>,
+}
+
+impl Devices {
+    /// Fewest entries at which idle ones are looked for.
+    const SWEEP_MIN: usize = 1024;
+
+    /// Counts one more session of `device`.
+    ///
+    /// # Errors
+    /// [`CloseCode::Overloaded`] when it has as many as it may.
+    pub fn open(&self, device: DeviceKey, now_ms: u64, limits: &Limits) -> Result<DeviceSession, CloseCode> {
+        let mut devices = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if devices.len() >= Self::SWEEP_MIN && devices.len() == devices.capacity() {
+            devices.retain(|_, usage| !usage.is_idle(now_ms));
+        }
+        let usage = Arc::clone(devices.entry(device).or_default());
+        usage.with(|used| {
+            if used.sessions >= limits.sessions_per_device_max {
+                return Err(CloseCode::Overloaded);
+            }
+            used.sessions += 1;
+            Ok(())
+        })?;
+        Ok(DeviceSession(usage))
+    }
+}
+
+/// Counts a session of a device until it is dropped.
+#[derive(Debug)]
+pub struct DeviceSession(Arc<Usage>);
+
+impl DeviceSession {
+    /// What the device uses.
+    #[must_use]
+    pub fn usage(&self) -> Arc<Usage> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Drop for DeviceSession {
+    fn drop(&mut self) {
+        self.0.with(|used| used.sessions -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_and_creations_are_limited_per_device() {
+        let limits = Limits { sessions_per_device_max: 2, rooms_created_per_hour_max: 1, ..Limits::default() };
+        let devices = Devices::default();
+        let device = DeviceKey([1; 32]);
+        let first = devices.open(device, 0, &limits).unwrap();
+        let second = devices.open(device, 0, &limits).unwrap();
+        assert_eq!(devices.open(device, 0, &limits).map(drop), Err(CloseCode::Overloaded));
+        assert!(devices.open(DeviceKey([2; 32]), 0, &limits).is_ok());
+        assert_eq!(first.usage().create(5, &limits), Ok(()));
+        assert_eq!(second.usage().create(6, &limits), Err(Refusal::TooManyRooms), "counted over its sessions");
+        assert_eq!(second.usage().create(HOUR_MS, &limits), Ok(()));
+        drop(first);
+        assert!(devices.open(device, 0, &limits).is_ok());
+        drop(second);
+        assert!(!devices.used.lock().unwrap()[&device].is_idle(HOUR_MS), "its creations are remembered");
+        assert!(devices.used.lock().unwrap()[&device].is_idle(2 * HOUR_MS));
+    }
+}

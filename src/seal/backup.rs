@@ -3,7 +3,10 @@
 //! `"waxwing-backup" ‖ format (1) ‖ memory KiB u32 LE ‖ passes u32 LE ‖ salt (16) ‖ nonce (12) ‖ AES-256-GCM(key, payload)`, key =
 //! Argon2id(passphrase, salt) (RFC 9106); everything before the ciphertext is the AAD.
 
-use aes_gcm::{Aes256Gcm, KeyInit as _, aead::{Aead as _, Payload}};
+use aes_gcm::{
+    Aes256Gcm, KeyInit as _,
+    aead::{Aead as _, Payload},
+};
 use zeroize::Zeroizing;
 
 use super::Random;

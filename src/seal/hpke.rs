@@ -160,7 +160,13 @@ pub fn open_x25519(
 ///
 /// # Errors
 /// [`HpkeError`].
-pub fn open_xwing(with: &XWingPrivate, enc: &[u8], info: &[u8], aad: &[u8], ciphertext: &[u8]) -> Result<(Vec<u8>, Binder), HpkeError> {
+pub fn open_xwing(
+    with: &XWingPrivate,
+    enc: &[u8],
+    info: &[u8],
+    aad: &[u8],
+    ciphertext: &[u8],
+) -> Result<(Vec<u8>, Binder), HpkeError> {
     open::<XWing>(&OpModeR::Base, &with.0, enc, info, aad, ciphertext)
 }
 
@@ -172,7 +178,8 @@ fn seal<K: Kem>(
     rng: &mut impl CryptoRng,
     plaintext: impl FnOnce(&[u8], &Binder) -> Vec<u8>,
 ) -> Result<(Vec<u8>, Vec<u8>), HpkeError> {
-    let (enc, mut context) = setup_sender_with_rng::<AesGcm128, HkdfSha256, K>(mode, to, info, rng).map_err(|_| HpkeError::Key)?;
+    let (enc, mut context) =
+        setup_sender_with_rng::<AesGcm128, HkdfSha256, K>(mode, to, info, rng).map_err(|_| HpkeError::Key)?;
     let enc = enc.to_bytes().to_vec();
     let mut binder = [0; 32];
     context.export(BINDER_CONTEXT, &mut binder).map_err(|_| HpkeError::Key)?;

@@ -161,8 +161,7 @@ pub fn seal_hand_over(
     check_size(header.suite, header.kind, body)?;
     let info = info(&header, &hand_over(identity.certificate().hash(), to, purpose));
     let header = header.to_bytes();
-    let (enc, ciphertext) =
-        seal_xwing(to, &info, &header, rng, |enc, binder| plaintext(identity, &header, enc, binder, body))?;
+    let (enc, ciphertext) = seal_xwing(to, &info, &header, rng, |enc, binder| plaintext(identity, &header, enc, binder, body))?;
     Ok(assemble(&header, &enc, &ciphertext))
 }
 

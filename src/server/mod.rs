@@ -1,1 +1,257 @@
-//! server.
+//! The edge: listeners, admission, the page, the ops endpoint, and a clean stop.
+//!
+//! This layer turns sockets into [`Connection`]s and hands each to a [`Handler`]; what is said on it is the driver's.
+
+pub mod admission;
+pub mod auth;
+pub mod certificate;
+pub mod clock;
+pub mod driver;
+mod http;
+mod listen;
+mod ops;
+pub mod origin;
+pub mod page;
+mod tcp;
+mod udp;
+
+use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::Config,
+    metrics::{KeyExchange, Metrics, Name},
+    transport::{Connection, tls},
+};
+use admission::{Admission, Permit};
+use auth::Authenticator;
+use origin::Origins;
+
+/// What serves a connection, until it ends.
+pub type Handler = Arc<dyn Fn(Connection, Permit, Arc<Shared>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// Where a running server listens.
+#[derive(Debug, Clone, Default)]
+pub struct Addresses {
+    /// TLS over TCP, and QUIC over UDP.
+    pub tls: Vec<SocketAddr>,
+    /// Without TLS.
+    pub plain: Vec<SocketAddr>,
+    /// Health and metrics.
+    pub ops: Vec<SocketAddr>,
+}
+
+/// What every connection may look at.
+pub struct Shared {
+    /// The configuration that is in effect.
+    pub config: Config,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Cancelled when the server stops: sessions say goodbye, listeners take nobody in.
+    pub stopping: CancellationToken,
+    /// Who may log in.
+    pub auth: Authenticator,
+    /// Where the server listens.
+    pub addresses: Addresses,
+    /// SHA-256 of the development certificate; `None` when the certificate is one of the public web.
+    pub fingerprint: Option<[u8; 32]>,
+    pub(super) origins: Origins,
+    pub(super) admission: Arc<Admission>,
+    tasks: TaskTracker,
+    abort: CancellationToken,
+    handler: Handler,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Whether clients should be sent here, and why not.
+    ///
+    /// # Errors
+    /// The reason, for `/readyz`.
+    pub fn ready(&self) -> Result<(), &'static str> {
+        if self.stopping.is_cancelled() { Err("the server is stopping") } else { Ok(()) }
+    }
+
+    fn handshake_timeout(&self) -> Duration {
+        Duration::from_millis(self.config.limits.handshake_timeout_ms.into())
+    }
+
+    /// Runs `task` until it is done or the server gives up waiting.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let abort = self.abort.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = abort.cancelled() => {}
+            }
+        });
+    }
+
+    /// Hands a connection to the handler.
+    async fn serve(self: Arc<Self>, connection: Connection, mut permit: Permit) {
+        permit.count(self.metrics.connected(connection.info.kind));
+        tracing::debug!(transport = %connection.info.kind, remote = %connection.info.remote, "connected");
+        let handler = Arc::clone(&self.handler);
+        handler(connection, permit, self).await;
+    }
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({key}): {source}")]
+    Listen {
+        /// The key of the configuration.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The certificate cannot be used.
+    #[error("the certificate cannot be used: {0}")]
+    Tls(#[from] tls::Error),
+    /// The development certificate cannot be made.
+    #[error("cannot make a development certificate: {0}")]
+    Certificate(#[from] certificate::Error),
+    /// The token secret cannot be used.
+    #[error(transparent)]
+    Auth(#[from] auth::SecretError),
+    /// Something else that has to do with files or sockets.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A server at work. Dropping it stops the listeners without grace; use [`Running::shutdown`].
+#[derive(Debug)]
+pub struct Running {
+    shared: Arc<Shared>,
+    endpoints: Vec<quinn::Endpoint>,
+}
+
+/// Starts a server that drives sessions.
+///
+/// # Errors
+/// [`StartError`]
+pub async fn start(config: Config) -> Result<Running, StartError> {
+    start_with(config, Metrics::new(), Arc::new(|connection, permit, shared| Box::pin(driver::drive(connection, permit, shared))))
+        .await
+}
+
+/// Starts a server that hands its connections to `handler`.
+///
+/// # Errors
+/// [`StartError`]
+#[expect(clippy::unused_async, reason = "it binds sockets to the runtime, and starting the store will take time")]
+pub async fn start_with(config: Config, metrics: Arc<Metrics>, handler: Handler) -> Result<Running, StartError> {
+    let auth = Authenticator::new(&config)?;
+    let (identity, fingerprint) = match (&config.cert, &config.key) {
+        (Some(cert), Some(key)) => (tls::Identity::read(cert, key)?, None),
+        _ => {
+            let identity = certificate::development(&config.certs_dir, clock::unix_seconds())?;
+            let fingerprint = identity.fingerprint();
+            (identity, Some(fingerprint))
+        }
+    };
+    let sockets = listen::bind(&config)?;
+    let tcp_tls = tls::server_config(counting(&metrics, "tcp"), identity.clone(), &[b"h2", b"http/1.1"])?;
+    let tcp_tls = tokio_rustls::TlsAcceptor::from(Arc::new(tcp_tls));
+    let quic = udp::server_config(counting(&metrics, "udp"), identity, &config.limits)?;
+    let endpoints = udp::endpoints(sockets.udp, &quic)?;
+
+    let addresses = sockets.addresses;
+    let shared = Arc::new(Shared {
+        origins: Origins::new(&config, &addresses),
+        admission: Admission::new(config.connections_max, config.connections_per_address_max),
+        metrics,
+        stopping: CancellationToken::new(),
+        auth,
+        addresses,
+        fingerprint,
+        tasks: TaskTracker::new(),
+        abort: CancellationToken::new(),
+        handler,
+        config,
+    });
+    let app = http::router(&shared);
+    for listener in sockets.tls {
+        shared.spawn(tcp::accept(
+            listener,
+            Some(tcp_tls.clone()),
+            app.clone(),
+            Arc::clone(&shared.admission),
+            Arc::clone(&shared),
+        ));
+    }
+    for listener in sockets.plain {
+        shared.spawn(tcp::accept(listener, None, app.clone(), Arc::clone(&shared.admission), Arc::clone(&shared)));
+    }
+    let ops = ops::router(&shared);
+    for listener in sockets.ops {
+        // A slot budget of its own: a full server can still be looked at.
+        shared.spawn(tcp::accept(listener, None, ops.clone(), Admission::new(64, 64), Arc::clone(&shared)));
+    }
+    for endpoint in &endpoints {
+        shared.spawn(udp::accept(endpoint.clone(), Arc::clone(&shared)));
+    }
+    Ok(Running { shared, endpoints })
+}
+
+/// The cryptography of a listener, counting key exchanges.
+fn counting(metrics: &Arc<Metrics>, listener: &'static str) -> Arc<rustls::crypto::CryptoProvider> {
+    let metrics = Arc::clone(metrics);
+    tls::counting_provider(
+        &(Arc::new(move |group| {
+            let group = if group == rustls::NamedGroup::X25519MLKEM768 { "X25519MLKEM768" } else { "other" };
+            metrics.key_exchanges.get_or_create(&KeyExchange { listener: Name(listener), group: Name(group) }).inc();
+        }) as tls::OnGroup),
+    )
+}
+
+impl Running {
+    /// What connections see.
+    #[must_use]
+    pub const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Where it listens; where port 0 was asked for, the port that was given.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.shared.addresses
+    }
+
+    /// Stops: takes nobody in, lets sessions say goodbye, waits at most the drain time, then ends what is left.
+    pub async fn shutdown(self) {
+        self.shared.stopping.cancel();
+        self.shared.tasks.close();
+        let drain = Duration::from_millis(self.shared.config.drain_timeout_ms.into());
+        if tokio::time::timeout(drain, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.shared.tasks.len(), "some connections did not end in time");
+        }
+        self.shared.abort.cancel();
+        self.shared.tasks.wait().await;
+        for endpoint in &self.endpoints {
+            endpoint.close(quinn::VarInt::from_u32(crate::core::close::CloseCode::GoingAway.quic()), b"going_away");
+        }
+        for endpoint in &self.endpoints {
+            // QUIC repeats its goodbye for a while in case it is lost; clients that heard it need no more.
+            let _ = tokio::time::timeout(Duration::from_millis(200), endpoint.wait_idle()).await;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shared.stopping.cancel();
+        self.shared.abort.cancel();
+    }
+}

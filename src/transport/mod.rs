@@ -1,1 +1,298 @@
-//! transport.
+//! Transports: WebSocket, WebTransport, raw QUIC and an in-memory pair, all behind one [`Connection`].
+//!
+//! A connection carries whole frames as opaque bytes, in order, in both directions. On QUIC and WebTransport they travel
+//! on one bidirectional stream that the client opens; on WebSocket in binary messages. Nothing here knows what a frame
+//! means: sessions do.
+
+use std::{fmt, io, net::SocketAddr};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::core::{
+    close::CloseCode,
+    frame::{self, DecodeError},
+};
+
+#[cfg(feature = "client")]
+pub mod connect;
+#[cfg(feature = "client")]
+pub mod discover;
+pub mod memory;
+pub mod quic;
+pub mod tls;
+pub mod websocket;
+pub mod webtransport;
+
+#[cfg(feature = "client")]
+pub use connect::{ConnectError, Target, connect};
+pub use tls::Trust;
+
+/// Bytes that an idle reader keeps room for. A larger frame grows the buffer for as long as it takes.
+const READ_BUFFER: usize = 2 << 10;
+/// Bytes that a close may take to reach the peer before the connection is dropped, in milliseconds.
+const CLOSE_TIMEOUT_MS: u64 = 1000;
+
+/// Which transport carries a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// WebSocket, over TLS or plain TCP (RFC 6455, RFC 8441).
+    WebSocket,
+    /// WebTransport over HTTP/3.
+    WebTransport,
+    /// QUIC with ALPN `waxwing/1`.
+    Quic,
+    /// Two ends in one process.
+    Memory,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::WebSocket, Self::WebTransport, Self::Quic, Self::Memory];
+
+    /// A short name: for metrics, logs and the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WebSocket => "ws",
+            Self::WebTransport => "wt",
+            Self::Quic => "quic",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What is known of a connection before its first frame.
+#[derive(Debug, Clone)]
+pub struct Info {
+    /// The transport.
+    pub kind: Kind,
+    /// The peer: at a server the client's address (as a trusted proxy reported it, if one did).
+    pub remote: SocketAddr,
+    /// The TLS exporter with label [`tls::EXPORTER_LABEL`] and an empty context (RFC 8446 §7.5). `None` without TLS.
+    pub exporter: Option<[u8; 32]>,
+    /// The authority (`host:port`) that the client dialled: from `Host` or `:authority`; on raw QUIC the name of the TLS
+    /// handshake, which has no port and is absent when an address was dialled.
+    pub authority: Option<String>,
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// What is known of it.
+    pub info: Info,
+    /// Frames from the peer.
+    pub reader: FrameReader,
+    /// Frames to the peer.
+    pub writer: FrameWriter,
+}
+
+/// Why a connection does not go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The peer closed it, and not with [`CloseCode::Normal`].
+    #[error("the peer closed the connection: {0}")]
+    Closed(CloseCode),
+    /// The peer's bytes are no frames, or a frame exceeds the limit.
+    #[error(transparent)]
+    Frame(#[from] DecodeError),
+    /// The peer broke RFC 6455.
+    #[error("malformed WebSocket message: {0}")]
+    WebSocket(&'static str),
+    /// It broke, or timed out.
+    #[error("the connection was lost: {0}")]
+    Lost(#[from] io::Error),
+}
+
+impl Error {
+    /// The close code that answers it, or that it carries.
+    #[must_use]
+    pub const fn close_code(&self) -> CloseCode {
+        match self {
+            Self::Closed(code) => *code,
+            Self::Frame(error) => error.close_code(),
+            Self::WebSocket(_) => CloseCode::Protocol,
+            Self::Lost(_) => CloseCode::Idle,
+        }
+    }
+
+    /// A short name for metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Closed(_) => "closed",
+            Self::Frame(_) => "frame",
+            Self::WebSocket(_) => "websocket",
+            Self::Lost(_) => "lost",
+        }
+    }
+}
+
+/// What a source of bytes has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fill {
+    /// Some bytes.
+    Bytes,
+    /// A message is complete: no frame may cross this point.
+    Boundary,
+    /// The peer sends nothing more.
+    End,
+}
+
+#[derive(Debug)]
+enum Source {
+    WebSocket(websocket::Reader),
+    Quic(quic::Reader),
+    Memory(memory::Reader),
+}
+
+/// The receiving half of a connection.
+#[derive(Debug)]
+pub struct FrameReader {
+    source: Source,
+    buffer: BytesMut,
+    frame_max: u32,
+    received: u64,
+}
+
+impl FrameReader {
+    fn new(source: Source, frame_max: u32) -> Self {
+        Self { source, buffer: BytesMut::new(), frame_max, received: 0 }
+    }
+
+    /// Frames larger than this many bytes are refused from now on. A connection starts with what its maker chose: at a
+    /// server the limit before authentication.
+    pub const fn set_frame_max(&mut self, bytes: u32) {
+        self.frame_max = bytes;
+    }
+
+    /// Payload bytes received so far.
+    #[must_use]
+    pub const fn received_bytes(&self) -> u64 {
+        self.received
+    }
+
+    /// The next frame; `None` when the peer has ended the connection in good order.
+    ///
+    /// Cancel-safe: a dropped future loses nothing.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing more can be received after one.
+    pub async fn recv(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            if let Some(frame) = self.take()? {
+                return Ok(Some(frame));
+            }
+            if self.buffer.is_empty() && self.buffer.capacity() > READ_BUFFER {
+                self.buffer = BytesMut::new();
+            }
+            let before = self.buffer.len();
+            let fill = match &mut self.source {
+                Source::WebSocket(reader) => reader.fill(&mut self.buffer).await?,
+                Source::Quic(reader) => reader.fill(&mut self.buffer).await?,
+                Source::Memory(reader) => reader.fill(&mut self.buffer).await?,
+            };
+            self.received += (self.buffer.len() - before) as u64;
+            match fill {
+                Fill::Bytes => {}
+                Fill::Boundary | Fill::End if !self.buffer.is_empty() => return Err(DecodeError::Truncated.into()),
+                Fill::Boundary => {}
+                Fill::End => return Ok(None),
+            }
+        }
+    }
+
+    /// A frame that has arrived whole.
+    fn take(&mut self) -> Result<Option<Bytes>, DecodeError> {
+        match frame::peek_delimited(&self.buffer, self.frame_max)? {
+            Some((start, end)) if end <= self.buffer.len() => {
+                self.buffer.advance(start);
+                Ok(Some(self.buffer.split_to(end - start).freeze()))
+            }
+            Some((_, end)) => {
+                self.buffer.reserve(end - self.buffer.len());
+                Ok(None)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Waits until the connection is closed, for any reason, discarding whatever still arrives, and tells the peer's
+    /// code. Bounded by the transport's idle time-out.
+    pub async fn closed(self) -> CloseCode {
+        match self.source {
+            Source::WebSocket(reader) => reader.closed().await,
+            Source::Quic(reader) => reader.closed().await,
+            Source::Memory(reader) => reader.closed().await,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Sink {
+    WebSocket(websocket::Writer),
+    Quic(quic::Writer),
+    Memory(memory::Writer),
+}
+
+/// The sending half of a connection.
+#[derive(Debug)]
+pub struct FrameWriter {
+    sink: Sink,
+    sent: u64,
+}
+
+impl FrameWriter {
+    const fn new(sink: Sink) -> Self {
+        Self { sink, sent: 0 }
+    }
+
+    /// Payload bytes sent so far.
+    #[must_use]
+    pub const fn sent_bytes(&self) -> u64 {
+        self.sent
+    }
+
+    /// Sends `frames`, in order, in one gathered write. Returns when the transport has taken all of them.
+    ///
+    /// A dropped future leaves the frames queued; the next call sends them first. So a caller that gives up on a slow
+    /// peer must also give up the connection.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing more can be sent after one.
+    pub async fn send(&mut self, frames: &[Bytes]) -> Result<(), Error> {
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let mut bytes = Vec::with_capacity(frames.iter().map(|frame| frame.len() + 5).sum());
+        for frame in frames {
+            frame::put_delimited(&mut bytes, frame);
+        }
+        self.sent += bytes.len() as u64;
+        match &mut self.sink {
+            Sink::WebSocket(writer) => writer.send(&bytes).await,
+            Sink::Quic(writer) => writer.send(bytes.into()).await,
+            Sink::Memory(writer) => writer.send(&bytes).await,
+        }
+    }
+
+    /// Ends the connection with `code`, after what was sent before has gone out; waits at most about a second for that.
+    /// The peer's reader sees the end; frames that it had not read are lost only if it stopped reading.
+    pub async fn close(self, code: CloseCode) {
+        let close = async {
+            match self.sink {
+                Sink::WebSocket(writer) => writer.close(code).await,
+                Sink::Quic(writer) => writer.close(code).await,
+                Sink::Memory(writer) => writer.close(code).await,
+            }
+        };
+        // A peer that takes nothing is dropped: there is nobody to tell.
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(CLOSE_TIMEOUT_MS), close).await;
+    }
+}

@@ -1,0 +1,228 @@
+//! One transaction of the writer. Each log row and producer row that it touches is read once and written once.
+
+use std::collections::BTreeMap;
+
+use redb::{ReadableTable as _, Table, WriteTransaction};
+
+use super::{
+    super::Failure,
+    tables::{self, Error, LogRow, ProducerKey, RecordKey},
+    write::Write,
+};
+use crate::core::{
+    id::{DeviceKey, LogId, RoomId, UnixMillis},
+    log::{Append, LogMeta, LogState, ProducerState, Stored},
+};
+
+/// An outbox that was idle for so long may be forgotten.
+pub(super) const PRODUCER_IDLE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+/// Records that are swept in one transaction: enough to be quick, few enough not to hold up who waits for an ack.
+const SWEEP_RECORDS: usize = 1000;
+
+pub(super) struct Batch<'t> {
+    logs: Table<'t, &'static [u8; 16], &'static [u8]>,
+    records: Table<'t, RecordKey, &'static [u8]>,
+    producers: Table<'t, &'static ProducerKey, &'static [u8]>,
+    deleting: Table<'t, &'static [u8; 16], ()>,
+    /// The logs that this batch has read; `None` where there is none (any more).
+    rows: BTreeMap<RoomId, Cached>,
+    /// The producers that this batch has changed.
+    states: BTreeMap<ProducerKey, ProducerState>,
+    deleted: Vec<LogId>,
+    full: bool,
+    changed: bool,
+}
+
+#[derive(Default)]
+struct Cached {
+    row: Option<LogRow>,
+    dirty: bool,
+}
+
+/// What a batch did.
+pub(super) struct Outcome {
+    /// Whether there is anything to commit.
+    pub(super) changed: bool,
+    /// Logs that were deleted: their rows are to be swept.
+    pub(super) deleted: Vec<LogId>,
+    /// Whether nothing is left of the log that was to be swept.
+    pub(super) swept: bool,
+}
+
+impl<'t> Batch<'t> {
+    /// `full`: the disk is at its reserve, so nothing but deletions is done.
+    pub(super) fn open(txn: &'t WriteTransaction, full: bool) -> Result<Self, Error> {
+        Ok(Self {
+            logs: txn.open_table(tables::LOGS)?,
+            records: txn.open_table(tables::RECORDS)?,
+            producers: txn.open_table(tables::PRODUCERS)?,
+            deleting: txn.open_table(tables::DELETING)?,
+            rows: BTreeMap::new(),
+            states: BTreeMap::new(),
+            deleted: Vec::new(),
+            full,
+            changed: false,
+        })
+    }
+
+    /// Does one write. Fails outside when the storage failed, inside when this write alone cannot be done.
+    pub(super) fn apply(&mut self, write: &Write) -> Result<Result<(), Failure>, Error> {
+        let result = match write {
+            Write::Create { room, meta } => self.create(*room, meta),
+            Write::Append(append) => self.append(append),
+            Write::Delete { room } => self.delete(*room),
+        };
+        match result {
+            // One log's row is broken: that log fails, others go on.
+            Err(Error::Row(_)) => Ok(Err(Failure::Read)),
+            other => other,
+        }
+    }
+
+    fn cached(&mut self, room: RoomId) -> Result<&mut Cached, Error> {
+        match self.rows.entry(room) {
+            std::collections::btree_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                let row = self.logs.get(&room.0)?.map(|row| LogRow::decode(row.value())).transpose()?;
+                Ok(entry.insert(Cached { row, dirty: false }))
+            }
+        }
+    }
+
+    fn create(&mut self, room: RoomId, meta: &LogMeta) -> Result<Result<(), Failure>, Error> {
+        let full = self.full;
+        let sweeping = self.deleting.get(&meta.log.0)?.is_some();
+        let cached = self.cached(room)?;
+        if cached.row.is_some() || sweeping {
+            return Ok(Err(Failure::Exists));
+        }
+        if full {
+            return Ok(Err(Failure::DiskFull));
+        }
+        *cached = Cached { row: Some(LogRow { meta: meta.clone(), state: LogState::empty(room) }), dirty: true };
+        self.changed = true;
+        Ok(Ok(()))
+    }
+
+    fn append(&mut self, append: &Append) -> Result<Result<(), Failure>, Error> {
+        let full = self.full;
+        let cached = self.cached(append.room)?;
+        let Some(row) = &mut cached.row else { return Ok(Err(Failure::NotFound)) };
+        if full {
+            return Ok(Err(Failure::DiskFull));
+        }
+        if append.seq != row.state.head + 1 {
+            return Ok(Err(Failure::Gap));
+        }
+        let log = row.meta.log;
+        // Read before anything is changed, so that a broken row fails this write without a trace.
+        self.load_producer(log, append)?;
+        let Some(Cached { row: Some(row), dirty }) = self.rows.get_mut(&append.room) else { return Ok(Err(Failure::NotFound)) };
+        row.state.head = append.seq;
+        row.state.chain = append.chain;
+        row.state.bytes += append.envelope.len() as u64;
+        *dirty = true;
+        self.insert_record(log, append)?;
+        if let Some(state) = self.states.get_mut(&tables::producer_key(log, &append.producer)) {
+            note(state, append);
+        }
+        self.changed = true;
+        Ok(Ok(()))
+    }
+
+    fn insert_record(&mut self, log: LogId, append: &Append) -> Result<(), Error> {
+        let mut row = self.records.insert_reserve((&log.0, append.seq), tables::RECORD_PREFIX + append.envelope.len())?;
+        let (chain, rest) = row.as_mut().split_at_mut(32);
+        let (time, envelope) = rest.split_at_mut(8);
+        chain.copy_from_slice(&append.chain.0);
+        time.copy_from_slice(&append.time_ms.to_le_bytes());
+        envelope.copy_from_slice(&append.envelope);
+        Ok(())
+    }
+
+    fn load_producer(&mut self, log: LogId, append: &Append) -> Result<(), Error> {
+        let key = tables::producer_key(log, &append.producer);
+        if self.states.contains_key(&key) {
+            return Ok(());
+        }
+        let stored = self.producers.get(&key)?.map(|row| tables::decode_producer(row.value())).transpose()?;
+        if stored.is_none() {
+            self.forget_idle(log, append.producer.device, append.time_ms)?;
+        }
+        self.states.insert(key, stored.unwrap_or_default());
+        Ok(())
+    }
+
+    /// Forgets the device's outboxes that were idle for [`PRODUCER_IDLE_MS`]: done when it begins another one, so that
+    /// their number stays bounded.
+    fn forget_idle(&mut self, log: LogId, device: DeviceKey, now: UnixMillis) -> Result<(), Error> {
+        let (low, high) = tables::producer_range(log, Some(device));
+        let mut idle = Vec::new();
+        for entry in self.producers.range::<&ProducerKey>(&low..=&high)? {
+            let (key, state) = entry?;
+            if tables::decode_producer(state.value())?.time_ms.saturating_add(PRODUCER_IDLE_MS) < now {
+                idle.push(*key.value());
+            }
+        }
+        for key in idle {
+            self.producers.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, room: RoomId) -> Result<Result<(), Failure>, Error> {
+        let cached = self.cached(room)?;
+        let Some(row) = cached.row.take() else { return Ok(Err(Failure::NotFound)) };
+        cached.dirty = true;
+        let log = row.meta.log;
+        let (low, high) = tables::producer_range(log, None);
+        self.states.retain(|key, _| *key < low || *key > high);
+        self.deleting.insert(&log.0, ())?;
+        self.deleted.push(log);
+        self.changed = true;
+        Ok(Ok(()))
+    }
+
+    /// Writes the changed rows, and sweeps a slice of the log `sweep`.
+    pub(super) fn finish(mut self, sweep: Option<LogId>) -> Result<Outcome, Error> {
+        for (room, cached) in self.rows.iter().filter(|(_, cached)| cached.dirty) {
+            match &cached.row {
+                Some(row) => drop(self.logs.insert(&room.0, row.encode().as_slice())?),
+                None => drop(self.logs.remove(&room.0)?),
+            }
+        }
+        for (key, state) in &self.states {
+            self.producers.insert(key, tables::encode_producer(state).as_slice())?;
+        }
+        let swept = match sweep {
+            Some(log) => self.sweep(log)?,
+            None => false,
+        };
+        Ok(Outcome { changed: self.changed || sweep.is_some(), deleted: self.deleted, swept })
+    }
+
+    fn sweep(&mut self, log: LogId) -> Result<bool, Error> {
+        let mut swept = 0;
+        for entry in self.records.extract_from_if((&log.0, 0)..=(&log.0, u64::MAX), |_, _| true)?.take(SWEEP_RECORDS) {
+            entry?;
+            swept += 1;
+        }
+        if swept == SWEEP_RECORDS {
+            return Ok(false);
+        }
+        let (low, high) = tables::producer_range(log, None);
+        self.producers.retain_in::<&ProducerKey, _>(&low..=&high, |_, _| false)?;
+        self.deleting.remove(&log.0)?;
+        Ok(true)
+    }
+}
+
+/// Notes the publish. Its number decides: where the outbox was forgotten in between, what came before cannot be recognised
+/// any more.
+fn note(state: &mut ProducerState, append: &Append) {
+    if state.last + 1 != append.client_seq {
+        state.ring.clear();
+        state.last = append.client_seq.saturating_sub(1);
+    }
+    state.push(Stored { seq: append.seq, hash: append.hash }, append.time_ms);
+}

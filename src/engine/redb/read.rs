@@ -1,0 +1,152 @@
+//! The readers: loads and pages of records, each from one snapshot.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use redb::ReadTransaction;
+
+use super::{
+    super::{Answer, Complete, Completion, Failure, Observer, Token},
+    clock,
+    queue::Queue,
+    store::Store,
+    tables::{self, Error, LogRow},
+};
+use crate::core::{
+    id::{RoomId, Seq},
+    log::{LoadedLog, Record, Records},
+};
+
+/// What a reader does.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Read {
+    Load,
+    After { after: Seq, bytes_max: u32 },
+    Before { before: Seq, count_max: u32, bytes_max: u32 },
+}
+
+/// A read, and where its result goes.
+pub(super) struct ReadJob {
+    pub(super) room: RoomId,
+    pub(super) read: Read,
+    pub(super) token: Token,
+    pub(super) to: Arc<dyn Complete>,
+}
+
+/// Answers reads until the queue is closed and drained.
+pub(super) fn run(store: &Store, queue: &Queue<ReadJob>, observer: &dyn Observer) {
+    while let Some(jobs) = queue.take(1, usize::MAX) {
+        for job in jobs {
+            let begun = clock();
+            let attempt = || store.read(|txn| answer(txn, job.room, job.read));
+            // A panic here could only come from a damaged file; it must not cost the reader.
+            let result = match catch_unwind(AssertUnwindSafe(attempt)) {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) | Err(_) => Err(Failure::Read),
+            };
+            match &result {
+                Ok(answer) => observer.read(answer_bytes(answer), begun.elapsed()),
+                Err(failure) => observer.failed(*failure),
+            }
+            job.to.complete(vec![Completion { token: job.token, result }]);
+        }
+    }
+}
+
+fn answer_bytes(answer: &Answer) -> usize {
+    match answer {
+        Answer::Records(page) => page.records.iter().map(|record| record.envelope.len()).sum(),
+        Answer::Loaded(_) | Answer::Done => 0,
+    }
+}
+
+/// Fails outside when the storage failed, inside when the request cannot be answered.
+fn answer(txn: &ReadTransaction, room: RoomId, read: Read) -> Result<Result<Answer, Failure>, Error> {
+    let row = match txn.open_table(tables::LOGS)?.get(&room.0)? {
+        Some(row) => LogRow::decode(row.value())?,
+        None if matches!(read, Read::Load) => return Ok(Ok(Answer::Loaded(None))),
+        None => return Ok(Err(Failure::NotFound)),
+    };
+    match read {
+        Read::Load => load(txn, row).map(|log| Ok(Answer::Loaded(Some(Box::new(log))))),
+        Read::After { after, bytes_max } => after_cursor(txn, &row, after, bytes_max),
+        Read::Before { before, count_max, bytes_max } => before_cursor(txn, &row, before, count_max, bytes_max),
+    }
+}
+
+fn load(txn: &ReadTransaction, row: LogRow) -> Result<LoadedLog, Error> {
+    let (low, high) = tables::producer_range(row.meta.log, None);
+    let mut producers = Vec::new();
+    for entry in txn.open_table(tables::PRODUCERS)?.range::<&tables::ProducerKey>(&low..=&high)? {
+        let (key, state) = entry?;
+        producers.push((tables::producer_of(key.value()), tables::decode_producer(state.value())?));
+    }
+    Ok(LoadedLog { meta: row.meta, state: row.state, producers })
+}
+
+/// Collects records until a limit is met, but at least one.
+fn collect<'a>(
+    rows: impl Iterator<
+        Item = Result<(redb::AccessGuard<'a, tables::RecordKey>, redb::AccessGuard<'a, &'static [u8]>), redb::StorageError>,
+    >,
+    count_max: usize,
+    bytes_max: u32,
+) -> Result<Vec<Record>, Error> {
+    let (mut records, mut bytes) = (Vec::new(), 0_u64);
+    for entry in rows {
+        let (key, row) = entry?;
+        let (chain, time_ms, envelope) = tables::split_record(row.value())?;
+        bytes += envelope.len() as u64;
+        if !records.is_empty() && (records.len() >= count_max || bytes > u64::from(bytes_max)) {
+            break;
+        }
+        records.push(Record { seq: key.value().1, chain, time_ms, envelope: Bytes::copy_from_slice(envelope) });
+    }
+    Ok(records)
+}
+
+fn after_cursor(txn: &ReadTransaction, row: &LogRow, after: Seq, bytes_max: u32) -> Result<Result<Answer, Failure>, Error> {
+    let table = txn.open_table(tables::RECORDS)?;
+    let (log, first) = (&row.meta.log.0, (after.min(row.state.head) + 1).max(row.state.floor));
+    let records = if first > row.state.head {
+        Vec::new()
+    } else {
+        collect(table.range((log, first)..=(log, row.state.head))?, usize::MAX, bytes_max)?
+    };
+    if !is_dense(&records, first) {
+        return Err(Error::Row("records"));
+    }
+    let before = tables::chain_at(&table, row, first - 1)?;
+    Ok(Ok(Answer::Records(Records { state: row.state, before, records })))
+}
+
+fn before_cursor(
+    txn: &ReadTransaction,
+    row: &LogRow,
+    before: Seq,
+    count_max: u32,
+    bytes_max: u32,
+) -> Result<Result<Answer, Failure>, Error> {
+    let table = txn.open_table(tables::RECORDS)?;
+    let (log, last) = (&row.meta.log.0, before.saturating_sub(1).min(row.state.head));
+    let mut records = if last < row.state.floor {
+        Vec::new()
+    } else {
+        let rows = table.range((log, row.state.floor)..=(log, last))?.rev();
+        collect(rows, usize::try_from(count_max).unwrap_or(usize::MAX), bytes_max)?
+    };
+    records.reverse();
+    let first = records.first().map_or(last + 1, |record| record.seq);
+    if !is_dense(&records, first) {
+        return Err(Error::Row("records"));
+    }
+    let before = tables::chain_at(&table, row, first.saturating_sub(1))?;
+    Ok(Ok(Answer::Records(Records { state: row.state, before, records })))
+}
+
+fn is_dense(records: &[Record], first: Seq) -> bool {
+    records.iter().zip(first..).all(|(record, seq)| record.seq == seq)
+}

@@ -1,0 +1,140 @@
+//! Which devices are subscribed to a room. A device with several sessions is there once.
+
+use std::collections::BTreeMap;
+
+use crate::core::id::DeviceKey;
+
+/// The devices that are there, and what changed since the last turn.
+#[derive(Debug)]
+pub(super) struct Presence {
+    sessions: BTreeMap<DeviceKey, u32>,
+    /// Devices that came or went in this turn: whether they were there when it began.
+    changed: BTreeMap<DeviceKey, bool>,
+    /// Sessions of all devices.
+    total: u32,
+    /// Off in large rooms, where it would cost more than it is worth.
+    on: bool,
+}
+
+/// What the members must hear.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing new.
+    Nothing,
+    /// These came and went.
+    Delta {
+        /// Now there.
+        online: Vec<DeviceKey>,
+        /// No longer there.
+        offline: Vec<DeviceKey>,
+    },
+    /// Presence has been switched on: everybody must hear the whole list.
+    Restart,
+}
+
+impl Presence {
+    pub(super) const fn new() -> Self {
+        Self { sessions: BTreeMap::new(), changed: BTreeMap::new(), total: 0, on: true }
+    }
+
+    pub(super) fn came(&mut self, device: DeviceKey) {
+        self.total += 1;
+        let sessions = self.sessions.entry(device).or_default();
+        *sessions += 1;
+        if *sessions == 1 {
+            self.changed.entry(device).or_insert(false);
+        }
+    }
+
+    pub(super) fn went(&mut self, device: DeviceKey) {
+        let Some(sessions) = self.sessions.get_mut(&device) else { return };
+        self.total -= 1;
+        *sessions -= 1;
+        if *sessions == 0 {
+            self.sessions.remove(&device);
+            self.changed.entry(device).or_insert(true);
+        }
+    }
+
+    /// Whether members are told.
+    pub(super) const fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// Who is there.
+    pub(super) fn online(&self) -> Vec<DeviceKey> {
+        self.sessions.keys().copied().collect()
+    }
+
+    /// Whether this device is there.
+    pub(super) fn is_online(&self, device: &DeviceKey) -> bool {
+        self.sessions.contains_key(device)
+    }
+
+    /// Ends the turn. Presence stops above `sessions_max` and begins anew at three quarters of it.
+    pub(super) fn turn(&mut self, sessions_max: u32) -> Change {
+        let changed = std::mem::take(&mut self.changed);
+        if self.on && self.total > sessions_max {
+            self.on = false;
+            let told = |device: &&DeviceKey| changed.get(*device) != Some(&false);
+            let mut offline: Vec<_> = self.sessions.keys().filter(told).copied().collect();
+            let left = |(device, was): (&DeviceKey, &bool)| (*was && !self.sessions.contains_key(device)).then_some(*device);
+            offline.extend(changed.iter().filter_map(left));
+            return if offline.is_empty() { Change::Nothing } else { Change::Delta { online: Vec::new(), offline } };
+        }
+        if !self.on {
+            self.on = u64::from(self.total) * 4 <= u64::from(sessions_max) * 3;
+            return if self.on { Change::Restart } else { Change::Nothing };
+        }
+        let (mut online, mut offline) = (Vec::new(), Vec::new());
+        for (device, was) in changed {
+            match (was, self.sessions.contains_key(&device)) {
+                (false, true) => online.push(device),
+                (true, false) => offline.push(device),
+                _ => {}
+            }
+        }
+        if online.is_empty() && offline.is_empty() { Change::Nothing } else { Change::Delta { online, offline } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: DeviceKey = DeviceKey([1; 32]);
+    const B: DeviceKey = DeviceKey([2; 32]);
+
+    #[test]
+    fn a_device_is_there_once_and_coming_and_going_in_one_turn_is_nothing() {
+        let mut presence = Presence::new();
+        presence.came(A);
+        presence.came(A);
+        assert_eq!(presence.turn(9), Change::Delta { online: vec![A], offline: vec![] });
+        presence.went(A);
+        assert_eq!(presence.turn(9), Change::Nothing);
+        presence.went(A);
+        presence.came(B);
+        assert_eq!(presence.turn(9), Change::Delta { online: vec![B], offline: vec![A] });
+        presence.went(B);
+        presence.came(B);
+        presence.came(A);
+        presence.went(A);
+        assert_eq!(presence.turn(9), Change::Nothing);
+    }
+
+    #[test]
+    fn large_rooms_have_none_and_say_so() {
+        let mut presence = Presence::new();
+        presence.came(A);
+        assert_eq!(presence.turn(1), Change::Delta { online: vec![A], offline: vec![] });
+        presence.came(B);
+        assert_eq!(presence.turn(1), Change::Delta { online: vec![], offline: vec![A] });
+        assert!(!presence.is_on());
+        presence.went(A);
+        assert_eq!(presence.turn(1), Change::Nothing);
+        presence.went(B);
+        assert_eq!(presence.turn(1), Change::Restart);
+        assert!(presence.is_on() && !presence.is_online(&B));
+    }
+}

@@ -1,0 +1,181 @@
+//! Shards as tokio tasks, and the handle through which connections reach them.
+
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Conn, ConnId, Devices,
+    outbox::ShardSet,
+    shard::{Message, Setup, Shard, Stats},
+};
+use crate::{
+    core::{
+        id::{LogId, RoomId, UnixMillis},
+        limits::Limits,
+    },
+    engine::{Complete, Completion, Engine},
+};
+
+/// Messages that are handled in one turn at most.
+const TURN_MAX: usize = 512;
+/// How long a shard waits before it asks a busy engine again.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// What the router starts from.
+#[derive(Clone)]
+pub struct Config {
+    /// Shards, 1 to 64.
+    pub shards: usize,
+    /// Messages that may wait for one shard; who sends more waits.
+    pub mailbox_max: usize,
+    /// What everybody may use.
+    pub limits: Arc<Limits>,
+    /// What keeps the logs.
+    pub engine: Arc<dyn Engine>,
+    /// The wall clock.
+    pub clock: Arc<dyn Fn() -> UnixMillis + Send + Sync>,
+    /// Makes random log ids.
+    pub log_id: Arc<dyn Fn() -> LogId + Send + Sync>,
+    /// Told after every turn of a shard: its index, its rooms in memory, and what happened.
+    pub observe: Arc<dyn Fn(usize, usize, Stats) + Send + Sync>,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config").field("shards", &self.shards).field("mailbox_max", &self.mailbox_max).finish_non_exhaustive()
+    }
+}
+
+/// The way to the shards. They end when the last handle is gone.
+#[derive(Debug)]
+pub struct Handle {
+    shards: Vec<mpsc::Sender<Message>>,
+    /// Keyed, so that nobody can choose ids that all fall on one shard.
+    hasher: RandomState,
+    devices: Devices,
+    next_conn: AtomicU64,
+}
+
+/// The shard has ended, which it does only after every connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the router has stopped")]
+pub struct Stopped;
+
+impl Handle {
+    /// Starts the shards on `tasks`.
+    #[must_use]
+    pub fn start(config: &Config, tasks: &TaskTracker) -> Self {
+        let count = config.shards.clamp(1, ShardSet::BITS as usize);
+        let shards = (0..count).map(|index| {
+            let (sender, receiver) = mpsc::channel(config.mailbox_max.max(1));
+            let complete = Arc::new(Mailbox(sender.downgrade()));
+            let log_id = Arc::clone(&config.log_id);
+            let shard = Shard::new(Setup {
+                index,
+                limits: Arc::clone(&config.limits),
+                engine: Arc::clone(&config.engine),
+                complete,
+                log_id: Box::new(move || log_id()),
+            });
+            tasks.spawn(run(shard, index, receiver, config.clone()));
+            sender
+        });
+        let shards = shards.collect();
+        Self { shards, hasher: RandomState::new(), devices: Devices::default(), next_conn: AtomicU64::new(0) }
+    }
+
+    /// Devices and what they use.
+    #[must_use]
+    pub const fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// A name for a new connection.
+    pub fn next_conn(&self) -> ConnId {
+        ConnId(self.next_conn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The index of the shard that owns `room`.
+    #[must_use]
+    pub fn shard_of(&self, room: RoomId) -> usize {
+        let hash = self.hasher.hash_one(room) % self.shards.len() as u64;
+        usize::try_from(hash).unwrap_or(0)
+    }
+
+    /// Sends a message to one shard, waiting while its mailbox is full.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn send(&self, shard: usize, message: Message) -> Result<(), Stopped> {
+        let sender = self.shards.get(shard).ok_or(Stopped)?;
+        sender.send(message).await.map_err(|_| Stopped)
+    }
+
+    /// Tells the shards of `set` that the outbox of `conn` has room.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn drained(&self, set: ShardSet, conn: ConnId) -> Result<(), Stopped> {
+        self.tell(set, || Message::Drained { conn }).await
+    }
+
+    /// Tells the shards of `set` that `conn` is gone.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn closed(&self, set: ShardSet, conn: &Conn) -> Result<(), Stopped> {
+        conn.outbox.close();
+        self.tell(set, || Message::Closed { conn: conn.id }).await
+    }
+
+    async fn tell(&self, set: ShardSet, message: impl Fn() -> Message) -> Result<(), Stopped> {
+        for shard in (0..self.shards.len()).filter(|shard| set & (1 << shard) != 0) {
+            self.send(shard, message()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Where the engine puts a shard's completions. It does not keep the shard alive.
+struct Mailbox(mpsc::WeakSender<Message>);
+
+impl Complete for Mailbox {
+    fn complete(&self, batch: Vec<Completion>) {
+        // A shard never waits, so its mailbox empties. One that has ended needs no answer.
+        if let Some(sender) = self.0.upgrade() {
+            let _ = sender.blocking_send(Message::Completed(batch));
+        }
+    }
+}
+
+async fn run(mut shard: Shard, index: usize, mut mailbox: mpsc::Receiver<Message>, config: Config) {
+    let mut turn = Vec::with_capacity(TURN_MAX);
+    loop {
+        let received = if shard.wants_tick() {
+            let received = tokio::time::timeout(RETRY, mailbox.recv_many(&mut turn, TURN_MAX)).await;
+            shard.tick();
+            !matches!(received, Ok(0))
+        } else {
+            mailbox.recv_many(&mut turn, TURN_MAX).await > 0
+        };
+        if !received {
+            return;
+        }
+        let now_ms = (config.clock)();
+        for message in turn.drain(..) {
+            shard.handle(message, now_ms);
+        }
+        shard.end_turn();
+        (config.observe)(index, shard.rooms_len(), shard.take_stats());
+    }
+}

@@ -1,0 +1,99 @@
+//! UDP: QUIC, which is WebTransport or our own frames by ALPN.
+
+use std::{io, net::UdpSocket, sync::Arc};
+
+use rustls::crypto::CryptoProvider;
+
+use super::{Shared, StartError, admission::Permit};
+use crate::{
+    core::{frame::ALPN, limits::Limits},
+    transport::{
+        Connection,
+        quic::{self, AcceptError, Accepted},
+        tls::{self, Identity},
+        webtransport,
+    },
+};
+
+/// QUIC connections from addresses that have not been proven, above which newcomers must prove theirs first.
+const UNPROVEN_MAX: u32 = 256;
+
+pub(super) fn server_config(
+    provider: Arc<CryptoProvider>,
+    identity: Identity,
+    limits: &Limits,
+) -> Result<quinn::ServerConfig, StartError> {
+    let tls = tls::server_config(provider, identity, &[webtransport::ALPN, ALPN])?;
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(quic::transport_config(limits, None)));
+    Ok(config)
+}
+
+pub(super) fn endpoints(sockets: Vec<UdpSocket>, config: &quinn::ServerConfig) -> io::Result<Vec<quinn::Endpoint>> {
+    let endpoint = |socket| {
+        let runtime = Arc::new(quinn::TokioRuntime);
+        quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config.clone()), socket, runtime)
+    };
+    sockets.into_iter().map(endpoint).collect()
+}
+
+/// Accepts until the server stops.
+pub(super) async fn accept(endpoint: quinn::Endpoint, shared: Arc<Shared>) {
+    loop {
+        let incoming = tokio::select! {
+            () = shared.stopping.cancelled() => return,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        let remote = quic::canonical(incoming.remote_address());
+        if !incoming.remote_address_validated() && incoming.may_retry() && shared.admission.open() > UNPROVEN_MAX {
+            // Under load an address must answer before it costs anything. A failed retry is a packet that was not sent.
+            let _ = incoming.retry();
+            continue;
+        }
+        let permit = match shared.admission.admit(remote.ip()) {
+            Ok(permit) => permit,
+            Err(full) => {
+                shared.metrics.handshake_failed(full.name());
+                incoming.refuse();
+                continue;
+            }
+        };
+        let task = Arc::clone(&shared);
+        shared.spawn(async move { Box::pin(serve(incoming, permit, task)).await });
+    }
+}
+
+async fn serve(incoming: quinn::Incoming, permit: Permit, shared: Arc<Shared>) {
+    let remote = quic::canonical(incoming.remote_address());
+    let opened = tokio::time::timeout(shared.handshake_timeout(), Box::pin(open(incoming, &shared))).await;
+    let failure = match opened {
+        Ok(Ok(connection)) => return shared.serve(connection, permit).await,
+        Ok(Err(reason)) => reason,
+        Err(_) => "quic_timeout",
+    };
+    shared.metrics.handshake_failed(failure);
+    tracing::debug!(%remote, failure, "QUIC handshake failed");
+}
+
+async fn open(incoming: quinn::Incoming, shared: &Shared) -> Result<Connection, &'static str> {
+    let frame_max = shared.config.limits.unauthenticated_bytes_max;
+    let reason = |error: AcceptError| match error {
+        AcceptError::Alpn => "alpn",
+        AcceptError::WebTransport(_) => "webtransport",
+        _ => "quic",
+    };
+    match quic::accept(incoming).await.map_err(reason)? {
+        Accepted::Quic(raw) => raw.open(frame_max).await.map_err(reason),
+        Accepted::WebTransport(request) if request.path() != webtransport::PATH => {
+            request.not_found().await;
+            Err("path")
+        }
+        Accepted::WebTransport(request) if !shared.origins.allows(request.origin()) => {
+            request.forbid().await;
+            Err("origin")
+        }
+        Accepted::WebTransport(request) => request.open(frame_max).await.map_err(reason),
+    }
+}

@@ -1,0 +1,275 @@
+//! The client's side of every transport.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::StatusCode;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::{net::TcpStream, task::JoinSet};
+
+use super::{
+    Connection, Error, Info, Kind, Trust,
+    quic::{self, Streams},
+    tls,
+    websocket::{self, Role, Socket},
+    webtransport,
+};
+use crate::core::{frame::ALPN, limits::Limits};
+
+/// Bytes of a server's frame at most, until the welcome tells the limits.
+const FRAME_MAX: u32 = 256 << 10;
+/// How long an attempt may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A host and a port to dial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dial {
+    /// A name or an address, without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl Dial {
+    /// Reads `host:port`, with brackets around an IPv6 address.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        if bare.is_empty() || (bare.contains(':') && bare == host) {
+            return None;
+        }
+        Some(Self { host: bare.to_owned(), port: port.parse().ok()? })
+    }
+
+    /// `host:port`, as in a URL.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+    }
+
+    async fn resolve(&self) -> Result<Vec<SocketAddr>, ConnectError> {
+        let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
+        let found: Vec<_> = found.map_err(|source| ConnectError::Resolve { host: self.host.clone(), source })?.collect();
+        if found.is_empty() {
+            let source = io::Error::from(io::ErrorKind::NotFound);
+            return Err(ConnectError::Resolve { host: self.host.clone(), source });
+        }
+        Ok(found)
+    }
+}
+
+/// An edge, and how it is reached. Usually made by [`super::discover::discover`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The authority of its origin, as the person typed it.
+    pub authority: String,
+    /// Whether WebSocket runs over TLS.
+    pub tls: bool,
+    /// The TCP listener.
+    pub tcp: Dial,
+    /// The UDP listener, if it has one.
+    pub quic: Option<Dial>,
+    /// Path of WebSocket.
+    pub ws_path: String,
+    /// Path of WebTransport.
+    pub wt_path: String,
+    /// Whom to trust over TCP.
+    pub trust: Trust,
+    /// Whom to trust over UDP.
+    pub quic_trust: Trust,
+}
+
+/// Why no connection came about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// Not an origin that can be dialled.
+    #[error("{0:?} is no origin: it must look like https://chat.example or http://localhost:8433")]
+    Origin(String),
+    /// Plain HTTP to another machine.
+    #[error("http:// is for this machine only; {0} needs https://")]
+    Insecure(String),
+    /// The name has no address.
+    #[error("cannot resolve {host}: {source}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// TCP, TLS or UDP failed.
+    #[error("cannot connect: {0}")]
+    Io(#[from] io::Error),
+    /// HTTP failed.
+    #[error("the server does not speak HTTP as it should: {0}")]
+    Http(#[from] hyper::Error),
+    /// HTTP answered with another status.
+    #[error("the server answered with HTTP status {0}")]
+    Status(u16),
+    /// The description of the server is not understood.
+    #[error("the server's description is not understood: {0}")]
+    Answer(&'static str),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// QUIC failed.
+    #[error("QUIC: {0}")]
+    Quic(#[from] quinn::ConnectionError),
+    /// WebTransport failed.
+    #[error("WebTransport: {0}")]
+    WebTransport(String),
+    /// The transport opened and failed at once.
+    #[error(transparent)]
+    Transport(#[from] Error),
+    /// The server does not offer this transport.
+    #[error("the server does not offer {0}")]
+    NotOffered(Kind),
+    /// It took too long.
+    #[error("no answer within {} s", TIMEOUT.as_secs())]
+    TimedOut,
+}
+
+/// Opens a connection over one transport.
+///
+/// # Errors
+/// [`ConnectError`]
+pub async fn connect(target: &Target, kind: Kind) -> Result<Connection, ConnectError> {
+    let attempt = async {
+        match kind {
+            Kind::WebSocket => Box::pin(connect_websocket(target)).await,
+            Kind::WebTransport => Box::pin(connect_webtransport(target)).await,
+            Kind::Quic => Box::pin(connect_quic(target)).await,
+            Kind::Memory => Err(ConnectError::NotOffered(kind)),
+        }
+    };
+    tokio::time::timeout(TIMEOUT, attempt).await.unwrap_or(Err(ConnectError::TimedOut))
+}
+
+/// A TCP connection, with TLS if `trust` says whom to trust; and its exporter.
+pub(super) async fn tcp(dial: &Dial, trust: Option<&Trust>) -> Result<(Socket, Option<[u8; 32]>), ConnectError> {
+    let addresses = dial.resolve().await?;
+    let stream = TcpStream::connect(addresses.as_slice()).await?;
+    stream.set_nodelay(true)?;
+    let Some(trust) = trust else { return Ok((Socket::Tcp(stream), None)) };
+    let config = tls::client_config(trust, &[b"http/1.1"])?;
+    let name = ServerName::try_from(dial.host.clone()).map_err(|_| ConnectError::Origin(dial.host.clone()))?;
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    let exporter = stream.get_ref().1.export_keying_material([0; 32], tls::EXPORTER_LABEL, None).ok();
+    Ok((Socket::Tls(Box::new(stream.into())), exporter))
+}
+
+async fn connect_websocket(target: &Target) -> Result<Connection, ConnectError> {
+    let (socket, exporter) = tcp(&target.tcp, target.tls.then_some(&target.trust)).await?;
+    let remote = match &socket {
+        Socket::Tcp(stream) => stream.peer_addr()?,
+        Socket::Tls(stream) => stream.get_ref().0.peer_addr()?,
+        Socket::Http2(_) => return Err(ConnectError::NotOffered(Kind::WebSocket)),
+    };
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
+    let request = websocket::request(&target.authority, &target.ws_path).map_err(|_| ConnectError::Answer("ws"))?;
+    // hyper's connection runs until the response has come and the socket is handed over; the set ends it on failure.
+    let mut driver = JoinSet::new();
+    driver.spawn(connection.with_upgrades());
+    let response = sender.send_request(request.map(|()| Empty::<Bytes>::new())).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(ConnectError::Status(response.status().as_u16()));
+    }
+    let upgraded = hyper::upgrade::on(response).await?;
+    let parts = upgraded.downcast::<TokioIo<Socket>>().map_err(|_| ConnectError::NotOffered(Kind::WebSocket))?;
+    let info = Info { kind: Kind::WebSocket, remote, exporter, authority: Some(target.authority.clone()) };
+    Ok(websocket::connection(parts.io.into_inner(), &parts.read_buf, Role::Client, info, FRAME_MAX))
+}
+
+fn quic_config(trust: &Trust, alpn: &[u8]) -> Result<quinn::ClientConfig, ConnectError> {
+    let tls = tls::client_config(trust, &[alpn])?;
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).map_err(io::Error::other)?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    let limits = Limits::default();
+    let keep_alive = Duration::from_millis(u64::from(limits.idle_timeout_ms) / 3);
+    config.transport_config(Arc::new(quic::transport_config(&limits, Some(keep_alive))));
+    Ok(config)
+}
+
+fn unspecified(address: &SocketAddr) -> SocketAddr {
+    if address.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() }
+}
+
+async fn connect_quic(target: &Target) -> Result<Connection, ConnectError> {
+    let dial = target.quic.as_ref().ok_or(ConnectError::NotOffered(Kind::Quic))?;
+    let config = quic_config(&target.quic_trust, ALPN)?;
+    let mut failure = ConnectError::TimedOut;
+    for address in dial.resolve().await? {
+        let endpoint = quinn::Endpoint::client(unspecified(&address))?;
+        let connecting = endpoint.connect_with(config.clone(), address, &dial.host).map_err(io::Error::other)?;
+        let connection = match connecting.await {
+            Ok(connection) => connection,
+            Err(error) => {
+                failure = error.into();
+                continue;
+            }
+        };
+        let stream = connection.open_bi().await?;
+        let exporter = quic::exporter(&connection);
+        let info = Info { kind: Kind::Quic, remote: address, exporter, authority: Some(dial.authority()) };
+        return Ok(quic::connection(Streams::Quic { connection, _endpoint: Some(endpoint) }, stream, info, FRAME_MAX));
+    }
+    Err(failure)
+}
+
+async fn connect_webtransport(target: &Target) -> Result<Connection, ConnectError> {
+    let dial = target.quic.as_ref().ok_or(ConnectError::NotOffered(Kind::WebTransport))?;
+    let config = quic_config(&target.quic_trust, webtransport::ALPN)?;
+    let url = format!("https://{}{}", dial.authority(), target.wt_path);
+    let failed = |error: &dyn std::fmt::Display| ConnectError::WebTransport(error.to_string());
+    let mut failure = ConnectError::TimedOut;
+    for address in dial.resolve().await? {
+        let builder = wtransport::ClientConfig::builder().with_bind_address(unspecified(&address));
+        let mut config = builder.build_with_quic_config(config.clone());
+        config.set_dns_resolver(Resolved(address));
+        let endpoint = wtransport::Endpoint::client(config)?;
+        let connection = match endpoint.connect(&url).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                failure = failed(&error);
+                continue;
+            }
+        };
+        let opening = connection.open_bi().await.map_err(|error| failed(&error))?;
+        let stream = opening.await.map_err(|error| failed(&error))?;
+        let exporter = quic::exporter(connection.quic_connection());
+        let info = Info { kind: Kind::WebTransport, remote: address, exporter, authority: Some(dial.authority()) };
+        let streams = Streams::WebTransport { connection, _endpoint: Some(endpoint) };
+        return Ok(quic::webtransport_connection(streams, stream, info, FRAME_MAX));
+    }
+    Err(failure)
+}
+
+/// Names were resolved before, so that every address of a name is tried.
+#[derive(Debug)]
+struct Resolved(SocketAddr);
+
+impl wtransport::config::DnsResolver for Resolved {
+    fn resolve(&self, _host: &str) -> std::pin::Pin<Box<dyn wtransport::config::DnsLookupFuture>> {
+        let address = self.0;
+        Box::pin(async move { Ok(Some(address)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_and_port_are_told_apart() {
+        let dial = |host: &str, port| Some(Dial { host: host.into(), port });
+        assert_eq!(Dial::parse("chat.example:4433"), dial("chat.example", 4433));
+        assert_eq!(Dial::parse("[::1]:80"), dial("::1", 80));
+        assert_eq!(Dial::parse("[::1]:80").unwrap().authority(), "[::1]:80");
+        for bad in ["chat.example", "::1:80", ":80", "chat.example:port", "chat.example:65536"] {
+            assert_eq!(Dial::parse(bad), None, "{bad}");
+        }
+    }
+}

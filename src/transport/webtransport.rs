@@ -1,0 +1,68 @@
+//! WebTransport over HTTP/3 (wtransport, which speaks draft-02 as browsers do), on the endpoint that raw QUIC uses too.
+
+use super::{
+    Connection, Info, Kind,
+    quic::{self, AcceptError, Streams},
+};
+
+/// The ALPN of HTTP/3.
+pub const ALPN: &[u8] = b"h3";
+/// The path of the session.
+pub const PATH: &str = "/wt";
+
+pub(super) type ClientEndpoint = wtransport::Endpoint<wtransport::endpoint::endpoint_side::Client>;
+
+/// A client's request for a session, to be answered.
+pub struct Request(wtransport::endpoint::SessionRequest);
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request").field("path", &self.path()).field("origin", &self.origin()).finish()
+    }
+}
+
+/// Completes the HTTP/3 handshake and reads the session request.
+pub(super) async fn accept(connecting: quinn::Connecting) -> Result<Request, wtransport::error::ConnectionError> {
+    wtransport::endpoint::IncomingSessionFuture::with_quic_connecting(connecting).await.map(Request)
+}
+
+impl Request {
+    /// The page's origin; absent when the client is no browser.
+    #[must_use]
+    pub fn origin(&self) -> Option<&str> {
+        self.0.origin()
+    }
+
+    /// The path that was asked for.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.0.path()
+    }
+
+    /// Answers 403.
+    pub async fn forbid(self) {
+        self.0.forbidden().await;
+    }
+
+    /// Answers 404.
+    pub async fn not_found(self) {
+        self.0.not_found().await;
+    }
+
+    /// Opens the session and waits for the client's stream.
+    ///
+    /// # Errors
+    /// [`AcceptError::WebTransport`]
+    pub async fn open(self, frame_max: u32) -> Result<Connection, AcceptError> {
+        let authority = self.0.authority().to_owned();
+        let connection = self.0.accept().await?;
+        let stream = connection.accept_bi().await?;
+        let info = Info {
+            kind: Kind::WebTransport,
+            remote: quic::canonical(connection.remote_address()),
+            exporter: quic::exporter(connection.quic_connection()),
+            authority: Some(authority),
+        };
+        Ok(quic::webtransport_connection(Streams::WebTransport { connection, _endpoint: None }, stream, info, frame_max))
+    }
+}

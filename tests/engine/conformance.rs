@@ -1,0 +1,130 @@
+//! What every engine must do, whatever it is made of.
+
+use std::sync::Arc;
+
+use waxwing::{
+    core::chain,
+    engine::{Engine, Failure, Request},
+};
+
+use crate::driver::{Driver, Log, meta, room};
+
+/// Runs the suite. `open` opens the same store each time; the one before has been dropped.
+pub fn suite(open: &dyn Fn() -> Arc<dyn Engine>) {
+    let mut driver = Driver::new(open());
+    missing_logs(&mut driver);
+    let logs = append_and_read(&mut driver);
+    gaps_are_refused(&mut driver);
+    drop(driver);
+
+    let mut driver = Driver::new(open());
+    assert!(driver.engine.is_healthy());
+    for log in &logs {
+        assert_eq!(log.check(&mut driver), log.acked);
+    }
+    deletion(&mut driver);
+    drop(driver);
+
+    let mut driver = Driver::new(open());
+    assert_eq!(driver.load(room(1)).unwrap().meta, meta(91));
+    assert_eq!(driver.load(room(1)).unwrap().state.head, 0);
+    assert_eq!(logs[1].check(&mut driver), logs[1].acked, "a deletion leaves other logs alone");
+}
+
+fn missing_logs(driver: &mut Driver) {
+    let nowhere = room(200);
+    assert_eq!(driver.load(nowhere), None);
+    assert_eq!(driver.after(nowhere, 0, 1000), Err(Failure::NotFound));
+    assert_eq!(driver.before(nowhere, u64::MAX, 10, 1000), Err(Failure::NotFound));
+    assert_eq!(driver.done(Request::Delete { room: nowhere }), Err(Failure::NotFound));
+    assert_eq!(driver.done(Request::Append(Log::new(nowhere).next(vec![1]))), Err(Failure::NotFound));
+}
+
+fn append_and_read(driver: &mut Driver) -> Vec<Log> {
+    let mut logs: Vec<Log> = (1..=3).map(|number| Log::new(room(number))).collect();
+    for (number, log) in (1..).zip(&logs) {
+        assert_eq!(driver.done(Request::Create { room: log.room, meta: meta(number) }), Ok(()));
+        assert_eq!(driver.done(Request::Create { room: log.room, meta: meta(number + 50) }), Err(Failure::Exists));
+        assert_eq!(driver.load(log.room).unwrap().meta, meta(number));
+        let empty = driver.after(log.room, 0, 1000).unwrap();
+        assert_eq!((empty.records.len(), empty.before, empty.state.floor), (0, chain::start(log.room), 1));
+        assert_eq!(driver.before(log.room, u64::MAX, 5, 1000).unwrap().before, chain::start(log.room));
+    }
+    // Many in flight over three logs: completions come in the order of submission, so of seqs in each.
+    let mut tokens = Vec::new();
+    for turn in 0..100_usize {
+        for log in &mut logs {
+            let envelope = vec![u8::try_from(turn).unwrap(); 100 + turn];
+            tokens.push(driver.submit(Request::Append(log.next(envelope))).unwrap());
+        }
+    }
+    for token in tokens {
+        let completion = driver.next();
+        assert_eq!(completion.token, token);
+        assert!(completion.result.is_ok());
+    }
+    for log in &mut logs {
+        log.acked = 100;
+        assert_eq!(log.check(driver), 100);
+        pages(driver, log);
+    }
+    logs
+}
+
+fn pages(driver: &mut Driver, log: &Log) {
+    let seqs = |page: &waxwing::core::log::Records| page.records.iter().map(|record| record.seq).collect::<Vec<_>>();
+    let chain_at = |seq: usize| if seq == 0 { chain::start(log.room) } else { log.appends[seq - 1].chain };
+    // Envelope n has 99 + n bytes.
+    let page = driver.after(log.room, 10, 110 + 111 + 112).unwrap();
+    assert_eq!((seqs(&page), page.before), (vec![11, 12, 13], chain_at(10)));
+    let page = driver.after(log.room, 10, 110 + 111 + 111).unwrap();
+    assert_eq!(seqs(&page), vec![11, 12], "a byte less is a record less");
+    assert_eq!(seqs(&driver.after(log.room, 10, 1).unwrap()), vec![11], "at least one");
+    let page = driver.after(log.room, 100, 1000).unwrap();
+    assert_eq!((seqs(&page), page.before), (vec![], chain_at(100)));
+    let page = driver.after(log.room, u64::MAX, 1000).unwrap();
+    assert_eq!((seqs(&page), page.state.head), (vec![], 100));
+
+    let page = driver.before(log.room, u64::MAX, 3, 100_000).unwrap();
+    assert_eq!((seqs(&page), page.before), (vec![98, 99, 100], chain_at(97)));
+    let page = driver.before(log.room, 50, 1000, 148 + 147).unwrap();
+    assert_eq!((seqs(&page), page.before), (vec![48, 49], chain_at(47)));
+    assert_eq!(seqs(&driver.before(log.room, 50, 1000, 1).unwrap()), vec![49], "at least one");
+    let page = driver.before(log.room, 3, 1000, 100_000).unwrap();
+    assert_eq!((seqs(&page), page.before), (vec![1, 2], chain_at(0)));
+    for nothing in [0, 1] {
+        let page = driver.before(log.room, nothing, 1000, 100_000).unwrap();
+        assert_eq!((seqs(&page), page.before), (vec![], chain_at(0)));
+    }
+}
+
+fn gaps_are_refused(driver: &mut Driver) {
+    let mut log = Log::new(room(9));
+    driver.done(Request::Create { room: log.room, meta: meta(9) }).unwrap();
+    let appends: Vec<_> = (0..4).map(|_| log.next(vec![7; 10])).collect();
+    let [first, second, third, fourth] = appends.try_into().unwrap();
+    for append in [&first, &third, &fourth, &second, &second] {
+        driver.submit(Request::Append(append.clone())).unwrap();
+    }
+    let results: Vec<_> = (0..5).map(|_| driver.next().result.map(drop)).collect();
+    assert_eq!(results, [Ok(()), Err(Failure::Gap), Err(Failure::Gap), Ok(()), Err(Failure::Gap)]);
+    log.acked = 2;
+    assert_eq!(log.check(driver), 2);
+}
+
+fn deletion(driver: &mut Driver) {
+    // Deleted, made anew and written to in one breath: nothing of the old one shows.
+    let mut again = Log::new(room(1));
+    let append = again.next(vec![1; 50]);
+    driver.submit(Request::Delete { room: room(1) }).unwrap();
+    driver.submit(Request::Append(append.clone())).unwrap();
+    driver.submit(Request::Create { room: room(1), meta: meta(90) }).unwrap();
+    driver.submit(Request::Append(append)).unwrap();
+    let results: Vec<_> = (0..4).map(|_| driver.next().result.map(drop)).collect();
+    assert_eq!(results, [Ok(()), Err(Failure::NotFound), Ok(()), Ok(())]);
+    again.acked = 1;
+    assert_eq!(again.check(driver), 1);
+    driver.done(Request::Delete { room: room(1) }).unwrap();
+    assert_eq!(driver.load(room(1)), None);
+    driver.done(Request::Create { room: room(1), meta: meta(91) }).unwrap();
+}

@@ -1,0 +1,182 @@
+//! Speaks to an engine as a router does, and remembers what a log must hold.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use waxwing::{
+    core::{
+        chain,
+        frame::LogKind,
+        id::{AccessKey, DeviceKey, Digest, LogId, ProducerId, RoomId},
+        log::{Append, LoadedLog, LogMeta, Producer, Records},
+    },
+    engine::{Answer, Busy, Complete, Completion, Engine, Failure, Request, Token},
+};
+
+struct Sink(SyncSender<Vec<Completion>>);
+
+impl Complete for Sink {
+    fn complete(&self, batch: Vec<Completion>) {
+        let _ = self.0.send(batch);
+    }
+}
+
+pub struct Driver {
+    pub engine: Arc<dyn Engine>,
+    sink: Arc<dyn Complete>,
+    completions: Receiver<Vec<Completion>>,
+    arrived: std::collections::VecDeque<Completion>,
+    token: Token,
+}
+
+impl Driver {
+    pub fn new(engine: Arc<dyn Engine>) -> Self {
+        let (sender, completions) = sync_channel(100_000);
+        Self { engine, sink: Arc::new(Sink(sender)), completions, arrived: Default::default(), token: 0 }
+    }
+
+    pub fn submit(&mut self, request: Request) -> Result<Token, Busy> {
+        self.token += 1;
+        self.engine.submit(request, self.token, &self.sink)?;
+        Ok(self.token)
+    }
+
+    pub fn next(&mut self) -> Completion {
+        while self.arrived.is_empty() {
+            self.arrived
+                .extend(self.completions.recv_timeout(Duration::from_secs(30)).expect("the engine answers every request"));
+        }
+        self.arrived.pop_front().unwrap()
+    }
+
+    /// One request and its answer.
+    pub fn ask(&mut self, request: Request) -> Result<Answer, Failure> {
+        let token = self.submit(request).unwrap();
+        let completion = self.next();
+        assert_eq!(completion.token, token);
+        completion.result
+    }
+
+    pub fn done(&mut self, request: Request) -> Result<(), Failure> {
+        match self.ask(request)? {
+            Answer::Done => Ok(()),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    pub fn load(&mut self, room: RoomId) -> Option<LoadedLog> {
+        match self.ask(Request::Load { room }) {
+            Ok(Answer::Loaded(log)) => log.map(|log| *log),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    pub fn after(&mut self, room: RoomId, after: u64, bytes_max: u32) -> Result<Records, Failure> {
+        match self.ask(Request::ReadAfter { room, after, bytes_max })? {
+            Answer::Records(records) => Ok(records),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    pub fn before(&mut self, room: RoomId, before: u64, count_max: u32, bytes_max: u32) -> Result<Records, Failure> {
+        match self.ask(Request::ReadBefore { room, before, count_max, bytes_max })? {
+            Answer::Records(records) => Ok(records),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+}
+
+pub fn room(number: u8) -> RoomId {
+    RoomId([number; 16])
+}
+
+pub fn meta(log: u8) -> LogMeta {
+    LogMeta {
+        log: LogId([log; 16]),
+        kind: LogKind::Room,
+        access: AccessKey([3; 32]),
+        creator: DeviceKey([4; 32]),
+        epoch: 1,
+        created_ms: 1_000,
+    }
+}
+
+pub fn producer(number: u8) -> Producer {
+    Producer { device: DeviceKey([5; 32]), id: ProducerId([number; 16]) }
+}
+
+/// What a log must hold, by whoever appends to it.
+pub struct Log {
+    pub room: RoomId,
+    pub chain: Digest,
+    pub appends: Vec<Append>,
+    /// The newest seq that was completed.
+    pub acked: u64,
+}
+
+impl Log {
+    pub fn new(room: RoomId) -> Self {
+        Self { room, chain: chain::start(room), appends: Vec::new(), acked: 0 }
+    }
+
+    /// The next append, of one producer.
+    pub fn next(&mut self, envelope: Vec<u8>) -> Append {
+        let seq = self.appends.len() as u64 + 1;
+        let digest = chain::digest(&envelope);
+        self.chain = chain::next_hashed(self.room, self.chain, seq, digest);
+        let append = Append {
+            room: self.room,
+            seq,
+            chain: self.chain,
+            time_ms: 1_000 + seq,
+            producer: producer(1),
+            client_seq: seq,
+            hash: digest.0[..16].try_into().unwrap(),
+            envelope: Bytes::from(envelope),
+        };
+        self.appends.push(append.clone());
+        append
+    }
+
+    /// Reads all of it in pages, and checks that it is a prefix of what was submitted, dense, chained, and not shorter
+    /// than what was acked. Returns its head.
+    pub fn check(&self, driver: &mut Driver) -> u64 {
+        let loaded = driver.load(self.room).expect("an acked log is there");
+        assert!(loaded.state.head >= self.acked, "acked {} but the head is {}", self.acked, loaded.state.head);
+        let (mut chain, mut seq) = (chain::start(self.room), 0);
+        loop {
+            let page = driver.after(self.room, seq, 3_000).unwrap();
+            assert_eq!(page.before, chain);
+            assert_eq!(page.state, loaded.state);
+            for record in &page.records {
+                seq += 1;
+                chain = chain::next(self.room, chain, seq, &record.envelope);
+                let append = &self.appends[usize::try_from(seq).unwrap() - 1];
+                assert_eq!((record.seq, record.chain, &record.envelope), (seq, chain, &append.envelope));
+                assert_eq!(record.time_ms, append.time_ms);
+            }
+            if page.records.is_empty() {
+                break;
+            }
+        }
+        assert_eq!((seq, chain), (loaded.state.head, loaded.state.chain));
+        let bytes = self.appends[..usize::try_from(seq).unwrap()].iter().map(|append| append.envelope.len() as u64).sum::<u64>();
+        assert_eq!(bytes, loaded.state.bytes);
+        match loaded.producers.as_slice() {
+            [] => assert_eq!(seq, 0),
+            [(name, state)] => {
+                assert_eq!((*name, state.last), (producer(1), seq));
+                let last = self.appends[usize::try_from(seq).unwrap() - 1].hash;
+                assert_eq!(state.find(seq).map(|stored| (stored.seq, stored.hash)), Some((seq, last)));
+            }
+            more => panic!("unexpected {more:?}"),
+        }
+        seq
+    }
+}
