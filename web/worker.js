@@ -38,7 +38,8 @@ class Leader {
         this.#load(name, bytes);
       }
     }
-    this.#transport = new Transport(new URLSearchParams(location.search).get('transport'), {
+    const asked = new URLSearchParams(location.search).get('transport');
+    this.#transport = new Transport(['ws', 'wt'].includes(asked) ? asked : null, {
       connected: (name) => this.#feed(() => this.#core.connected(name, Date.now())),
       received: (bytes) => this.#feed(() => this.#receive(bytes)),
       disconnected: (reason) => this.#feed(() => this.#core.disconnected(reason, Date.now())),
