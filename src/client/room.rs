@@ -179,10 +179,23 @@ impl Room {
             reason,
             members: self.members(me),
             head: self.timeline.head(),
+            up_to_date: self.up_to_date(),
+            settled: self.settled(),
             integrity: self.timeline.integrity(),
             words: words(&hash.0),
             words_at,
         }
+    }
+
+    /// Everything is read that was there at subscribing.
+    fn up_to_date(&self) -> bool {
+        !self.wire.stopped && self.wire.subscribed.is_some_and(|head| self.timeline.head() >= head)
+    }
+
+    /// Nothing waits: the room is made, and every message is acked or given up.
+    fn settled(&self) -> bool {
+        let waits = |outbox: &Outbox| outbox.iter().any(|out| out.failed.is_none());
+        self.record.stage == Stage::Joined && !waits(&self.outbox) && !waits(&self.invite_outbox)
     }
 
     fn members(&self, me: &Identity) -> Vec<Member> {
@@ -536,6 +549,7 @@ impl Client {
         let Some(room) = self.rooms.get_mut(&log) else { return };
         room.wire.subscribed = Some(position.head);
         self.up_to_date(log, now_ms);
+        self.tell_room(log);
     }
 
     /// The server contradicts this device's copy: stop taking anything from it, keep the copy, say so.
@@ -605,7 +619,7 @@ impl Client {
     fn up_to_date(&mut self, id: RoomId, now_ms: u64) {
         let Some(me) = &self.me else { return };
         let Some(room) = self.rooms.get(&id) else { return };
-        if room.wire.subscribed.is_none_or(|head| room.timeline.head() < head) {
+        if !room.up_to_date() {
             return;
         }
         if room.timeline.leaf_of(me.identity.device()).is_none() && !room.is_joining() {
@@ -635,7 +649,7 @@ impl Client {
             persist.extend(pumped.persist);
             publish.extend(pumped.publish);
         }
-        let caught_up = room.wire.subscribed.is_some_and(|head| room.timeline.head() >= head) && !room.wire.stopped;
+        let caught_up = room.up_to_date();
         if let (true, Some(keys), Some(log)) = (caught_up, &room.keys, room.record.log) {
             let leaf = room.timeline.leaf_of(me.identity.device()).and_then(|leaf| u32::try_from(leaf).ok());
             let seen = room.timeline.seen(log);
@@ -700,6 +714,9 @@ impl Client {
         }
         self.creation_done(id);
         self.pump(id, now_ms);
+        if self.rooms.get(&id).is_some_and(Room::settled) {
+            self.tell_room(id);
+        }
     }
 
     /// The room is made once the server has it and the keyring is where the link looks for it.

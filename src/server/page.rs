@@ -147,7 +147,7 @@ mod tests {
     fn what_is_sent_depends_on_what_the_browser_takes_and_has() {
         let br = (ACCEPT_ENCODING, "gzip, br;q=0.9");
         for path in ["/", "/r", "/index.html"] {
-            let response = ask(path, &[br.clone()]);
+            let response = ask(path, std::slice::from_ref(&br));
             assert_eq!(response.headers()[CONTENT_ENCODING], "br", "{path}");
             assert!(response.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap().contains("'wasm-unsafe-eval'"));
         }
