@@ -166,12 +166,7 @@ fn take(conn: &Conn, bytes: usize) -> (Vec<ServerFrame>, bool) {
 }
 
 fn publish(room: RoomId, client_seq: u64, payload: &[u8]) -> Action {
-    Action::Publish(Publish {
-        room,
-        producer: ProducerId([9; 16]),
-        client_seq,
-        envelope: envelope(Kind::Room, room, payload),
-    })
+    Action::Publish(Publish { room, producer: ProducerId([9; 16]), client_seq, envelope: envelope(Kind::Room, room, payload) })
 }
 
 /// A world with a room that its creator has entered.
@@ -242,16 +237,19 @@ fn who_has_not_proved_access_gets_nothing() {
     world.ask(&conn, ROOMS[1], publish(ROOMS[1], 1, b"x"));
     let frames = world.read_all(&conn);
     let no = |what| (Some(what), Refusal::NoAccess);
-    assert_eq!(why(&frames), [
-        (None, Refusal::NoAccess),
-        no(Operation::Subscribe),
-        no(Operation::Fetch),
-        no(Operation::Ephemeral),
-        no(Operation::Delete),
-        (Some(Operation::Enter), Refusal::BadProof),
-        no(Operation::Enter),
-        (None, Refusal::NoAccess)
-    ]);
+    assert_eq!(
+        why(&frames),
+        [
+            (None, Refusal::NoAccess),
+            no(Operation::Subscribe),
+            no(Operation::Fetch),
+            no(Operation::Ephemeral),
+            no(Operation::Delete),
+            (Some(Operation::Enter), Refusal::BadProof),
+            no(Operation::Enter),
+            (None, Refusal::NoAccess)
+        ]
+    );
 }
 
 #[test]
@@ -337,11 +335,10 @@ fn only_the_creator_deletes_and_everybody_hears_it() {
     world.ask(&creator, ROOMS[0], publish(ROOMS[0], 2, b"too late"));
     let frames = world.read_all(&creator);
     assert!(
-        matches!(frames[..], [
-            ServerFrame::Refused { why: Refusal::NoAccess, .. },
-            ServerFrame::Ack { seq: 1, .. },
-            ServerFrame::Deleted { .. }
-        ]),
+        matches!(
+            frames[..],
+            [ServerFrame::Refused { why: Refusal::NoAccess, .. }, ServerFrame::Ack { seq: 1, .. }, ServerFrame::Deleted { .. }]
+        ),
         "what was submitted before is decided first: {frames:?}"
     );
     assert!(matches!(world.read_all(&other)[..], [ServerFrame::Deleted { .. }]));
@@ -428,11 +425,14 @@ fn an_unknown_outcome_is_told_and_what_was_stored_after_all_is_shown() {
         world.ask(&conn, ROOMS[0], publish(ROOMS[0], n, b"b"));
     }
     let acks: Vec<_> = world.read_all(&conn).into_iter().filter(|frame| matches!(frame, ServerFrame::Ack { .. })).collect();
-    assert!(matches!(acks[..], [
-        ServerFrame::Ack { client_seq: 2, seq: 2, .. },
-        ServerFrame::Ack { client_seq: 3, seq: 3, .. },
-        ServerFrame::Ack { client_seq: 4, seq: 4, .. }
-    ]));
+    assert!(matches!(
+        acks[..],
+        [
+            ServerFrame::Ack { client_seq: 2, seq: 2, .. },
+            ServerFrame::Ack { client_seq: 3, seq: 3, .. },
+            ServerFrame::Ack { client_seq: 4, seq: 4, .. }
+        ]
+    ));
 }
 
 #[test]
@@ -699,7 +699,11 @@ impl Client {
             ServerFrame::Refused { why, .. } => assert!(
                 matches!(
                     why,
-                    Refusal::OutOfOrder { .. } | Refusal::Overloaded | Refusal::DiskFull | Refusal::OutcomeUnknown | Refusal::NoAccess
+                    Refusal::OutOfOrder { .. }
+                        | Refusal::Overloaded
+                        | Refusal::DiskFull
+                        | Refusal::OutcomeUnknown
+                        | Refusal::NoAccess
                 ),
                 "{why:?}"
             ),

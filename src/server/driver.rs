@@ -60,7 +60,7 @@ pub async fn drive(connection: Connection, permit: admission::Permit, shared: Ar
     let end = driver.run(&mut writer).await;
     shared.metrics.closed(end.code);
     tracing::debug!(transport = info.kind.name(), code = end.code.name(), "connection ended");
-    driver.farewell(&mut writer, end).await;
+    farewell(driver.opened.as_ref(), &mut writer, end).await;
     driver.leave().await;
     driver.permit.count_bytes(driver.reader.received_bytes(), writer.inner.sent_bytes());
     writer.inner.close(end.code).await;
@@ -226,29 +226,6 @@ impl<'a> Driver<'a> {
         Ok(self.session.handle(frame, now_ms, wall_ms, &self.service.gate(self.shared))?)
     }
 
-    /// What is still queued, and why the connection ends.
-    async fn farewell(&self, writer: &mut Writer, end: End) {
-        if !end.tell {
-            return;
-        }
-        let last = async {
-            if let Some(opened) = &self.opened {
-                opened.conn.outbox.close();
-                loop {
-                    opened.conn.outbox.take(SLICE, &mut writer.frames);
-                    if writer.frames.is_empty() {
-                        break;
-                    }
-                    writer.inner.send(&writer.frames).await?;
-                }
-            }
-            let closing = ServerFrame::Closing { code: end.code, retry_after_ms: retry_after_ms(end.code) };
-            writer.inner.send(&[closing.encode()]).await
-        };
-        // Whoever does not take it in time learns the code from the transport, or not at all.
-        let _ = timeout(FAREWELL, last).await;
-    }
-
     /// Tells the shards that the connection is gone.
     async fn leave(&mut self) {
         let Some(Opened { conn, used, .. }) = self.opened.take() else { return };
@@ -256,6 +233,29 @@ impl<'a> Driver<'a> {
         // A router that has stopped has no rooms to leave.
         let _ = self.service.router.closed(used, &conn).await;
     }
+}
+
+/// What is still queued, and why the connection ends.
+async fn farewell(opened: Option<&Opened>, writer: &mut Writer, end: End) {
+    if !end.tell {
+        return;
+    }
+    let last = async {
+        if let Some(opened) = opened {
+            opened.conn.outbox.close();
+            loop {
+                opened.conn.outbox.take(SLICE, &mut writer.frames);
+                if writer.frames.is_empty() {
+                    break;
+                }
+                writer.inner.send(&writer.frames).await?;
+            }
+        }
+        let closing = ServerFrame::Closing { code: end.code, retry_after_ms: retry_after_ms(end.code) };
+        writer.inner.send(&[closing.encode()]).await
+    };
+    // Whoever does not take it in time learns the code from the transport, or not at all.
+    let _ = timeout(FAREWELL, last).await;
 }
 
 /// Writes what the shards put into the outbox.

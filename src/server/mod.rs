@@ -16,13 +16,23 @@ pub mod service;
 mod tcp;
 mod udp;
 
-use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::{Arc, Weak}, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Config,
-    engine::{Engine, redb::{self, RedbEngine}},
+    engine::{
+        Engine,
+        redb::{self, RedbEngine},
+    },
     metrics::{KeyExchange, Metrics, Name},
     transport::{Connection, tls},
 };
@@ -164,14 +174,12 @@ struct Core {
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let metrics = Metrics::new();
     let (settings, counted) = (config.clone(), Arc::clone(&metrics));
-    let store = tokio::task::spawn_blocking(move || service::open_store(&settings, &counted))
-        .await
-        .map_err(io::Error::from)??;
+    let store =
+        tokio::task::spawn_blocking(move || service::open_store(&settings, &counted)).await.map_err(io::Error::from)??;
     let service = Arc::new(Service::start(&config, &metrics, Arc::clone(&store) as Arc<dyn Engine>));
     let serving = Arc::clone(&service);
-    let handler: Handler = Arc::new(move |connection, permit, shared| {
-        Box::pin(driver::drive(connection, permit, shared, Arc::clone(&serving)))
-    });
+    let handler: Handler =
+        Arc::new(move |connection, permit, shared| Box::pin(driver::drive(connection, permit, shared, Arc::clone(&serving))));
     listen(config, metrics, handler, Some(Core { service, store }))
 }
 
