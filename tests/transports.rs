@@ -512,6 +512,9 @@ async fn silence_in_the_handshake_is_ended() {
     let mut nothing = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut nothing)).await;
     assert!(ended.is_ok(), "the server hangs up");
+    let mut stream = TcpStream::connect(edge.plain()).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut nothing)).await;
+    assert!(ended.is_ok(), "the server hangs up without TLS too");
     // A QUIC client that opens no stream.
     let target = edge.target().await;
     let connection = transport::connect(&target, Kind::Quic).await.unwrap();
@@ -519,6 +522,7 @@ async fn silence_in_the_handshake_is_ended() {
     let metrics = edge.metrics().await;
     assert!(metrics.contains("tls_timeout"), "{metrics}");
     assert!(metrics.contains("quic_timeout"), "{metrics}");
+    assert!(metrics.contains("http_timeout"), "{metrics}");
     edge.running.shutdown().await;
 }
 
