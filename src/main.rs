@@ -1,2 +1,7 @@
 //! The `waxwing` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    waxwing::cli::run()
+}

@@ -150,6 +150,11 @@ impl Metrics {
         self.refusals.get_or_create(&Reason { reason: Name(why.name()) }).inc();
     }
 
+    /// Counts operations that were refused, by [`Refusal::name`].
+    pub fn refused_by_name(&self, why: &'static str, count: u64) {
+        self.refusals.get_or_create(&Reason { reason: Name(why) }).inc_by(count);
+    }
+
     /// Counts a connection that ended.
     pub fn closed(&self, code: CloseCode) {
         self.closes.get_or_create(&Reason { reason: Name(code.name()) }).inc();

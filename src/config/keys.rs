@@ -17,12 +17,17 @@ pub(super) enum Shape {
     Bool,
 }
 
+/// The value of a key; `None` when it is not set.
+type Show = Box<dyn Fn(&Config) -> Option<Value>>;
+/// Sets a key; `None` when the value is not one of its.
+type Set = Box<dyn Fn(&mut Config, &Value) -> Option<()>>;
+
 pub(super) struct Key {
     pub(super) name: String,
     pub(super) shape: Shape,
     pub(super) allowed: String,
-    pub(super) show: Box<dyn Fn(&Config) -> Option<Value>>,
-    pub(super) set: Box<dyn Fn(&mut Config, &Value) -> Option<()>>,
+    pub(super) show: Show,
+    pub(super) set: Set,
 }
 
 impl Key {

@@ -48,7 +48,7 @@ impl fmt::Display for Origin {
 #[non_exhaustive]
 pub enum ConfigError {
     /// A key that does not exist.
-    #[error("unknown key {key} ({origin}); {}", nearest.as_ref().map_or("run `waxwing config` for all keys".into(), |nearest| format!("did you mean {nearest}?")))]
+    #[error("unknown key {key} ({origin}); {}", hint(nearest.as_deref()))]
     Unknown {
         /// The key.
         key: String,
@@ -79,9 +79,13 @@ pub enum ConfigError {
     },
 }
 
+fn hint(nearest: Option<&str>) -> String {
+    nearest.map_or_else(|| "run `waxwing config` for all keys".into(), |nearest| format!("did you mean {nearest}?"))
+}
+
 /// Everything that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  "))]
 pub struct Errors(pub Vec<ConfigError>);
 
 /// What the layers say, unparsed.

@@ -23,7 +23,7 @@ impl Check<'_> {
         &self.effective.config
     }
 
-    fn refuse(&mut self, key: &str, value: impl ToString, allowed: impl Into<String>) {
+    fn refuse(&mut self, key: &str, value: &(impl ToString + ?Sized), allowed: impl Into<String>) {
         let origin = self.effective.origin(key);
         self.errors.push(ConfigError::Invalid { key: key.into(), value: value.to_string(), origin, allowed: allowed.into() });
     }
@@ -45,7 +45,7 @@ impl Check<'_> {
                 if !address.ip().to_canonical().is_loopback() {
                     self.refuse(
                         "listen_plain",
-                        address,
+                        &address,
                         "without TLS only loopback addresses are served; set listen_plain_anywhere = true if a proxy in front adds TLS",
                     );
                 }
@@ -125,12 +125,12 @@ impl Check<'_> {
         let limits = config.limits.clone();
         let shards = config.shards;
         if shards > 1024 {
-            self.refuse("shards", shards, "a whole number from 0 (one for each core) to 1024");
+            self.refuse("shards", &shards, "a whole number from 0 (one for each core) to 1024");
         }
         if limits.frame_bytes_max < limits.envelope_bytes_max.saturating_add(1024) {
             self.refuse(
                 "limits.frame_bytes_max",
-                limits.frame_bytes_max,
+                &limits.frame_bytes_max,
                 format!("at least limits.envelope_bytes_max + 1024 = {}", limits.envelope_bytes_max.saturating_add(1024)),
             );
         }
@@ -140,7 +140,7 @@ impl Check<'_> {
             ("limits.unauthenticated_bytes_max", limits.unauthenticated_bytes_max, 64 << 10),
         ] {
             if value > most {
-                self.refuse(key, value, format!("at most {most}"));
+                self.refuse(key, &value, format!("at most {most}"));
             }
         }
         for (key, value, least) in [
@@ -150,7 +150,7 @@ impl Check<'_> {
             ("limits.idle_timeout_ms", limits.idle_timeout_ms, 1000),
         ] {
             if value < least {
-                self.refuse(key, value, format!("at least {least}"));
+                self.refuse(key, &value, format!("at least {least}"));
             }
         }
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Conn, ConnId, Devices,
@@ -46,8 +46,8 @@ pub struct Config {
     pub clock: Arc<dyn Fn() -> UnixMillis + Send + Sync>,
     /// Makes random log ids.
     pub log_id: Arc<dyn Fn() -> LogId + Send + Sync>,
-    /// Told after every turn of a shard: its index, its rooms in memory, and what happened.
-    pub observe: Arc<dyn Fn(usize, usize, Stats) + Send + Sync>,
+    /// Told after every turn of a shard: its index, how many more rooms are in memory, and what happened.
+    pub observe: Arc<dyn Fn(usize, i64, Stats) + Send + Sync>,
 }
 
 impl fmt::Debug for Config {
@@ -56,7 +56,7 @@ impl fmt::Debug for Config {
     }
 }
 
-/// The way to the shards. They end when the last handle is gone.
+/// The way to the shards. They end when it is dropped, or stopped.
 #[derive(Debug)]
 pub struct Handle {
     shards: Vec<mpsc::Sender<Message>>,
@@ -64,6 +64,8 @@ pub struct Handle {
     hasher: RandomState,
     devices: Devices,
     next_conn: AtomicU64,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
 }
 
 /// The shard has ended, which it does only after every connection.
@@ -72,9 +74,10 @@ pub struct Handle {
 pub struct Stopped;
 
 impl Handle {
-    /// Starts the shards on `tasks`.
+    /// Starts the shards.
     #[must_use]
-    pub fn start(config: &Config, tasks: &TaskTracker) -> Self {
+    pub fn start(config: &Config) -> Self {
+        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
         let count = config.shards.clamp(1, ShardSet::BITS as usize);
         let shards = (0..count).map(|index| {
             let (sender, receiver) = mpsc::channel(config.mailbox_max.max(1));
@@ -87,11 +90,26 @@ impl Handle {
                 complete,
                 log_id: Box::new(move || log_id()),
             });
-            tasks.spawn(run(shard, index, receiver, config.clone()));
+            let (stopped, config) = (stopping.clone(), config.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = run(shard, index, receiver, config) => {}
+                    () = stopped.cancelled() => {}
+                }
+            });
             sender
         });
         let shards = shards.collect();
-        Self { shards, hasher: RandomState::new(), devices: Devices::default(), next_conn: AtomicU64::new(0) }
+        let (hasher, devices, next_conn) = (RandomState::new(), Devices::default(), AtomicU64::new(0));
+        Self { shards, hasher, devices, next_conn, tasks, stopping }
+    }
+
+    /// Ends the shards, and waits until they let go of the engine. For when every connection has ended: what the engine has
+    /// not completed is not acked.
+    pub async fn stop(&self) {
+        self.stopping.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Devices and what they use.
@@ -146,6 +164,12 @@ impl Handle {
     }
 }
 
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.stopping.cancel();
+    }
+}
+
 /// Where the engine puts a shard's completions. It does not keep the shard alive.
 struct Mailbox(mpsc::WeakSender<Message>);
 
@@ -160,6 +184,7 @@ impl Complete for Mailbox {
 
 async fn run(mut shard: Shard, index: usize, mut mailbox: mpsc::Receiver<Message>, config: Config) {
     let mut turn = Vec::with_capacity(TURN_MAX);
+    let mut rooms = 0;
     loop {
         let received = if shard.wants_tick() {
             let received = tokio::time::timeout(RETRY, mailbox.recv_many(&mut turn, TURN_MAX)).await;
@@ -176,6 +201,7 @@ async fn run(mut shard: Shard, index: usize, mut mailbox: mpsc::Receiver<Message
             shard.handle(message, now_ms);
         }
         shard.end_turn();
-        (config.observe)(index, shard.rooms_len(), shard.take_stats());
+        let before = std::mem::replace(&mut rooms, i64::try_from(shard.rooms_len()).unwrap_or(i64::MAX));
+        (config.observe)(index, rooms - before, shard.take_stats());
     }
 }

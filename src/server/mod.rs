@@ -12,21 +12,34 @@ mod listen;
 mod ops;
 pub mod origin;
 pub mod page;
+pub mod service;
 mod tcp;
 mod udp;
 
-use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Config,
+    engine::{
+        Engine,
+        redb::{self, RedbEngine},
+    },
     metrics::{KeyExchange, Metrics, Name},
     transport::{Connection, tls},
 };
 use admission::{Admission, Permit};
 use auth::Authenticator;
 use origin::Origins;
+use service::Service;
 
 /// What serves a connection, until it ends.
 pub type Handler = Arc<dyn Fn(Connection, Permit, Arc<Shared>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
@@ -61,6 +74,8 @@ pub struct Shared {
     tasks: TaskTracker,
     abort: CancellationToken,
     handler: Handler,
+    /// Gone when the server is stopping, or has none.
+    store: Weak<RedbEngine>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -75,7 +90,11 @@ impl Shared {
     /// # Errors
     /// The reason, for `/readyz`.
     pub fn ready(&self) -> Result<(), &'static str> {
-        if self.stopping.is_cancelled() { Err("the server is stopping") } else { Ok(()) }
+        match self.store.upgrade() {
+            _ if self.stopping.is_cancelled() => Err("the server is stopping"),
+            Some(store) if !store.is_healthy() => Err("the store cannot write; see the log, and start again"),
+            _ => Ok(()),
+        }
     }
 
     fn handshake_timeout(&self) -> Duration {
@@ -125,6 +144,9 @@ pub enum StartError {
     /// The token secret cannot be used.
     #[error(transparent)]
     Auth(#[from] auth::SecretError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] redb::OpenError),
     /// Something else that has to do with files or sockets.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -135,6 +157,14 @@ pub enum StartError {
 pub struct Running {
     shared: Arc<Shared>,
     endpoints: Vec<quinn::Endpoint>,
+    core: Option<Core>,
+}
+
+/// What sessions are served with, and the store below it.
+#[derive(Debug)]
+struct Core {
+    service: Arc<Service>,
+    store: Arc<RedbEngine>,
 }
 
 /// Starts a server that drives sessions.
@@ -142,16 +172,27 @@ pub struct Running {
 /// # Errors
 /// [`StartError`]
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    start_with(config, Metrics::new(), Arc::new(|connection, permit, shared| Box::pin(driver::drive(connection, permit, shared))))
-        .await
+    let metrics = Metrics::new();
+    let (settings, counted) = (config.clone(), Arc::clone(&metrics));
+    let store =
+        tokio::task::spawn_blocking(move || service::open_store(&settings, &counted)).await.map_err(io::Error::from)??;
+    let service = Arc::new(Service::start(&config, &metrics, Arc::clone(&store) as Arc<dyn Engine>));
+    let serving = Arc::clone(&service);
+    let handler: Handler =
+        Arc::new(move |connection, permit, shared| Box::pin(driver::drive(connection, permit, shared, Arc::clone(&serving))));
+    listen(config, metrics, handler, Some(Core { service, store }))
 }
 
 /// Starts a server that hands its connections to `handler`.
 ///
 /// # Errors
 /// [`StartError`]
-#[expect(clippy::unused_async, reason = "it binds sockets to the runtime, and starting the store will take time")]
+#[expect(clippy::unused_async, reason = "it binds sockets to the runtime, as `start` does")]
 pub async fn start_with(config: Config, metrics: Arc<Metrics>, handler: Handler) -> Result<Running, StartError> {
+    listen(config, metrics, handler, None)
+}
+
+fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, core: Option<Core>) -> Result<Running, StartError> {
     let auth = Authenticator::new(&config)?;
     let (identity, fingerprint) = match (&config.cert, &config.key) {
         (Some(cert), Some(key)) => (tls::Identity::read(cert, key)?, None),
@@ -179,6 +220,7 @@ pub async fn start_with(config: Config, metrics: Arc<Metrics>, handler: Handler)
         tasks: TaskTracker::new(),
         abort: CancellationToken::new(),
         handler,
+        store: core.as_ref().map_or_else(Weak::new, |core| Arc::downgrade(&core.store)),
         config,
     });
     let app = http::router(&shared);
@@ -202,7 +244,7 @@ pub async fn start_with(config: Config, metrics: Arc<Metrics>, handler: Handler)
     for endpoint in &endpoints {
         shared.spawn(udp::accept(endpoint.clone(), Arc::clone(&shared)));
     }
-    Ok(Running { shared, endpoints })
+    Ok(Running { shared, endpoints, core })
 }
 
 /// The cryptography of a listener, counting key exchanges.
@@ -229,8 +271,18 @@ impl Running {
         &self.shared.addresses
     }
 
+    /// Serves a connection that no listener accepted, such as one end of [`crate::transport::memory::pair`].
+    ///
+    /// # Errors
+    /// [`admission::Full`].
+    pub fn attach(&self, connection: Connection) -> Result<(), admission::Full> {
+        let permit = self.shared.admission.admit(connection.info.remote.ip())?;
+        self.shared.spawn(Arc::clone(&self.shared).serve(connection, permit));
+        Ok(())
+    }
+
     /// Stops: takes nobody in, lets sessions say goodbye, waits at most the drain time, then ends what is left.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(mut self) {
         self.shared.stopping.cancel();
         self.shared.tasks.close();
         let drain = Duration::from_millis(self.shared.config.drain_timeout_ms.into());
@@ -239,6 +291,12 @@ impl Running {
         }
         self.shared.abort.cancel();
         self.shared.tasks.wait().await;
+        if let Some(Core { service, store }) = self.core.take() {
+            service.router.stop().await;
+            // Its threads finish what was submitted; then nothing holds the file.
+            let closed = tokio::task::spawn_blocking(move || store.shutdown()).await;
+            debug_assert!(closed.is_ok(), "closing the store does not panic");
+        }
         for endpoint in &self.endpoints {
             endpoint.close(quinn::VarInt::from_u32(crate::core::close::CloseCode::GoingAway.quic()), b"going_away");
         }

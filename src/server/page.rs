@@ -40,7 +40,7 @@ const POLICY: &str = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; 
     img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// In development also WebSocket without TLS, to this machine.
 const POLICY_DEVELOPMENT: &str = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; \
-    connect-src 'self' https: wss: ws://localhost:* ws://127.0.0.1:* ws://[::1]:*; \
+    connect-src 'self' https: wss: ws://localhost:* ws://127.0.0.1:*; \
     img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Answers a request for a file of the page.
@@ -147,7 +147,7 @@ mod tests {
     fn what_is_sent_depends_on_what_the_browser_takes_and_has() {
         let br = (ACCEPT_ENCODING, "gzip, br;q=0.9");
         for path in ["/", "/r", "/index.html"] {
-            let response = ask(path, &[br.clone()]);
+            let response = ask(path, std::slice::from_ref(&br));
             assert_eq!(response.headers()[CONTENT_ENCODING], "br", "{path}");
             assert!(response.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap().contains("'wasm-unsafe-eval'"));
         }

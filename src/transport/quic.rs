@@ -220,7 +220,7 @@ pub enum Accepted {
     /// Raw QUIC: await [`Raw::open`].
     Quic(Raw),
     /// A WebTransport session request, to be accepted or refused.
-    WebTransport(webtransport::Request),
+    WebTransport(Box<webtransport::Request>),
 }
 
 /// Completes the handshake of an incoming connection and tells what it speaks.
@@ -233,7 +233,7 @@ pub async fn accept(incoming: quinn::Incoming) -> Result<Accepted, AcceptError> 
     let (protocol, name) = data.map_or((None, None), |data| (data.protocol, data.server_name));
     match protocol.as_deref() {
         Some(ALPN) => Ok(Accepted::Quic(Raw { connection: connecting.await?, name })),
-        Some(webtransport::ALPN) => Ok(Accepted::WebTransport(webtransport::accept(connecting).await?)),
+        Some(webtransport::ALPN) => Ok(Accepted::WebTransport(Box::new(webtransport::accept(connecting).await?))),
         _ => Err(AcceptError::Alpn),
     }
 }

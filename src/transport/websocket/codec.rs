@@ -118,7 +118,7 @@ pub(in crate::transport) struct Writer {
 
 impl Writer {
     /// One binary message.
-    pub(in crate::transport) async fn send(&mut self, payload: &[u8]) -> Result<(), Error> {
+    pub(in crate::transport) async fn send(&self, payload: &[u8]) -> Result<(), Error> {
         {
             let mut out = lock(&self.out);
             if out.closed {

@@ -1,0 +1,146 @@
+//! What sessions are served with: the store, the router, and the check of who may log in.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use hyper::http::uri::Authority;
+use rustls::crypto::SecureRandom;
+
+use super::{Shared, clock};
+use crate::{
+    config::Config,
+    core::{
+        close::CloseCode,
+        frame::Hello,
+        id::{LogId, Nonce},
+        session,
+    },
+    engine::{
+        self, Engine, Failure,
+        redb::{self, RedbEngine},
+    },
+    metrics::Metrics,
+    router::{self, shard::Stats},
+    transport::tls,
+};
+
+/// Messages that may wait for one shard.
+const MAILBOX_MAX: usize = 4096;
+/// The store's file within the data directory.
+const STORE: &str = "waxwing.redb";
+
+/// The store, the router, and the names of this server.
+pub struct Service {
+    pub(super) router: router::Handle,
+    names: Vec<String>,
+    random: &'static dyn SecureRandom,
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+/// Opens the store of a configuration.
+pub(super) fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<RedbEngine>, redb::OpenError> {
+    let settings = redb::Config { disk_reserve_bytes: config.disk_reserve_bytes, ..redb::Config::default() };
+    let observer = Arc::new(StoreMetrics(Arc::clone(metrics)));
+    RedbEngine::open(&config.data.join(STORE), settings, observer).map(Arc::new)
+}
+
+impl Service {
+    /// Starts the router on a store.
+    pub(super) fn start(config: &Config, metrics: &Arc<Metrics>, engine: Arc<dyn Engine>) -> Self {
+        let random = tls::provider().secure_random;
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let router = router::Handle::start(&router::Config {
+            shards: if config.shards == 0 { cores() } else { config.shards.into() },
+            mailbox_max: MAILBOX_MAX,
+            limits: Arc::new(config.limits.clone()),
+            engine,
+            clock: Arc::new(clock::unix_millis),
+            log_id: Arc::new(move || LogId(fill(random))),
+            observe: observe(Arc::clone(metrics)),
+        });
+        Self { router, names: names(config), random }
+    }
+
+    /// A challenge for a new session.
+    pub(super) fn nonce(&self) -> Nonce {
+        Nonce(fill(self.random))
+    }
+
+    /// What a hello is checked against.
+    pub(super) const fn gate<'a>(&'a self, shared: &'a Shared) -> Gate<'a> {
+        Gate { service: self, shared }
+    }
+}
+
+fn fill<const N: usize>(random: &dyn SecureRandom) -> [u8; N] {
+    let mut bytes = [0; N];
+    random.fill(&mut bytes).expect("the system's randomness does not fail once the process runs");
+    bytes
+}
+
+/// The hosts under which clients reach this server.
+fn names(config: &Config) -> Vec<String> {
+    if config.is_development() {
+        return ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).to_vec();
+    }
+    config.public_names.iter().filter_map(|name| host(name)).collect()
+}
+
+fn host(authority: &str) -> Option<String> {
+    let authority: Authority = authority.parse().ok()?;
+    Some(authority.host().to_ascii_lowercase())
+}
+
+/// Checks a hello: that the client dialled this server and no other that relays, and that its device may log in.
+pub(super) struct Gate<'a> {
+    service: &'a Service,
+    shared: &'a Shared,
+}
+
+impl session::Admission for Gate<'_> {
+    fn admit(&self, hello: &Hello, now_ms: u64) -> Result<(), CloseCode> {
+        let dialled = host(&hello.authority);
+        if !dialled.is_some_and(|host| self.service.names.contains(&host)) {
+            return Err(CloseCode::Unauthenticated);
+        }
+        self.shared.auth.check(&hello.device, &hello.token, now_ms / 1000).map_err(|_| CloseCode::Unauthenticated)
+    }
+}
+
+/// What the router's shards tell, into the metrics.
+fn observe(metrics: Arc<Metrics>) -> Arc<dyn Fn(usize, i64, Stats) + Send + Sync> {
+    Arc::new(move |_shard, rooms_change, stats| {
+        metrics.rooms.inc_by(rooms_change);
+        metrics.deliveries.inc_by(stats.deliveries);
+        metrics.acks.inc_by(stats.acks);
+        metrics.ephemerals.inc_by(stats.ephemerals);
+        metrics.catchups.inc_by(stats.catch_ups);
+        for (why, count) in stats.refusals {
+            metrics.refused_by_name(why, count);
+        }
+    })
+}
+
+/// What the store tells, into the metrics.
+struct StoreMetrics(Arc<Metrics>);
+
+impl engine::Observer for StoreMetrics {
+    fn committed(&self, requests: usize, _bytes: usize, took: Duration) {
+        self.0.commit_batch.observe(f64::from(u32::try_from(requests).unwrap_or(u32::MAX)));
+        self.0.commit_seconds.observe(took.as_secs_f64());
+    }
+
+    fn failed(&self, failure: Failure) {
+        if failure == Failure::OutcomeUnknown {
+            self.0.commit_failures.inc();
+        }
+    }
+
+    fn latched(&self, why: &str) {
+        tracing::error!(why, "the store accepts nothing until the process starts again; reading goes on");
+    }
+}

@@ -1,0 +1,209 @@
+//! An engine in memory that carries out requests when it is told to, fails when it is told to, and loses on a crash what
+//! it had not carried out. It checks what the router owes the seam: appends come with dense seqs and a matching chain.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+    sync::{Arc, Mutex},
+};
+
+use waxwing::{
+    core::{
+        chain,
+        id::{RoomId, Seq},
+        log::{Append, LoadedLog, LogMeta, LogState, Producer, ProducerState, Record, Records, Stored},
+    },
+    engine::{Answer, Busy, Complete, Completion, Engine, Failure, Request, Token},
+};
+
+/// One stored log.
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub meta: LogMeta,
+    pub state: LogState,
+    pub producers: BTreeMap<Producer, ProducerState>,
+    pub records: Vec<Record>,
+    /// The (producer, number) of each record.
+    pub origins: Vec<(Producer, u64)>,
+    /// An append failed and the log was not loaded since.
+    broken: bool,
+}
+
+#[derive(Default)]
+struct State {
+    logs: BTreeMap<RoomId, Log>,
+    queue: VecDeque<(Request, Token, Arc<dyn Complete>)>,
+    fail_next: VecDeque<Failure>,
+}
+
+/// See the module.
+pub struct ModelEngine {
+    state: Mutex<State>,
+    queue_max: usize,
+}
+
+impl Engine for ModelEngine {
+    fn submit(&self, request: Request, token: Token, to: &Arc<dyn Complete>) -> Result<(), Busy> {
+        let mut state = self.state.lock().unwrap();
+        if state.queue.len() >= self.queue_max {
+            return Err(Busy);
+        }
+        state.queue.push_back((request, token, Arc::clone(to)));
+        Ok(())
+    }
+
+    fn is_healthy(&self) -> bool {
+        true
+    }
+}
+
+impl ModelEngine {
+    pub fn new(queue_max: usize) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), queue_max })
+    }
+
+    /// Carries out at most `count` requests; how many it did.
+    pub fn step(&self, count: usize) -> usize {
+        let mut done = Vec::new();
+        {
+            let mut state = self.state.lock().unwrap();
+            for _ in 0..count {
+                let Some((request, token, to)) = state.queue.pop_front() else { break };
+                let result = state.carry_out(request);
+                done.push((to, Completion { token, result }));
+            }
+        }
+        let count = done.len();
+        for (to, completion) in done {
+            to.complete(vec![completion]);
+        }
+        count
+    }
+
+    /// The next append fails so.
+    pub fn fail_next(&self, failure: Failure) {
+        self.state.lock().unwrap().fail_next.push_back(failure);
+    }
+
+    /// Forgets what it has not carried out.
+    pub fn crash(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.queue.clear();
+        state.fail_next.clear();
+        state.logs.values_mut().for_each(|log| log.broken = false);
+    }
+
+    pub fn log(&self, room: RoomId) -> Option<Log> {
+        self.state.lock().unwrap().logs.get(&room).cloned()
+    }
+}
+
+impl State {
+    fn carry_out(&mut self, request: Request) -> Result<Answer, Failure> {
+        match request {
+            Request::Load { room } => Ok(Answer::Loaded(self.logs.get_mut(&room).map(|log| {
+                log.broken = false;
+                let producers = log.producers.iter().map(|(producer, state)| (*producer, state.clone())).collect();
+                Box::new(LoadedLog { meta: log.meta.clone(), state: log.state, producers })
+            }))),
+            Request::Create { room, meta } => {
+                if self.logs.contains_key(&room) {
+                    return Err(Failure::Exists);
+                }
+                let state = LogState::empty(room);
+                let (producers, records, origins) = (BTreeMap::new(), Vec::new(), Vec::new());
+                self.logs.insert(room, Log { meta, state, producers, records, origins, broken: false });
+                Ok(Answer::Done)
+            }
+            Request::Append(append) => {
+                let failure = self.fail_next.pop_front();
+                let log = self.logs.get_mut(&append.room).ok_or(Failure::NotFound)?;
+                if let Some(failure) = failure {
+                    log.broken = true;
+                    // Nobody knows, says the failure: half of the time it is there.
+                    if failure == Failure::OutcomeUnknown && append.seq % 2 == 0 && append.seq == log.state.head + 1 {
+                        log.append(append);
+                    }
+                    return Err(failure);
+                }
+                if log.broken {
+                    return Err(Failure::OutcomeUnknown);
+                }
+                log.append(append);
+                Ok(Answer::Done)
+            }
+            Request::ReadAfter { room, after, bytes_max } => {
+                let log = self.logs.get(&room).ok_or(Failure::NotFound)?;
+                Ok(Answer::Records(log.read(after, bytes_max)))
+            }
+            Request::ReadBefore { room, before, count_max, bytes_max } => {
+                let log = self.logs.get(&room).ok_or(Failure::NotFound)?;
+                let end = usize::try_from((before.max(1) - 1).min(log.state.head)).unwrap();
+                let mut first = end;
+                let mut bytes = 0;
+                while first > 0 && end - first < count_max as usize {
+                    bytes += log.records[first - 1].envelope.len();
+                    if first < end && bytes > bytes_max as usize {
+                        break;
+                    }
+                    first -= 1;
+                }
+                let records = log.records[first..end].to_vec();
+                Ok(Answer::Records(Records { state: log.state, before: log.chain_at(first as u64), records }))
+            }
+            Request::Delete { room } => self.logs.remove(&room).map(|_| Answer::Done).ok_or(Failure::NotFound),
+        }
+    }
+}
+
+impl Log {
+    fn append(&mut self, append: Append) {
+        let Append { room, seq, chain, time_ms, producer, client_seq, hash, envelope } = append;
+        assert_eq!(seq, self.state.head + 1, "appends are dense");
+        assert_eq!(chain, chain::next(room, self.state.chain, seq, &envelope), "the chain goes on");
+        let state = self.producers.entry(producer).or_default();
+        assert_eq!(client_seq, state.last + 1, "only the next of its producer");
+        state.push(Stored { seq, hash }, time_ms);
+        self.state.head = seq;
+        self.state.chain = chain;
+        self.state.bytes += envelope.len() as u64;
+        self.origins.push((producer, client_seq));
+        self.records.push(Record { seq, chain, time_ms, envelope });
+    }
+
+    fn chain_at(&self, seq: Seq) -> waxwing::core::id::Digest {
+        match usize::try_from(seq).unwrap().checked_sub(1) {
+            None => self.state.floor_chain,
+            Some(index) => self.records[index].chain,
+        }
+    }
+
+    fn read(&self, after: Seq, bytes_max: u32) -> Records {
+        let mut bytes = 0;
+        let mut records = Vec::new();
+        for record in self.records.iter().skip(usize::try_from(after).unwrap()) {
+            bytes += record.envelope.len();
+            if !records.is_empty() && bytes > bytes_max as usize {
+                break;
+            }
+            records.push(record.clone());
+        }
+        Records { state: self.state, before: self.chain_at(after), records }
+    }
+}
+
+/// Completions, until somebody takes them.
+#[derive(Default)]
+pub struct Collector(Mutex<Vec<Completion>>);
+
+impl Collector {
+    pub fn take(&self) -> Vec<Completion> {
+        mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+impl Complete for Collector {
+    fn complete(&self, batch: Vec<Completion>) {
+        self.0.lock().unwrap().extend(batch);
+    }
+}
