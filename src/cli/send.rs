@@ -45,7 +45,7 @@ pub(super) struct CreateArgs {
     /// The room's title.
     title: String,
     /// The edge.
-    #[arg(long, default_value = "http://localhost:8433", env = "WAXWING_EDGE")]
+    #[arg(long, default_value = "http://localhost:8433", env = "WAXWING_CLIENT_EDGE")]
     edge: String,
     #[command(flatten)]
     client: ClientArgs,

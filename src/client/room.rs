@@ -58,6 +58,8 @@ pub(super) struct Room {
     retry_at_ms: Option<u64>,
     /// The server does not let this device in: why, in words, and when to ask again.
     shut_out: Option<(String, u64)>,
+    /// The log has a new life: once it is read, a new session begins in it.
+    reborn: bool,
     typed_ms: u64,
     /// Ephemeral messages sent, and the highest counters heard.
     ephemerals: (ProducerId, u64, BTreeMap<(u64, ProducerId), u64>),
@@ -114,6 +116,7 @@ impl Room {
             wire: RoomWire::default(),
             retry_at_ms: None,
             shut_out: None,
+            reborn: false,
             typed_ms: 0,
             ephemerals: (session, 0, BTreeMap::new()),
         }
@@ -537,6 +540,7 @@ impl Client {
             let record = LogRecord { time_ms, digest, chain: Digest([0; 32]), opened: Some(*opened) };
             moves.push((former_key(id, known, seq), Some(encode(&record))));
         }
+        room.reborn = true;
         room.timeline = Timeline::new(id);
         room.timeline.set_log(now);
         room.record.log = Some(now);
@@ -634,11 +638,19 @@ impl Client {
 
     /// Once everything is read that was there at subscribing: join if this device has not, and send what waits.
     fn up_to_date(&mut self, id: RoomId, now_ms: u64) {
-        let Some(me) = &self.me else { return };
         let Some(room) = self.rooms.get(&id) else { return };
         if !room.up_to_date() {
             return;
         }
+        let fresh = ProducerId(self.rng.bytes());
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        if core::mem::take(&mut room.reborn) {
+            // What the new life has of the outbox was found while reading it. The rest is not in it, and neither may be what
+            // was acked in the former one: a session that went on would look like one that lost messages.
+            let persist = room.outbox.restart(fresh);
+            self.persist_all(persist);
+        }
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
         if room.timeline.leaf_of(me.identity.device()).is_none() && !room.is_joining() {
             let join = Join { certificate: me.identity.certificate().clone(), name: me.record.name.clone() };
             let letter = self.letter(Letter::Content(Content::new(&Message::Join(Box::new(join)))), now_ms);
