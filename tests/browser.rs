@@ -9,13 +9,22 @@ use std::{path::Path, process::Command};
 fn people_see_what_they_should() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
     install(&dir);
+    node(&dir, "suite.mjs");
+}
+
+#[test]
+fn the_pages_logic_holds() {
+    node(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser"), "unit.test.mjs");
+}
+
+fn node(dir: &Path, suite: &str) {
     let status = Command::new("node")
-        .args(["--experimental-websocket", "--test", "--test-reporter=spec", "suite.mjs"])
-        .current_dir(&dir)
+        .args(["--experimental-websocket", "--test", "--test-reporter=spec", suite])
+        .current_dir(dir)
         .env("WAXWING_BIN", env!("CARGO_BIN_EXE_waxwing"))
         .status()
         .expect("node runs (Debian: apt-get install nodejs npm chromium)");
-    assert!(status.success(), "the browser scenarios failed");
+    assert!(status.success(), "{suite} failed");
 }
 
 /// Installs the locked packages, unless they are there.

@@ -44,12 +44,23 @@ export class Transport {
     }
   }
 
-  send(bytes) {
-    this.#link?.send(bytes);
+  // The connection of this moment, or null.
+  get link() {
+    return this.#link;
   }
 
-  // Ends the connection or the attempt; `disconnected` is called if there was one.
-  close() {
+  // Sends over `link`, if that is still the connection.
+  send(bytes, link) {
+    if (link !== null && link === this.#link) {
+      link.send(bytes);
+    }
+  }
+
+  // Ends `link`, or the attempt if it is null; `disconnected` is called if there was one.
+  close(link) {
+    if (link !== this.#link) {
+      return;
+    }
     const attempt = this.#attempt;
     this.#attempt = null;
     attempt?.abort();

@@ -28,7 +28,7 @@ class Leader {
   #again = false;
 
   async lead() {
-    await init();
+    await init({module_or_path: new URL('./waxwing_bg.wasm', import.meta.url)});
     this.#store = await Store.open();
     this.#core = new Core(location.origin);
     for (const [name, bytes] of await this.#store.all()) {
@@ -38,7 +38,8 @@ class Leader {
         this.#load(name, bytes);
       }
     }
-    this.#transport = new Transport(new URLSearchParams(location.search).get('transport'), {
+    const asked = new URLSearchParams(location.search).get('transport');
+    this.#transport = new Transport(['ws', 'wt'].includes(asked) ? asked : null, {
       connected: (name) => this.#feed(() => this.#core.connected(name, Date.now())),
       received: (bytes) => this.#feed(() => this.#receive(bytes)),
       disconnected: (reason) => this.#feed(() => this.#core.disconnected(reason, Date.now())),
@@ -65,7 +66,7 @@ class Leader {
       this.#core.received(bytes, Date.now());
     } catch (error) {
       console.warn(error);
-      this.#transport.close();
+      this.#transport.close(this.#transport.link);
     }
   }
 
@@ -133,13 +134,15 @@ class Leader {
   async #turns() {
     do {
       this.#again = false;
-      await this.#perform(this.#core.poll());
+      // What the core says now is meant for the connection of now: while the disk is waited for, another may take its place.
+      const link = this.#transport.link;
+      await this.#perform(this.#core.poll(), link);
     } while (this.#again);
     this.#turn = null;
   }
 
   // All that is to be kept goes to disk first, in one transaction: whatever leaves this browser, or is shown, is kept before.
-  async #perform(outputs) {
+  async #perform(outputs, link) {
     const answers = this.#answers.splice(0);
     const changes = outputs.filter(({type}) => type === 'persist').map(({key, value}) => [key, value]);
     if (answers.some(({error}) => error === undefined) && changes.length > 0) {
@@ -156,13 +159,13 @@ class Leader {
           events.push(JSON.parse(output.json));
           break;
         case 'send':
-          this.#transport.send(output.bytes);
+          this.#transport.send(output.bytes, link);
           break;
         case 'connect':
           this.#transport.connect();
           break;
         case 'disconnect':
-          this.#transport.close();
+          this.#transport.close(link);
           break;
         case 'timer':
           this.#arm(output.at_ms);

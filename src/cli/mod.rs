@@ -1,7 +1,10 @@
 //! The command line, one file for each subcommand. What it prints for people and scripts goes to stdout; logs and errors
 //! to stderr.
 
+mod chat;
+mod client;
 mod config;
+mod send;
 mod serve;
 mod settings;
 mod token;
@@ -32,6 +35,14 @@ enum Command {
     Serve(Settings),
     /// Prints the configuration that is in effect, and where each value comes from.
     Config(Settings),
+    /// Chats in a room, in this terminal.
+    Chat(chat::ChatArgs),
+    /// Sends a message, or each line of standard input, and ends when it is on the server's disk.
+    Send(send::SendArgs),
+    /// Prints what is said in a room, as it is said.
+    Tail(send::TailArgs),
+    /// Makes a room and prints its link.
+    Create(send::CreateArgs),
     /// Makes a login token for a device, for servers with auth = "token".
     Token(token::Args),
 }
@@ -45,15 +56,31 @@ pub fn run() -> ExitCode {
         Some(Command::Serve(settings)) => serve::run(&settings),
         Some(Command::Config(settings)) => config::run(&settings),
         Some(Command::Token(args)) => token::run(&args),
+        Some(Command::Chat(args)) => block_on(chat::run(&args)),
+        Some(Command::Send(args)) => block_on(send::send(&args)),
+        Some(Command::Tail(args)) => block_on(send::tail(&args)),
+        Some(Command::Create(args)) => block_on(send::create(&args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // If stderr is gone there is nobody to tell.
-            let _ = writeln!(io::stderr(), "waxwing: {error:#}");
+            complain(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs a client's command. What is left at the end (a thread that reads the terminal) does not hold the process up.
+fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let result = runtime.block_on(command);
+    runtime.shutdown_background();
+    result
+}
+
+/// Says on stderr what went wrong, or what to know. If stderr is gone there is nobody to tell.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "waxwing: {text}");
 }
 
 /// Prints to stdout. A closed pipe is not an error: whoever read has read enough.

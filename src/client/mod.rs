@@ -213,6 +213,8 @@ impl Client {
 
     /// The connection is gone, or could not be made.
     pub fn disconnected(&mut self, reason: &str, now_ms: u64) {
+        // What was meant for that connection must not reach the next one.
+        self.outputs.retain(|output| !matches!(output, Output::Send(_) | Output::Disconnect));
         self.wire.disconnected(reason, now_ms, &mut self.rng, &mut self.outputs);
         for room in self.rooms.values_mut() {
             room.disconnected();
@@ -265,10 +267,10 @@ impl Client {
     /// The time named by [`Output::Timer`] has come, or any other time.
     pub fn tick(&mut self, now_ms: u64) {
         self.wire.tick(now_ms, &mut self.outputs);
-        let due: Vec<_> = self.rooms.iter().filter(|(_, room)| room.retry_due(now_ms)).map(|(id, _)| *id).collect();
-        for room in due {
-            self.pump(room, now_ms);
-        }
+        let enter: Vec<_> = self.rooms.iter_mut().filter_map(|(id, room)| room.ask_again(now_ms).then_some(*id)).collect();
+        let retry: Vec<_> = self.rooms.iter().filter_map(|(id, room)| room.retry_due(now_ms).then_some(*id)).collect();
+        enter.into_iter().for_each(|room| self.begin(room));
+        retry.into_iter().for_each(|room| self.pump(room, now_ms));
         self.schedule();
     }
 

@@ -160,7 +160,7 @@ impl Client {
                 let publish = Publish { room, producer, client_seq, envelope: bytes::Bytes::new() };
                 self.on_refused(&publish, why, now_ms);
             }
-            ServerFrame::Failed { room, what, why } => self.on_failed(room, what, why),
+            ServerFrame::Failed { room, what, why } => self.on_failed(room, what, why, now_ms),
             ServerFrame::Presence { room, online, offline } => self.on_presence(room, &online, &offline),
             ServerFrame::Ephemeral { envelope } => self.on_ephemeral(&envelope),
             ServerFrame::Deleted { room } => self.on_deleted(room),

@@ -73,8 +73,6 @@ pub enum Stage {
     Deleting,
     /// Deleted by who made it.
     Deleted,
-    /// It cannot be used: why, in words.
-    Refused(String),
 }
 
 /// One record of a log, opened and verified.

@@ -37,6 +37,9 @@ use crate::{
 /// Say "typing" at most this often.
 const TYPING_EVERY_MS: u64 = 3_000;
 
+/// Ask again after this long to be let into a room that the server does not have.
+const ENTER_AGAIN_MS: u64 = 5_000;
+
 /// A room on this device.
 #[derive(Debug)]
 pub(super) struct Room {
@@ -53,6 +56,8 @@ pub(super) struct Room {
     online: BTreeSet<DeviceKey>,
     wire: RoomWire,
     retry_at_ms: Option<u64>,
+    /// The server does not let this device in: why, in words, and when to ask again.
+    shut_out: Option<(String, u64)>,
     typed_ms: u64,
     /// Ephemeral messages sent, and the highest counters heard.
     ephemerals: (ProducerId, u64, BTreeMap<(u64, ProducerId), u64>),
@@ -108,6 +113,7 @@ impl Room {
             online: BTreeSet::new(),
             wire: RoomWire::default(),
             retry_at_ms: None,
+            shut_out: None,
             typed_ms: 0,
             ephemerals: (session, 0, BTreeMap::new()),
         }
@@ -119,14 +125,22 @@ impl Room {
         self.outbox.disconnected();
         self.invite_outbox.disconnected();
         self.retry_at_ms = None;
+        self.shut_out = None;
     }
 
+    /// Whether the outbox may be tried again.
     pub(super) fn retry_due(&self, now_ms: u64) -> bool {
         self.retry_at_ms.is_some_and(|at_ms| now_ms >= at_ms)
     }
 
-    pub(super) const fn retry_at(&self) -> Option<u64> {
-        self.retry_at_ms
+    /// Whether to ask again to be let in; then not again for a while.
+    pub(super) fn ask_again(&mut self, now_ms: u64) -> bool {
+        let due = self.shut_out.as_mut().filter(|(_, at_ms)| now_ms >= *at_ms);
+        due.map(|(_, at_ms)| *at_ms = now_ms + ENTER_AGAIN_MS).is_some()
+    }
+
+    pub(super) fn retry_at(&self) -> Option<u64> {
+        self.shut_out.iter().map(|(_, at_ms)| *at_ms).chain(self.retry_at_ms).min()
     }
 
     pub(super) const fn keyring(&self) -> Option<&Keyring> {
@@ -158,8 +172,8 @@ impl Room {
             _ if self.wire.stopped => {
                 (view::RoomState::Refused, Some("the server's history contradicts what this device has seen".to_owned()))
             }
-            Stage::Refused(why) => (view::RoomState::Refused, Some(why.clone())),
             Stage::Deleted | Stage::Deleting => (view::RoomState::Deleted, None),
+            _ if self.shut_out.is_some() => (view::RoomState::Refused, self.shut_out.as_ref().map(|(why, _)| why.clone())),
             _ if self.timeline.leaf_of(me.device()).is_some() => (view::RoomState::Open, None),
             Stage::Creating | Stage::Invited | Stage::Joined => (view::RoomState::Joining, None),
         };
@@ -179,10 +193,23 @@ impl Room {
             reason,
             members: self.members(me),
             head: self.timeline.head(),
+            up_to_date: self.up_to_date(),
+            settled: self.settled(),
             integrity: self.timeline.integrity(),
             words: words(&hash.0),
             words_at,
         }
+    }
+
+    /// Everything is read that was there at subscribing.
+    fn up_to_date(&self) -> bool {
+        !self.wire.stopped && self.wire.subscribed.is_some_and(|head| self.timeline.head() >= head)
+    }
+
+    /// Nothing waits: the room is made, and every message is acked or given up.
+    fn settled(&self) -> bool {
+        let waits = |outbox: &Outbox| outbox.iter().any(|out| out.failed.is_none());
+        self.record.stage == Stage::Joined && !waits(&self.outbox) && !waits(&self.invite_outbox)
     }
 
     fn members(&self, me: &Identity) -> Vec<Member> {
@@ -347,7 +374,7 @@ impl Client {
     /// Joins by link; with a link that is known already, nothing changes.
     pub(super) fn join(&mut self, link: &Link, _now_ms: u64) {
         if let Some(room) = self.rooms.get(&link.room) {
-            if matches!(room.record.stage, Stage::Refused(_) | Stage::Deleted) {
+            if room.record.stage == Stage::Deleted {
                 self.set_stage(link.room, Stage::Invited);
                 self.begin(link.room);
             }
@@ -439,7 +466,7 @@ impl Client {
                     self.enter(id, &seed);
                 }
             }
-            Stage::Deleted | Stage::Refused(_) => {}
+            Stage::Deleted => {}
         }
     }
 
@@ -476,7 +503,10 @@ impl Client {
         if room.record.stage == Stage::Deleting {
             return self.send(&ClientFrame::Delete { room: log });
         }
-        room.wire.entered = true;
+        if core::mem::replace(&mut room.wire.entered, true) {
+            return;
+        }
+        room.shut_out = None;
         match room.record.log {
             Some(known) if known != position.log => self.log_changed(log, known, position.log),
             Some(_) => {}
@@ -536,6 +566,7 @@ impl Client {
         let Some(room) = self.rooms.get_mut(&log) else { return };
         room.wire.subscribed = Some(position.head);
         self.up_to_date(log, now_ms);
+        self.tell_room(log);
     }
 
     /// The server contradicts this device's copy: stop taking anything from it, keep the copy, say so.
@@ -605,7 +636,7 @@ impl Client {
     fn up_to_date(&mut self, id: RoomId, now_ms: u64) {
         let Some(me) = &self.me else { return };
         let Some(room) = self.rooms.get(&id) else { return };
-        if room.wire.subscribed.is_none_or(|head| room.timeline.head() < head) {
+        if !room.up_to_date() {
             return;
         }
         if room.timeline.leaf_of(me.identity.device()).is_none() && !room.is_joining() {
@@ -635,7 +666,7 @@ impl Client {
             persist.extend(pumped.persist);
             publish.extend(pumped.publish);
         }
-        let caught_up = room.wire.subscribed.is_some_and(|head| room.timeline.head() >= head) && !room.wire.stopped;
+        let caught_up = room.up_to_date();
         if let (true, Some(keys), Some(log)) = (caught_up, &room.keys, room.record.log) {
             let leaf = room.timeline.leaf_of(me.identity.device()).and_then(|leaf| u32::try_from(leaf).ok());
             let seen = room.timeline.seen(log);
@@ -700,6 +731,9 @@ impl Client {
         }
         self.creation_done(id);
         self.pump(id, now_ms);
+        if self.rooms.get(&id).is_some_and(Room::settled) {
+            self.tell_room(id);
+        }
     }
 
     /// The room is made once the server has it and the keyring is where the link looks for it.
@@ -718,7 +752,7 @@ impl Client {
         self.pump(id, now_ms);
     }
 
-    pub(super) fn on_failed(&mut self, log: RoomId, what: Operation, why: Refusal) {
+    pub(super) fn on_failed(&mut self, log: RoomId, what: Operation, why: Refusal, now_ms: u64) {
         let Some(id) = self.room_of(log) else { return };
         let Some(room) = self.rooms.get(&id) else { return };
         match (what, why) {
@@ -727,22 +761,30 @@ impl Client {
                     format!("the server has only {head} of the {} messages that this device has seen", room.timeline.head());
                 self.contradiction(id, &text);
             }
-            (Operation::Enter | Operation::Subscribe, Refusal::NoAccess | Refusal::BadProof) => {
-                let gone = match room.record.stage {
-                    Stage::Invited => "the link does not work: the room is gone, or the link was changed",
-                    Stage::Deleting => return self.remove(id),
-                    // Asked for while it is being made; the creation comes again.
-                    Stage::Creating => return,
-                    _ => "the room is no longer on the server",
-                };
-                self.set_stage(id, Stage::Refused(gone.to_owned()));
-                self.notice(Level::Warn, gone, Some(id));
-                self.tell_room(id);
-            }
+            (Operation::Enter, Refusal::NoAccess | Refusal::BadProof) => self.shut_out(id, now_ms),
+            // The answer to the entering that failed says it.
+            (Operation::Subscribe, Refusal::NoAccess) => {}
             (Operation::Create, Refusal::RoomExists) => {}
             (Operation::Delete, Refusal::NoAccess) => self.remove(id),
             (Operation::Ephemeral, _) => {}
             (_, why) => self.notice(Level::Warn, &format!("the server refused: {why}"), Some(id)),
+        }
+    }
+
+    /// The server does not let this device in. Ask again later: who made the room may not have reached the server yet.
+    fn shut_out(&mut self, id: RoomId, now_ms: u64) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let why = match room.record.stage {
+            Stage::Deleting => return self.remove(id),
+            // Asked for while it is being made; the creation comes again.
+            Stage::Creating => return,
+            Stage::Invited => "the room is not on the server: it is gone, or not there yet, or the link was changed",
+            _ => "the room is no longer on the server",
+        };
+        let first = room.shut_out.is_none();
+        room.shut_out = Some((why.to_owned(), now_ms + ENTER_AGAIN_MS));
+        if first {
+            self.tell_room(id);
         }
     }
 

@@ -152,6 +152,10 @@ pub struct Room {
     pub members: Vec<Member>,
     /// The newest seq that this device has.
     pub head: u64,
+    /// Whether everything is read that was there when the connection was made.
+    pub up_to_date: bool,
+    /// Whether nothing waits to be sent.
+    pub settled: bool,
     /// What checking found.
     pub integrity: Integrity,
     /// Six words that everyone in the room sees alike.

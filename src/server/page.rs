@@ -40,7 +40,7 @@ const POLICY: &str = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; 
     img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// In development also WebSocket without TLS, to this machine.
 const POLICY_DEVELOPMENT: &str = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; \
-    connect-src 'self' https: wss: ws://localhost:* ws://127.0.0.1:* ws://[::1]:*; \
+    connect-src 'self' https: wss: ws://localhost:* ws://127.0.0.1:*; \
     img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Answers a request for a file of the page.

@@ -10,7 +10,7 @@ use waxwing::{
 use crate::driver::{Driver, Log, meta, room};
 
 /// Runs the suite. `open` opens the same store each time; the one before has been dropped.
-pub fn suite(open: &dyn Fn() -> Arc<dyn Engine>) {
+pub(crate) fn suite(open: &dyn Fn() -> Arc<dyn Engine>) {
     let mut driver = Driver::new(open());
     missing_logs(&mut driver);
     let logs = append_and_read(&mut driver);

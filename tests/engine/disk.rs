@@ -7,10 +7,10 @@ use std::{
 
 /// SplitMix64: small, seeded, good enough to choose schedules.
 #[derive(Debug, Clone)]
-pub struct Rng(pub u64);
+pub(crate) struct Rng(pub u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -19,7 +19,7 @@ impl Rng {
     }
 
     /// A number below `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }
 }
@@ -62,7 +62,7 @@ struct State {
 
 /// Clones share the disk.
 #[derive(Debug, Clone, Default)]
-pub struct Disk(Arc<Mutex<State>>);
+pub(crate) struct Disk(Arc<Mutex<State>>);
 
 fn count_down(left: &mut Option<u64>) -> bool {
     match left {
@@ -76,7 +76,7 @@ fn count_down(left: &mut Option<u64>) -> bool {
 }
 
 impl Disk {
-    pub fn new(image: Vec<u8>) -> Self {
+    pub(crate) fn new(image: Vec<u8>) -> Self {
         Self(Arc::new(Mutex::new(State { durable: image.clone(), now: image, ..State::default() })))
     }
 
@@ -84,25 +84,25 @@ impl Disk {
         self.0.lock().unwrap()
     }
 
-    pub fn cut_power_after(&self, ops: u64) {
+    pub(crate) fn cut_power_after(&self, ops: u64) {
         self.lock().power_for = Some(ops);
     }
 
-    pub fn fail_sync_after(&self, syncs: u64) {
+    pub(crate) fn fail_sync_after(&self, syncs: u64) {
         self.lock().syncs_good = Some(syncs);
     }
 
-    pub fn fail_write_after(&self, writes: u64) {
+    pub(crate) fn fail_write_after(&self, writes: u64) {
         self.lock().writes_good = Some(writes);
     }
 
-    pub fn fail_one_read_after(&self, reads: u64) {
+    pub(crate) fn fail_one_read_after(&self, reads: u64) {
         self.lock().reads_good = Some(reads);
     }
 
     /// What a machine would find after the power failed now: all that was synced, and of the rest each operation whole,
     /// torn or lost, as `rng` says; with none, nothing of the rest.
-    pub fn crash_image(&self, rng: Option<&mut Rng>) -> Vec<u8> {
+    pub(crate) fn crash_image(&self, rng: Option<&mut Rng>) -> Vec<u8> {
         let state = self.lock();
         let mut image = state.durable.clone();
         let Some(rng) = rng else { return image };
@@ -121,7 +121,7 @@ impl Disk {
     }
 
     /// What a clean stop leaves.
-    pub fn image(&self) -> Vec<u8> {
+    pub(crate) fn image(&self) -> Vec<u8> {
         self.lock().now.clone()
     }
 

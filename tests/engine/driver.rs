@@ -27,8 +27,8 @@ impl Complete for Sink {
     }
 }
 
-pub struct Driver {
-    pub engine: Arc<dyn Engine>,
+pub(crate) struct Driver {
+    pub(crate) engine: Arc<dyn Engine>,
     sink: Arc<dyn Complete>,
     completions: Receiver<Vec<Completion>>,
     arrived: std::collections::VecDeque<Completion>,
@@ -36,18 +36,18 @@ pub struct Driver {
 }
 
 impl Driver {
-    pub fn new(engine: Arc<dyn Engine>) -> Self {
+    pub(crate) fn new(engine: Arc<dyn Engine>) -> Self {
         let (sender, completions) = sync_channel(100_000);
         Self { engine, sink: Arc::new(Sink(sender)), completions, arrived: Default::default(), token: 0 }
     }
 
-    pub fn submit(&mut self, request: Request) -> Result<Token, Busy> {
+    pub(crate) fn submit(&mut self, request: Request) -> Result<Token, Busy> {
         self.token += 1;
         self.engine.submit(request, self.token, &self.sink)?;
         Ok(self.token)
     }
 
-    pub fn next(&mut self) -> Completion {
+    pub(crate) fn next(&mut self) -> Completion {
         while self.arrived.is_empty() {
             self.arrived
                 .extend(self.completions.recv_timeout(Duration::from_secs(30)).expect("the engine answers every request"));
@@ -56,35 +56,35 @@ impl Driver {
     }
 
     /// One request and its answer.
-    pub fn ask(&mut self, request: Request) -> Result<Answer, Failure> {
+    pub(crate) fn ask(&mut self, request: Request) -> Result<Answer, Failure> {
         let token = self.submit(request).unwrap();
         let completion = self.next();
         assert_eq!(completion.token, token);
         completion.result
     }
 
-    pub fn done(&mut self, request: Request) -> Result<(), Failure> {
+    pub(crate) fn done(&mut self, request: Request) -> Result<(), Failure> {
         match self.ask(request)? {
             Answer::Done => Ok(()),
             other => panic!("unexpected {other:?}"),
         }
     }
 
-    pub fn load(&mut self, room: RoomId) -> Option<LoadedLog> {
+    pub(crate) fn load(&mut self, room: RoomId) -> Option<LoadedLog> {
         match self.ask(Request::Load { room }) {
             Ok(Answer::Loaded(log)) => log.map(|log| *log),
             other => panic!("unexpected {other:?}"),
         }
     }
 
-    pub fn after(&mut self, room: RoomId, after: u64, bytes_max: u32) -> Result<Records, Failure> {
+    pub(crate) fn after(&mut self, room: RoomId, after: u64, bytes_max: u32) -> Result<Records, Failure> {
         match self.ask(Request::ReadAfter { room, after, bytes_max })? {
             Answer::Records(records) => Ok(records),
             other => panic!("unexpected {other:?}"),
         }
     }
 
-    pub fn before(&mut self, room: RoomId, before: u64, count_max: u32, bytes_max: u32) -> Result<Records, Failure> {
+    pub(crate) fn before(&mut self, room: RoomId, before: u64, count_max: u32, bytes_max: u32) -> Result<Records, Failure> {
         match self.ask(Request::ReadBefore { room, before, count_max, bytes_max })? {
             Answer::Records(records) => Ok(records),
             other => panic!("unexpected {other:?}"),
@@ -92,11 +92,11 @@ impl Driver {
     }
 }
 
-pub fn room(number: u8) -> RoomId {
+pub(crate) fn room(number: u8) -> RoomId {
     RoomId([number; 16])
 }
 
-pub fn meta(log: u8) -> LogMeta {
+pub(crate) fn meta(log: u8) -> LogMeta {
     LogMeta {
         log: LogId([log; 16]),
         kind: LogKind::Room,
@@ -107,26 +107,26 @@ pub fn meta(log: u8) -> LogMeta {
     }
 }
 
-pub fn producer(number: u8) -> Producer {
+pub(crate) fn producer(number: u8) -> Producer {
     Producer { device: DeviceKey([5; 32]), id: ProducerId([number; 16]) }
 }
 
 /// What a log must hold, by whoever appends to it.
-pub struct Log {
-    pub room: RoomId,
-    pub chain: Digest,
-    pub appends: Vec<Append>,
+pub(crate) struct Log {
+    pub(crate) room: RoomId,
+    pub(crate) chain: Digest,
+    pub(crate) appends: Vec<Append>,
     /// The newest seq that was completed.
-    pub acked: u64,
+    pub(crate) acked: u64,
 }
 
 impl Log {
-    pub fn new(room: RoomId) -> Self {
+    pub(crate) fn new(room: RoomId) -> Self {
         Self { room, chain: chain::start(room), appends: Vec::new(), acked: 0 }
     }
 
     /// The next append, of one producer.
-    pub fn next(&mut self, envelope: Vec<u8>) -> Append {
+    pub(crate) fn next(&mut self, envelope: Vec<u8>) -> Append {
         let seq = self.appends.len() as u64 + 1;
         let digest = chain::digest(&envelope);
         self.chain = chain::next_hashed(self.room, self.chain, seq, digest);
@@ -146,7 +146,7 @@ impl Log {
 
     /// Reads all of it in pages, and checks that it is a prefix of what was submitted, dense, chained, and not shorter
     /// than what was acked. Returns its head.
-    pub fn check(&self, driver: &mut Driver) -> u64 {
+    pub(crate) fn check(&self, driver: &mut Driver) -> u64 {
         let loaded = driver.load(self.room).expect("an acked log is there");
         assert!(loaded.state.head >= self.acked, "acked {} but the head is {}", self.acked, loaded.state.head);
         let (mut chain, mut seq) = (chain::start(self.room), 0);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use waxwing::engine::{
-    Engine, Failure, Request,
+    Failure, Request,
     redb::{Config, RedbEngine},
 };
 
@@ -84,7 +84,7 @@ fn power_cut(seed: u64) {
         let head = log.check(&mut after);
         // The log goes on from there.
         log.appends.truncate(usize::try_from(head).unwrap());
-        log.chain = log.appends.last().map_or(waxwing::core::chain::start(log.room), |append| append.chain);
+        log.chain = log.appends.last().map_or_else(|| waxwing::core::chain::start(log.room), |append| append.chain);
         let append = log.next(vec![9; 10]);
         after.done(Request::Append(append)).unwrap();
         assert_eq!(log.check(&mut after), head + 1);

@@ -1,5 +1,13 @@
 //! The embedded engine on real redb: what every engine must do, and what this one does when its disk fails.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says its seed"
+)]
+
 mod conformance;
 mod disk;
 mod driver;

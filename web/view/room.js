@@ -62,16 +62,17 @@ export class Room {
   }
 
   #drawComposer(room) {
-    const closed = {joining: 'You can write as soon as the room has let you in.', deleted: 'This room was deleted by its owner. What you see is your own copy.',
+    const closed = {deleted: 'This room was deleted by its owner. What you see is your own copy.',
       refused: `The room cannot be used: ${room.reason ?? 'it was refused'}.`}[room.state];
+    this.#input.placeholder = room.state === 'joining' ? 'Message: it waits here until you are in' : 'Message';
     el('composer').hidden = closed !== undefined;
     el('composer-closed').hidden = closed === undefined;
     setText(el('composer-closed'), closed ?? '');
   }
 
   #submit() {
-    const text = this.#input.value.trim();
-    if (text === '') {
+    const text = this.#input.value.trimEnd();
+    if (text.trim() === '') {
       return;
     }
     this.#input.value = '';
@@ -105,6 +106,9 @@ export class Room {
 }
 
 function summaryOf(room) {
+  if (room.members.length === 0) {
+    return room.state === 'joining' ? 'Joining: the server has to answer first' : '';
+  }
   const online = room.members.filter((member) => member.online).length;
   const people = room.members.length === 1 ? '1 member' : `${room.members.length} members`;
   const {contradicts, injected} = room.integrity;

@@ -1,0 +1,326 @@
+//! What each fuzz target does with its bytes. The fuzz crate and `tests/corpus.rs` share this file, so that the committed
+//! corpus runs with the ordinary tests, on stable.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::OnceLock,
+};
+
+use bytes::Bytes;
+use ed25519_dalek::{Signer as _, SigningKey};
+use waxwing::core::{
+    chain,
+    close::{CloseCode, Refusal},
+    envelope::{HEADER_LEN, Header, Kind, Suite, TAG_LEN},
+    frame::{self, ClientFrame, Hello, LogKind, PROTOCOL_VERSION, Publish, ServerFrame},
+    id::{AccessKey, DeviceKey, Digest, LogId, MessageId, Nonce, ProducerId, RoomId},
+    limits::Limits,
+    log::{Append, LoadedLog, LogMeta, LogState, PRODUCER_RING, Producer, ProducerState, Stored},
+    login::Transcript,
+    room::{RoomLog, Verdict},
+    session::{Action, Admission, RoomRequest, Session, Setup, Step},
+};
+
+/// A fuzz target's name and body.
+pub(crate) type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub(crate) const TARGETS: [Target; 4] =
+    [("client_frame", client_frame), ("server_frame", server_frame), ("envelope", envelope), ("session_ops", session_ops)];
+
+/// Bytes from a client: they decode to a frame that encodes and decodes to itself, or to nothing; and a stream of them
+/// splits in the same way however it is cut.
+pub(crate) fn client_frame(data: &[u8]) {
+    if let Ok(frame) = ClientFrame::decode(data) {
+        let again = frame.encode();
+        assert!(again.len() <= data.len(), "the encoder writes the shortest form");
+        assert_eq!(ClientFrame::decode(&again), Ok(frame));
+    }
+    delimited(data);
+}
+
+/// Bytes from a server, as [`client_frame`].
+pub(crate) fn server_frame(data: &[u8]) {
+    if let Ok(frame) = ServerFrame::decode(data) {
+        let again = frame.encode();
+        assert!(again.len() <= data.len(), "the encoder writes the shortest form");
+        assert_eq!(ServerFrame::decode(&again), Ok(frame));
+    }
+    delimited(data);
+}
+
+/// Takes all frames from `buffer`, and says what ended that.
+fn take_all(mut buffer: Bytes) -> (Vec<Bytes>, Option<frame::DecodeError>, usize) {
+    let mut frames = Vec::new();
+    loop {
+        match frame::take_delimited(&mut buffer, 1_000) {
+            Ok(Some(frame)) => frames.push(frame),
+            Ok(None) => return (frames, None, buffer.len()),
+            Err(error) => return (frames, Some(error), buffer.len()),
+        }
+    }
+}
+
+fn delimited(data: &[u8]) {
+    let whole = take_all(Bytes::copy_from_slice(data));
+    // Byte by byte, as a slow stream brings it.
+    let (mut frames, mut error, mut rest) = (Vec::new(), None, Vec::new());
+    for byte in data {
+        rest.push(*byte);
+        let (more, ended, left) = take_all(Bytes::copy_from_slice(&rest));
+        frames.extend(more);
+        rest.drain(..rest.len() - left);
+        if ended.is_some() {
+            error = ended;
+            break;
+        }
+    }
+    assert_eq!((&frames, &error), (&whole.0, &whole.1));
+    let mut again = Vec::new();
+    for frame in &frames {
+        frame::put_delimited(&mut again, frame);
+    }
+    assert_eq!(take_all(again.into()), (frames, None, 0));
+}
+
+/// An envelope's header: what parses is spelled in one way only.
+pub(crate) fn envelope(data: &[u8]) {
+    if let Ok(header) = Header::parse(data) {
+        assert_eq!(header.to_bytes()[..], data[..HEADER_LEN]);
+        assert!(data.len() >= HEADER_LEN + header.suite.enc_len() + TAG_LEN);
+    }
+}
+
+const ROOM: RoomId = RoomId([1; 16]);
+const EPOCH: u64 = 1;
+
+struct Anyone;
+
+impl Admission for Anyone {
+    fn admit(&self, _: &Hello, _: u64) -> Result<(), CloseCode> {
+        Ok(())
+    }
+}
+
+/// A session that is open; the login is always the same.
+fn open_session() -> (Session, DeviceKey) {
+    static LOGIN: OnceLock<(Hello, waxwing::core::id::Signature)> = OnceLock::new();
+    let nonce = Nonce([2; 32]);
+    let (hello, signature) = LOGIN.get_or_init(|| {
+        let key = SigningKey::from_bytes(&[3; 32]);
+        let hello = Hello {
+            version: PROTOCOL_VERSION,
+            nonce: Nonce([4; 32]),
+            device: DeviceKey(key.verifying_key().to_bytes()),
+            authority: "localhost".to_owned(),
+            exporter: false,
+            token: Bytes::new(),
+            agent: String::new(),
+        };
+        let message = Transcript { hello: &hello, challenge: nonce, exporter: None }.message();
+        let signature = key.sign(&message).to_bytes().into();
+        (hello, signature)
+    });
+    let mut session = Session::new(Setup { limits: Limits::default(), nonce, exporter: None, agent: String::new() }, 0);
+    let step = session.handle(ClientFrame::Hello(hello.clone()), 0, 0, &Anyone);
+    assert!(matches!(step, Ok(Step::Send(ServerFrame::Challenge { .. }))));
+    let step = session.handle(ClientFrame::Authenticate { signature: *signature }, 0, 0, &Anyone);
+    assert!(matches!(step, Ok(Step::Open(ServerFrame::Welcome { .. }))));
+    (session, hello.device)
+}
+
+/// A well-formed envelope whose content is `fill`.
+fn room_envelope(epoch: u64, fill: u8) -> Bytes {
+    let header = Header { kind: Kind::Room, suite: Suite::X25519Psk, room: ROOM, epoch, leaf: 1, message: MessageId([fill; 16]) };
+    let mut bytes = header.to_bytes().to_vec();
+    bytes.resize(HEADER_LEN + 32 + TAG_LEN + usize::from(fill), fill);
+    bytes.into()
+}
+
+/// A log as a list, and what contract points 2 and 3 say about it.
+struct Model {
+    /// (producer, number, envelope), by seq; the first `durable` are on disk.
+    records: Vec<(Producer, u64, Bytes)>,
+    durable: usize,
+    /// How many of a producer's latest publishes the log can recognise.
+    ring: HashMap<Producer, usize>,
+    chains: Vec<Digest>,
+}
+
+impl Model {
+    fn last(&self, producer: &Producer) -> u64 {
+        self.records.iter().filter(|record| record.0 == *producer).count() as u64
+    }
+
+    fn expected(&self, producer: &Producer, number: u64, envelope: &Bytes) -> Result<u64, Option<Refusal>> {
+        let last = self.last(producer);
+        if number == 0 || number > last + 1 {
+            return Err(Some(Refusal::OutOfOrder { expected: last + 1 }));
+        }
+        if number == last + 1 {
+            let stale = Header::parse(envelope).is_ok_and(|header| header.epoch != EPOCH);
+            return Err(stale.then_some(Refusal::StaleEpoch { epoch: EPOCH }));
+        }
+        if last - number >= self.ring.get(producer).copied().unwrap_or_default() as u64 {
+            return Err(Some(Refusal::Expired));
+        }
+        let at = self.records.iter().position(|record| record.0 == *producer && record.1 == number);
+        match at.and_then(|at| Some((at, self.records.get(at)?))) {
+            Some((at, record)) if record.2 == *envelope => Ok(at as u64 + 1),
+            _ => Err(Some(Refusal::Conflict)),
+        }
+    }
+
+    fn push(&mut self, producer: Producer, number: u64, envelope: &Bytes) -> Digest {
+        let before = self.chains.last().copied().unwrap_or_else(|| chain::start(ROOM));
+        self.records.push((producer, number, envelope.clone()));
+        let value = chain::next(ROOM, before, self.records.len() as u64, envelope);
+        self.chains.push(value);
+        let ring = self.ring.entry(producer).or_default();
+        *ring = (*ring + 1).min(PRODUCER_RING);
+        value
+    }
+
+    fn pop(&mut self) {
+        self.chains.pop();
+        if let Some((producer, ..)) = self.records.pop() {
+            *self.ring.entry(producer).or_default() -= 1;
+        }
+    }
+
+    /// What the engine would load.
+    fn reload(&mut self) -> RoomLog {
+        self.records.truncate(self.durable);
+        self.chains.truncate(self.durable);
+        let mut producers: HashMap<Producer, ProducerState> = HashMap::new();
+        for (at, (producer, _, envelope)) in self.records.iter().enumerate() {
+            let hash = chain::digest(envelope).0.first_chunk().copied().unwrap_or_default();
+            producers.entry(*producer).or_default().push(Stored { seq: at as u64 + 1, hash }, 1);
+        }
+        self.ring = producers.iter().map(|(producer, state)| (*producer, state.ring.len())).collect();
+        let meta = LogMeta {
+            log: LogId([1; 16]),
+            kind: LogKind::Room,
+            access: AccessKey([1; 32]),
+            creator: DeviceKey([1; 32]),
+            epoch: EPOCH,
+            created_ms: 0,
+        };
+        let mut state = LogState::empty(ROOM);
+        state.head = self.durable as u64;
+        state.chain = self.chains.last().copied().unwrap_or(state.chain);
+        state.bytes = self.records.iter().map(|record| record.2.len() as u64).sum();
+        RoomLog::new(ROOM, LoadedLog { meta, state, producers: producers.into_iter().collect() })
+    }
+}
+
+/// Operations on an open session and its room, checked against [`Model`]: publishes in and out of order, retries, other
+/// bytes under an old number, a wrong epoch, durable and failed appends, and arbitrary frames.
+pub(crate) fn session_ops(data: &[u8]) {
+    let (mut session, device) = open_session();
+    let mut model = Model { records: Vec::new(), durable: 0, ring: HashMap::new(), chains: Vec::new() };
+    let mut room = model.reload();
+    let mut pending: VecDeque<Append> = VecDeque::new();
+    let mut now_ms = 0;
+    let mut input = data.iter().copied();
+    while let Some(op) = input.next() {
+        now_ms += 10;
+        let mut byte = || input.next().unwrap_or_default();
+        match op % 10 {
+            0..=4 => {
+                let producer = Producer { device, id: ProducerId([byte() % 3; 16]) };
+                let (last, back) = (model.last(&producer), u64::from(byte() % 80));
+                let earlier = last.saturating_sub(back);
+                let old = model.records.iter().find(|record| record.0 == producer && record.1 == earlier);
+                let (client_seq, envelope) = match op % 10 {
+                    1 => (earlier, old.map_or_else(|| room_envelope(EPOCH, 0), |record| record.2.clone())),
+                    2 => (earlier, room_envelope(EPOCH, byte())),
+                    3 => (last + back, room_envelope(EPOCH, byte())),
+                    4 => (last + 1, room_envelope(EPOCH + 1, byte())),
+                    _ => (last + 1, room_envelope(EPOCH, byte())),
+                };
+                let publish = Publish { room: ROOM, producer: producer.id, client_seq, envelope };
+                if let Some(append) = publish_one(&mut session, &mut room, &mut model, device, &publish, now_ms) {
+                    pending.push_back(append);
+                }
+            }
+            5 | 6 => {
+                assert_eq!(room.persisted(1_000), pending.pop_front());
+                model.durable = (model.durable + 1).min(model.records.len());
+            }
+            7 => {
+                assert_eq!(room.unpublish_last(), pending.pop_back());
+                if model.records.len() > model.durable {
+                    model.pop();
+                }
+            }
+            8 => {
+                // The engine failed; some of what was pending may be on disk all the same.
+                model.durable += pending.len().min(usize::from(byte()));
+                while let Some(append) = room.failed() {
+                    assert_eq!(Some(append), pending.pop_front());
+                }
+                assert!(pending.is_empty() && room.is_quiet() && room.has_failed());
+                room = model.reload();
+            }
+            _ => {
+                let bytes: Vec<u8> = input.by_ref().take(usize::from(op)).collect();
+                if let Ok(frame) = ClientFrame::decode(&bytes)
+                    && session.handle(frame, now_ms, now_ms, &Anyone).is_err()
+                {
+                    return;
+                }
+            }
+        }
+        check(&room, &model);
+    }
+}
+
+fn publish_one(
+    session: &mut Session,
+    room: &mut RoomLog,
+    model: &mut Model,
+    device: DeviceKey,
+    publish: &Publish,
+    now_ms: u64,
+) -> Option<Append> {
+    let frame = ClientFrame::Publish(publish.clone());
+    match session.handle(frame, now_ms, now_ms, &Anyone) {
+        Ok(Step::Route(RoomRequest { room: ROOM, action: Action::Publish(routed) })) => assert_eq!(routed, *publish),
+        other => panic!("unexpected {other:?}"),
+    }
+    let producer = Producer { device, id: publish.producer };
+    let expected = model.expected(&producer, publish.client_seq, &publish.envelope);
+    let verdict = room.publish(device, publish.clone(), now_ms, &Limits::default());
+    match (expected, verdict) {
+        (Err(None), Verdict::Append(append)) => {
+            let chain = model.push(producer, publish.client_seq, &publish.envelope);
+            assert_eq!((append.seq, append.chain), (model.records.len() as u64, chain));
+            assert_eq!((append.producer, append.client_seq, &append.envelope), (producer, publish.client_seq, &publish.envelope));
+            return Some(append);
+        }
+        (Ok(seq), Verdict::Stored(stored)) => assert!(seq == stored && seq <= model.durable as u64),
+        (Ok(seq), Verdict::Pending(pending)) => assert!(seq == pending && seq > model.durable as u64),
+        (Err(Some(refusal)), Verdict::Refused(refused)) => assert_eq!(refusal, refused),
+        (expected, verdict) => panic!("expected {expected:?}, but {verdict:?}"),
+    }
+    None
+}
+
+/// What the room shows is what is durable.
+fn check(room: &RoomLog, model: &Model) {
+    let durable = model.records.get(..model.durable).unwrap_or_default();
+    assert_eq!(room.durable().head, durable.len() as u64);
+    assert_eq!(room.durable().bytes, durable.iter().map(|record| record.2.len() as u64).sum::<u64>());
+    assert_eq!(room.is_quiet(), model.records.len() == model.durable);
+    for after in 0..=durable.len() {
+        let Some(page) = room.recent_after(after as u64, 500) else { continue };
+        let before = after.checked_sub(1).and_then(|at| model.chains.get(at).copied());
+        assert_eq!((page.first, page.chain), (after as u64 + 1, before.unwrap_or_else(|| chain::start(ROOM))));
+        assert!(after == durable.len() || !page.items.is_empty());
+        for (item, record) in page.items.iter().zip(durable.get(after..).unwrap_or_default()) {
+            assert_eq!(item.envelope, record.2);
+        }
+        assert!(page.items.len() <= durable.len() - after);
+    }
+}

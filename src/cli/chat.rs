@@ -1,0 +1,221 @@
+//! `waxwing chat`: a conversation in the terminal, line by line.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead as _, IsTerminal as _},
+};
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::sync::mpsc;
+
+use super::client::{Client, ClientArgs, parse_link};
+use crate::{
+    client::view::{Check, Command, ConnectionState, Event, Level, Message, MessageKind, MessageState, Room, RoomState},
+    core::chain,
+    seal::link::Link,
+};
+
+/// Arguments of `waxwing chat`.
+#[derive(Debug, Args)]
+pub(super) struct ChatArgs {
+    /// The room's link, as copied from a browser or printed by `waxwing create`.
+    #[arg(value_parser = parse_link)]
+    link: Link,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+const HELP: &str = "type and press Enter to send;  /who  who is here   /link  the room's link   /words  words to compare   /quit";
+
+/// One line for a message, without colour.
+pub(super) fn plain(message: &Message) -> String {
+    let time = clock(message.time_ms);
+    match message.kind {
+        MessageKind::Join => format!("{time}  * {} joined", message.author.name),
+        MessageKind::Topic => format!("{time}  * {} named the room: {}", message.author.name, message.text),
+        MessageKind::Text | MessageKind::Unknown => {
+            format!("{time}  {}: {}{}", message.author.name, printable(&message.text), remark(message.check))
+        }
+    }
+}
+
+const fn remark(check: Check) -> &'static str {
+    match check {
+        Check::Contradicts => "   [! contradicts this device's history]",
+        Check::Matches | Check::Unchecked => "",
+    }
+}
+
+/// Text of others must not steer the terminal.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c })
+        .collect::<String>()
+        .replace('\n', "\n         ")
+}
+
+/// Hours and minutes, UTC: the time zone of a terminal is not known without a library for it.
+fn clock(time_ms: u64) -> String {
+    let minutes = time_ms / 60_000;
+    format!("{:02}:{:02}", minutes / 60 % 24, minutes % 60)
+}
+
+/// What is on the screen.
+struct Screen {
+    colour: bool,
+    /// Which messages were printed, and whether as stored.
+    printed: BTreeMap<String, bool>,
+    /// The people whose names were printed: equal names with other keys must look different.
+    people: BTreeMap<String, String>,
+}
+
+impl Screen {
+    fn line(&self, text: &str) -> anyhow::Result<()> {
+        // On a terminal the prompt is taken away, and put back below the line.
+        let text = if self.colour { format!("\r\x1b[K{text}\n> ") } else { format!("{text}\n") };
+        super::print(text).context("cannot print")
+    }
+
+    fn author(&mut self, message: &Message) -> String {
+        let (name, user) = (&message.author.name, &message.author.user);
+        let first = self.people.entry(name.clone()).or_insert_with(|| user.clone());
+        let hash = chain::digest(user.as_bytes());
+        let label =
+            if first == user { name.clone() } else { format!("{name} ({})", crate::seal::words::words(&hash.0).join("-")) };
+        if self.colour { format!("\x1b[1;3{}m{label}\x1b[0m", 1 + hash.0[0] % 6) } else { label }
+    }
+
+    fn message(&mut self, message: &Message) -> anyhow::Result<()> {
+        let stored = message.seq.is_some();
+        match self.printed.insert(message.key.clone(), stored) {
+            Some(true) => return Ok(()),
+            // A person's own line stands there already, as typed.
+            Some(false) if message.state != MessageState::Failed => return Ok(()),
+            _ if !stored && message.state == MessageState::Pending && self.colour => return Ok(()),
+            _ => {}
+        }
+        let author = self.author(message);
+        let text = match (message.kind, message.state) {
+            (_, MessageState::Failed) => format!("not sent: {}   ({})", message.text, message.reason.as_deref().unwrap_or("")),
+            _ => plain(&Message {
+                author: crate::client::view::Author { name: author, ..message.author.clone() },
+                ..message.clone()
+            }),
+        };
+        self.line(&text)
+    }
+}
+
+/// Lines of standard input. A thread of its own reads them: reading a terminal cannot be interrupted, and the process ends
+/// without waiting for it.
+fn lines() -> mpsc::Receiver<String> {
+    let (lines, read) = mpsc::channel(64);
+    std::thread::spawn(move || {
+        for line in io::stdin().lock().lines() {
+            if line.map_or(true, |line| lines.blocking_send(line).is_err()) {
+                break;
+            }
+        }
+    });
+    read
+}
+
+/// Chats until Ctrl-C, Ctrl-D or `/quit`.
+pub(super) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
+    let mut client = args.client.start(&args.link.origin).await?;
+    client.join(&args.link).await?;
+    let id = args.link.room.to_string();
+    let mut screen = Screen { colour: io::stdout().is_terminal(), printed: BTreeMap::new(), people: BTreeMap::new() };
+    screen.line(&format!("{}, {HELP}", client.name))?;
+    let mut input = lines();
+    let mut last: Option<Room> = None;
+    loop {
+        tokio::select! {
+            event = client.event() => {
+                if show(&mut screen, &id, &mut last, event?)? { break }
+            }
+            line = input.recv() => match line {
+                None => { finish(&mut client, &id).await?; break }
+                Some(line) => if !act(&client, &screen, &id, last.as_ref(), line.trim_end()).await? { break },
+            },
+            _ = tokio::signal::ctrl_c() => break,
+        }
+    }
+    if screen.colour {
+        super::print("\r\x1b[K")?;
+    }
+    client.stop().await
+}
+
+/// When input ends (a pipe, Ctrl-D), what was typed is sent before the end.
+async fn finish(client: &mut Client, id: &str) -> anyhow::Result<()> {
+    client.wait_for_room(|room| room.id == id && room.settled).await.map(|_| ())
+}
+
+/// Shows an event. Returns true when the room cannot be used.
+fn show(screen: &mut Screen, id: &str, last: &mut Option<Room>, event: Event) -> anyhow::Result<bool> {
+    match event {
+        Event::Message { room, message } if room == id => screen.message(&message)?,
+        Event::Room { room } if room.id == id => {
+            let opened = last.as_ref().is_none_or(|last| last.state != room.state);
+            match room.state {
+                RoomState::Open if opened => {
+                    let others = room.members.iter().filter(|member| !member.you).count();
+                    screen
+                        .line(&format!("-- {}: you and {others} other(s); sealed, whoever has the link can read", room.title))?;
+                }
+                RoomState::Refused if opened => {
+                    screen.line(&format!("-- {}", room.reason.as_deref().unwrap_or("the room cannot be used")))?;
+                    return Ok(true);
+                }
+                _ => {}
+            }
+            *last = Some(room);
+        }
+        Event::Connection { state, transport, detail } => match state {
+            ConnectionState::Online => screen.line(&format!("-- connected by {}", transport.as_deref().unwrap_or("?")))?,
+            ConnectionState::Offline => {
+                let detail = detail.map_or_else(String::new, |detail| format!(": {detail}"));
+                screen.line(&format!("-- offline{detail}; messages wait here and are sent later"))?;
+            }
+            ConnectionState::Connecting => {}
+        },
+        Event::Notice { level, text, .. } => {
+            let mark = match level {
+                Level::Info => "--",
+                Level::Warn => "!",
+                Level::Alarm => "!!!",
+            };
+            screen.line(&format!("{mark} {text}"))?;
+        }
+        _ => {}
+    }
+    Ok(false)
+}
+
+/// Acts on a typed line. Returns false to end.
+async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, line: &str) -> anyhow::Result<bool> {
+    match (line, room) {
+        ("/quit", _) => return Ok(false),
+        ("/help", _) => screen.line(HELP)?,
+        ("/who", Some(room)) => {
+            for member in &room.members {
+                let presence = if member.online { "here" } else { "away" };
+                let you = if member.you { " (you)" } else { "" };
+                screen.line(&format!("   {}{you}: {presence}, {} device(s)", member.name, member.devices))?;
+            }
+        }
+        ("/link", Some(room)) => screen.line(&room.link)?,
+        ("/words", Some(room)) => {
+            screen.line(&format!(
+                "   at message {}: {}   (equal for everyone, or you see different histories)",
+                room.words_at,
+                room.words.join(" ")
+            ))?;
+        }
+        ("", _) => screen.line("")?,
+        (text, _) => client.command(Command::Send { room: id.to_owned(), text: text.to_owned() }).await?,
+    }
+    Ok(true)
+}

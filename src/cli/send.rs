@@ -1,0 +1,139 @@
+//! `waxwing send`, `waxwing tail`, `waxwing create`: the terminal client for scripts.
+
+use std::io::{self, BufRead as _, IsTerminal as _};
+
+use anyhow::bail;
+use clap::Args;
+
+use super::client::{ClientArgs, parse_link};
+use crate::{
+    client::view::{Command, ConnectionState, Event, Level, Message, MessageKind, MessageState, RoomState},
+    seal::link::Link,
+};
+
+/// Arguments of `waxwing send`.
+#[derive(Debug, Args)]
+pub(super) struct SendArgs {
+    /// The room's link.
+    #[arg(value_parser = parse_link)]
+    link: Link,
+    /// What to say [default: each line of standard input is a message].
+    text: Vec<String>,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// Arguments of `waxwing tail`.
+#[derive(Debug, Args)]
+pub(super) struct TailArgs {
+    /// The room's link.
+    #[arg(value_parser = parse_link)]
+    link: Link,
+    /// Print every event as a line of JSON.
+    #[arg(long)]
+    json: bool,
+    /// End once everything is printed that is there now.
+    #[arg(long)]
+    once: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// Arguments of `waxwing create`.
+#[derive(Debug, Args)]
+pub(super) struct CreateArgs {
+    /// The room's title.
+    title: String,
+    /// The edge.
+    #[arg(long, default_value = "http://localhost:8433", env = "WAXWING_EDGE")]
+    edge: String,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// Sends, and ends when everything is on the server's disk.
+pub(super) async fn send(args: &SendArgs) -> anyhow::Result<()> {
+    let mut texts: Vec<String> = Vec::new();
+    if args.text.is_empty() {
+        if io::stdin().is_terminal() {
+            super::complain("each line is a message; Ctrl-D ends");
+        }
+        for line in io::stdin().lock().lines() {
+            texts.push(line?);
+        }
+    } else {
+        texts.push(args.text.join(" "));
+    }
+    texts.retain(|text| !text.trim().is_empty());
+    let mut client = args.client.start(&args.link.origin).await?;
+    client.join(&args.link).await?;
+    let id = args.link.room.to_string();
+    client.wait_for_room(|room| room.id == id && room.state == RoomState::Open && room.up_to_date).await?;
+    let mut waiting = 0_usize;
+    for text in texts {
+        client.command(Command::Send { room: id.clone(), text }).await?;
+        waiting += 1;
+    }
+    while waiting > 0 {
+        match client.event().await? {
+            Event::Message { room, message: Message { mine: true, seq: Some(_), kind: MessageKind::Text, state, key, .. } }
+                if room == id && state == MessageState::Sent && client.first_time(&key) =>
+            {
+                waiting -= 1;
+            }
+            Event::Message { message: Message { state: MessageState::Failed, reason, .. }, .. } => {
+                bail!("not sent: {}", reason.unwrap_or_default());
+            }
+            Event::Connection { state: ConnectionState::Offline, detail: Some(detail), .. } => {
+                super::complain(&format!("waiting for the edge: {detail}"));
+            }
+            Event::Notice { level: Level::Warn | Level::Alarm, text, .. } => super::complain(&text),
+            _ => {}
+        }
+    }
+    client.stop().await
+}
+
+/// Prints what is said in a room.
+pub(super) async fn tail(args: &TailArgs) -> anyhow::Result<()> {
+    let mut client = args.client.start(&args.link.origin).await?;
+    client.join(&args.link).await?;
+    let id = args.link.room.to_string();
+    loop {
+        let event = tokio::select! {
+            event = client.event() => event?,
+            _ = tokio::signal::ctrl_c() => break,
+        };
+        if args.json {
+            super::print(format_args!("{}\n", serde_json::to_string(&event)?))?;
+        } else {
+            match &event {
+                Event::Message { room, message } if *room == id && message.seq.is_some() && client.first_time(&message.key) => {
+                    super::print(format_args!("{}\n", super::chat::plain(message)))?;
+                }
+                Event::Notice { level: Level::Warn | Level::Alarm, text, .. } => super::complain(text),
+                _ => {}
+            }
+        }
+        if let Event::Room { room } = &event
+            && room.id == id
+        {
+            match room.state {
+                RoomState::Open if args.once && room.up_to_date => break,
+                RoomState::Refused => bail!(room.reason.clone().unwrap_or_default()),
+                _ => {}
+            }
+        }
+    }
+    client.stop().await
+}
+
+/// Makes a room and prints its link.
+pub(super) async fn create(args: &CreateArgs) -> anyhow::Result<()> {
+    let mut client = args.client.start(args.edge.trim_end_matches('/')).await?;
+    client.command(Command::CreateRoom { title: args.title.clone() }).await?;
+    let title = crate::seal::body::tidy(&args.title);
+    let room = client.wait_for_room(|room| room.title == title && room.state == RoomState::Open && room.settled).await?;
+    super::print(format_args!("{}\n", room.link))?;
+    client.stop().await
+}

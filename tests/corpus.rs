@@ -1,0 +1,68 @@
+//! Replays every committed fuzz input, so that what a fuzzer once found stays fixed.
+
+#![expect(clippy::indexing_slicing, clippy::print_stdout, reason = "a test fails by panicking, and says its file")]
+
+#[path = "../fuzz/bodies.rs"]
+mod bodies;
+#[path = "wire/samples.rs"]
+mod samples;
+
+use std::{fs, path::PathBuf};
+
+fn corpus(target: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "fuzz", "corpus", target].iter().collect()
+}
+
+#[test]
+fn the_committed_corpus_passes() {
+    for (target, body) in bodies::TARGETS {
+        let mut files: Vec<PathBuf> = fs::read_dir(corpus(target)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        assert!(!files.is_empty(), "no corpus for {target}");
+        for file in files {
+            // The name shows when the body panics.
+            println!("{}", file.display());
+            body(&fs::read(&file).unwrap());
+        }
+    }
+}
+
+/// Writes the first inputs: run it with `cargo test --test corpus -- --ignored` when a frame changes.
+#[test]
+#[ignore = "writes into fuzz/corpus"]
+fn write_the_seeds() {
+    let write = |target: &str, name: String, bytes: &[u8]| {
+        fs::create_dir_all(corpus(target)).unwrap();
+        fs::write(corpus(target).join(name.replace(' ', "-")), bytes).unwrap();
+    };
+    for (number, (name, frame)) in samples::client().into_iter().enumerate() {
+        write("client_frame", format!("seed-{number:02}-{name}"), &frame.encode());
+    }
+    for (number, (name, frame)) in samples::server().into_iter().enumerate() {
+        write("server_frame", format!("seed-{number:02}-{name}"), &frame.encode());
+    }
+    let mut stream = Vec::new();
+    for (_, frame) in samples::client() {
+        waxwing::core::frame::put_delimited(&mut stream, &frame.encode());
+    }
+    write("client_frame", "seed-stream".to_owned(), &stream);
+    for kind in 1..=7_u8 {
+        for suite in [1_u8, 2] {
+            let mut bytes = vec![1, kind, suite, 0];
+            bytes.resize(48 + if suite == 1 { 32 } else { 1120 } + 16, kind);
+            write("envelope", format!("seed-{kind}-{suite}"), &bytes);
+        }
+    }
+    let publish_all = [0, 0, 0, 9].repeat(90);
+    let retries: Vec<u8> = (0..70).flat_map(|back| [1, 0, back]).collect();
+    for (name, ops) in [
+        ("in-order", [&publish_all[..40], &[5; 10]].concat()),
+        ("retries", [&publish_all[..], &[5; 40], &retries[..]].concat()),
+        ("conflicts", vec![0, 1, 0, 5, 2, 1, 0, 6, 3, 1, 2, 7, 4, 1, 0, 8, 5, 1, 1, 0]),
+        ("taken-back", vec![0, 0, 0, 1, 0, 1, 0, 2, 7, 7, 0, 0, 0, 3, 5, 1, 0, 0]),
+        ("failed", vec![0, 0, 0, 1, 0, 1, 0, 2, 0, 2, 0, 3, 8, 2, 1, 0, 0, 1, 1, 0, 0, 2, 0, 3, 5]),
+        ("frames", vec![19, 11, 0xef, 0xfd, 0xb6, 0xf5, 0x0d, 0, 0, 0, 1, 5, 9, 12]),
+    ] {
+        write("session_ops", format!("seed-{name}"), &ops);
+    }
+}

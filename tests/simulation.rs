@@ -1,0 +1,468 @@
+//! Whole clients against the whole server side, without sockets: seeded schedules of messages, cut connections, crashes of the
+//! server that lose what was not on disk, and crashes of clients between any two things that they do. At the end everyone has
+//! the same history, every message is in it exactly once, and nobody was alarmed.
+//!
+//! `WAXWING_SIM_SEEDS=100000 cargo test --release --features test-utils --test simulation` runs more schedules.
+#![cfg(all(feature = "server", feature = "client"))]
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    convert::Infallible,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use common::engine::{Collector, ModelEngine};
+use futures_util::FutureExt as _;
+use waxwing::{
+    client::{
+        Client, Connected, Output,
+        view::{Check, Command, ConnectionState, Event, Integrity, Level, Message, MessageKind, MessageState, Room, RoomState},
+    },
+    core::{
+        close::CloseCode,
+        frame::{ClientFrame, Hello, ServerFrame},
+        id::{LogId, Nonce},
+        limits::Limits,
+        session::{Action, Admission, Session, Setup as SessionSetup, Step},
+    },
+    engine::{Complete, Engine},
+    router::{
+        Conn, ConnId, Usage,
+        outbox::{Outbox, Permit},
+        shard::{Message as ShardMessage, Setup, Shard},
+    },
+};
+
+/// A deterministic source of randomness (SplitMix64): for schedules, and for keys that nobody has to keep secret.
+#[derive(Clone)]
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % end as u64).unwrap()
+    }
+}
+
+impl rand_core::TryRng for Rng {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        Ok(u32::try_from(self.next() >> 32).unwrap())
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        Ok(self.next())
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+        }
+        Ok(())
+    }
+}
+
+impl rand_core::TryCryptoRng for Rng {}
+
+struct Everybody;
+
+impl Admission for Everybody {
+    fn admit(&self, _: &Hello, _: u64) -> Result<(), CloseCode> {
+        Ok(())
+    }
+}
+
+/// The server's end of a connection.
+struct ServerEnd {
+    session: Session,
+    conn: Option<Arc<Conn>>,
+    id: ConnId,
+    /// Answers of the session before the login.
+    early: VecDeque<Bytes>,
+}
+
+/// One device: its client, what it has kept, and its connection.
+struct Device {
+    client: Client,
+    stored: BTreeMap<String, Vec<u8>>,
+    end: Option<ServerEnd>,
+    wants_connection: bool,
+    to_server: VecDeque<Bytes>,
+    to_client: VecDeque<Bytes>,
+    timer_ms: Option<u64>,
+    seed: u64,
+    /// As a person sees it.
+    room: Option<Room>,
+    messages: BTreeMap<String, Message>,
+    notices: Vec<(Level, String)>,
+    sent: Vec<String>,
+    online: bool,
+}
+
+struct World {
+    rng: Rng,
+    now_ms: u64,
+    limits: Arc<Limits>,
+    engine: Arc<ModelEngine>,
+    mailbox: Arc<Collector>,
+    shard: Shard,
+    devices: Vec<Device>,
+    next_conn: u64,
+    lives: u8,
+}
+
+fn client(seed: u64) -> Client {
+    Client::new("http://localhost:8433", Bytes::new(), Box::new(Rng(seed)))
+}
+
+impl Device {
+    fn new(seed: u64, name: &str) -> Self {
+        let mut device = Self {
+            client: client(seed),
+            stored: BTreeMap::new(),
+            end: None,
+            wants_connection: false,
+            to_server: VecDeque::new(),
+            to_client: VecDeque::new(),
+            timer_ms: None,
+            seed,
+            room: None,
+            messages: BTreeMap::new(),
+            notices: Vec::new(),
+            sent: Vec::new(),
+            online: false,
+        };
+        device.client.start(1);
+        device.client.command(Command::Start { name: name.to_owned() }, 1);
+        device
+    }
+
+    /// Carries out at most `count` outputs, in order.
+    fn perform(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(output) = self.client.poll() else { return };
+            match output {
+                Output::Persist { key, value: Some(value) } => drop(self.stored.insert(key, value)),
+                Output::Persist { key, value: None } => drop(self.stored.remove(&key)),
+                Output::Send(frame) => self.to_server.push_back(frame),
+                Output::Connect => self.wants_connection = true,
+                Output::Disconnect => self.wants_connection = false,
+                Output::Timer { at_ms } => self.timer_ms = Some(at_ms),
+                Output::Event(event) => self.see(event),
+            }
+        }
+    }
+
+    fn see(&mut self, event: Event) {
+        match event {
+            Event::Room { room } => self.room = Some(room),
+            Event::Message { message, .. } => drop(self.messages.insert(message.key.clone(), message)),
+            Event::MessageRemoved { key, .. } => drop(self.messages.remove(&key)),
+            Event::Notice { level, text, .. } => self.notices.push((level, text)),
+            Event::Connection { state, .. } => self.online = state == ConnectionState::Online,
+            _ => {}
+        }
+    }
+
+    /// What was said, as this device has it.
+    fn history(&self) -> Vec<(u64, String, String)> {
+        let mut history: Vec<_> = self
+            .messages
+            .values()
+            .filter(|message| message.kind == MessageKind::Text)
+            .filter_map(|message| Some((message.seq?, message.author.name.clone(), message.text.clone())))
+            .collect();
+        history.sort();
+        history
+    }
+}
+
+impl World {
+    fn new(seed: u64, devices: usize) -> Self {
+        let limits = Arc::new(Limits {
+            outbox_bytes_max: 16 << 10,
+            page_bytes_max: 8 << 10,
+            recent_bytes_max: 8 << 10,
+            publishes_per_second_max: 1000,
+            ..Limits::default()
+        });
+        let (engine, mailbox) = (ModelEngine::new(1000), Arc::default());
+        let shard = shard(&engine, &mailbox, &limits, 1);
+        let names = ["Ann", "Bob", "Cyd", "Dov"];
+        let devices = (0..devices).map(|n| Device::new(seed ^ (n as u64 + 1) << 32, names[n])).collect();
+        Self { rng: Rng(seed), now_ms: 1000, limits, engine, mailbox, shard, devices, next_conn: 0, lives: 1 }
+    }
+
+    fn connect(&mut self, index: usize) {
+        let Self { devices, rng, limits, next_conn, now_ms, .. } = self;
+        let device = &mut devices[index];
+        *next_conn += 1;
+        let mut nonce = [0; 32];
+        nonce[..8].copy_from_slice(&rng.next().to_le_bytes());
+        let setup =
+            SessionSetup { limits: (**limits).clone(), nonce: Nonce(nonce), exporter: Some([7; 32]), agent: "sim".into() };
+        device.end =
+            Some(ServerEnd { session: Session::new(setup, *now_ms), conn: None, id: ConnId(*next_conn), early: VecDeque::new() });
+        device.wants_connection = false;
+        device.client.connected(Connected { transport: "memory", exporter: Some([7; 32]) }, *now_ms);
+    }
+
+    /// The connection breaks: what was under way in either direction is gone.
+    fn cut(&mut self, index: usize) {
+        let device = &mut self.devices[index];
+        device.to_server.clear();
+        device.to_client.clear();
+        let Some(end) = device.end.take() else { return };
+        if let Some(conn) = end.conn {
+            conn.outbox.close();
+            self.shard.handle(ShardMessage::Closed { conn: end.id }, self.now_ms);
+        }
+        self.devices[index].client.disconnected("cut", self.now_ms);
+    }
+
+    /// A frame of the device reaches the server.
+    fn serve(&mut self, index: usize) {
+        let now_ms = self.now_ms;
+        let device = &mut self.devices[index];
+        let Some(end) = &mut device.end else { return };
+        let may_read = end.conn.as_ref().is_none_or(|conn| conn.outbox.relieved().now_or_never().is_some());
+        let Some(frame) = device.to_server.pop_front().filter(|_| may_read) else { return };
+        let frame = ClientFrame::decode(&frame).expect("a client's frames decode");
+        let step = end.session.handle(frame, now_ms, now_ms, &Everybody).expect("an honest client is not closed");
+        match step {
+            Step::Send(frame) => match &end.conn {
+                Some(conn) => conn.outbox.push_control(frame.encode()),
+                None => end.early.push_back(frame.encode()),
+            },
+            Step::Open(frame) => {
+                let (device, binding) = end.session.principal().expect("an open session has one");
+                let outbox = Arc::new(Outbox::new(self.limits.outbox_bytes_max));
+                outbox.push_control(frame.encode());
+                end.conn = Some(Arc::new(Conn::new(end.id, device, binding, outbox, Arc::new(Usage::default()))));
+            }
+            Step::Route(request) => {
+                let conn = end.conn.as_ref().expect("only open sessions route");
+                let weight = match &request.action {
+                    Action::Publish(publish) => publish.envelope.len() + 256,
+                    _ => 512,
+                };
+                let permit = Permit::new(&conn.outbox, weight);
+                self.shard.handle(ShardMessage::Request { conn: Arc::clone(conn), request, permit }, now_ms);
+            }
+            Step::Nothing | Step::Goodbye => {}
+        }
+    }
+
+    /// Some bytes of the device's outbox go out.
+    fn write(&mut self, index: usize, bytes: usize) {
+        let device = &mut self.devices[index];
+        let Some(end) = &mut device.end else { return };
+        device.to_client.append(&mut end.early);
+        if let Some(conn) = &end.conn {
+            let mut frames = Vec::new();
+            let relieved = conn.outbox.take(bytes, &mut frames);
+            device.to_client.extend(frames);
+            if relieved != 0 {
+                self.shard.handle(ShardMessage::Drained { conn: end.id }, self.now_ms);
+            }
+        }
+    }
+
+    fn turn(&mut self) {
+        let done = self.mailbox.take();
+        if !done.is_empty() {
+            self.shard.handle(ShardMessage::Completed(done), self.now_ms);
+        }
+        if self.shard.wants_tick() {
+            self.shard.tick();
+        }
+        self.shard.end_turn();
+    }
+
+    /// The server's process dies: what the engine had not carried out is gone, and so is every connection.
+    fn crash_server(&mut self) {
+        for index in 0..self.devices.len() {
+            self.cut(index);
+        }
+        self.engine.crash();
+        self.mailbox.take();
+        self.lives += 1;
+        self.shard = shard(&self.engine, &self.mailbox, &self.limits, self.lives);
+    }
+
+    /// A client's process dies somewhere between two outputs, and starts again from what it had kept.
+    fn crash_client(&mut self, index: usize) {
+        let some = self.rng.below(6);
+        self.devices[index].perform(some);
+        let device = &mut self.devices[index];
+        device.to_server.clear();
+        device.to_client.clear();
+        if let Some(end) = device.end.take()
+            && let Some(conn) = end.conn
+        {
+            conn.outbox.close();
+            self.shard.handle(ShardMessage::Closed { conn: end.id }, self.now_ms);
+        }
+        device.seed = device.seed.wrapping_mul(31).wrapping_add(7);
+        device.client = client(device.seed);
+        device.messages.clear();
+        device.room = None;
+        device.wants_connection = false;
+        for (key, value) in &device.stored {
+            device.client.load(key, value).expect("what a client keeps, it can read");
+        }
+        device.client.start(self.now_ms);
+    }
+
+    fn pass_time(&mut self, ms: u64) {
+        self.now_ms += ms;
+        for device in &mut self.devices {
+            if device.timer_ms.is_some_and(|at_ms| at_ms <= self.now_ms) {
+                device.timer_ms = None;
+                device.client.tick(self.now_ms);
+            }
+        }
+    }
+
+    /// One thing happens somewhere.
+    fn step(&mut self, faults: bool) {
+        let index = self.rng.below(self.devices.len());
+        match self.rng.below(if faults { 100 } else { 90 }) {
+            0..20 => self.serve(index),
+            20..35 => {
+                let bytes = 1 + self.rng.below(2000);
+                self.write(index, bytes);
+            }
+            35..60 => {
+                if let Some(frame) = self.devices[index].to_client.pop_front() {
+                    let device = &mut self.devices[index];
+                    assert!(!matches!(ServerFrame::decode(&frame), Ok(ServerFrame::Closing { .. })));
+                    device.client.received_frame(&frame, self.now_ms);
+                }
+            }
+            60..72 => {
+                let count = self.rng.below(4);
+                self.engine.step(count);
+                self.turn();
+            }
+            72..82 => self.devices[index].perform(usize::MAX),
+            82..86 => {
+                let ms = self.rng.next() % 400;
+                self.pass_time(ms);
+            }
+            86..90 => {
+                if self.devices[index].wants_connection && self.devices[index].end.is_none() {
+                    self.connect(index);
+                }
+            }
+            90..94 => self.cut(index),
+            94..95 => self.crash_server(),
+            95..97 => self.crash_client(index),
+            _ => self.say(index),
+        }
+    }
+
+    fn say(&mut self, index: usize) {
+        let now_ms = self.now_ms;
+        let device = &mut self.devices[index];
+        if let Some(room) = &device.room {
+            let text = format!("{index}-{}", device.sent.len());
+            let room = room.id.clone();
+            device.client.command(Command::Send { room, text: text.clone() }, now_ms);
+            // It counts once the client has kept it.
+            device.perform(usize::MAX);
+            device.sent.push(text);
+        }
+    }
+
+    /// Without faults, until nobody waits for anything.
+    fn quiesce(&mut self) {
+        for round in 0..4000 {
+            for _ in 0..60 {
+                self.step(false);
+            }
+            self.pass_time(50);
+            let settled = |device: &Device| {
+                device.room.as_ref().is_some_and(|room| room.state == RoomState::Open && room.settled && room.up_to_date)
+                    && device.to_client.is_empty()
+                    && device.to_server.is_empty()
+                    && device.end.as_ref().and_then(|end| end.conn.as_ref()).is_some_and(|conn| conn.outbox.bytes() == 0)
+            };
+            let heads: BTreeSet<_> = self.devices.iter().map(|device| device.room.as_ref().map(|room| room.head)).collect();
+            if round > 20 && self.devices.iter().all(settled) && heads.len() == 1 {
+                return;
+            }
+        }
+        for device in &self.devices {
+            println!("{:?} online {} {:?}", device.room, device.online, device.notices);
+        }
+        panic!("the world does not come to rest");
+    }
+}
+
+fn shard(engine: &Arc<ModelEngine>, mailbox: &Arc<Collector>, limits: &Arc<Limits>, life: u8) -> Shard {
+    let mut made = 0;
+    Shard::new(Setup {
+        index: 0,
+        limits: Arc::clone(limits),
+        engine: Arc::clone(engine) as Arc<dyn Engine>,
+        complete: Arc::clone(mailbox) as Arc<dyn Complete>,
+        log_id: Box::new(move || {
+            made += 1;
+            LogId([life, made, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+        }),
+    })
+}
+
+fn run(seed: u64, steps: usize) {
+    let people = 2 + usize::try_from(seed % 2).unwrap();
+    let mut world = World::new(seed, people);
+    world.devices[0].client.command(Command::CreateRoom { title: "Sim".into() }, 1);
+    world.devices[0].perform(usize::MAX);
+    let link = world.devices[0].room.as_ref().expect("a room is shown as soon as it is made").link.clone();
+    for device in &mut world.devices[1..] {
+        device.client.command(Command::Join { link: link.clone() }, 1);
+        device.perform(usize::MAX);
+    }
+    for _ in 0..steps {
+        world.step(true);
+    }
+    world.quiesce();
+    let first = world.devices[0].history();
+    for (index, device) in world.devices.iter().enumerate() {
+        assert_eq!(device.history(), first, "device {index} has another history");
+        let mine: Vec<_> =
+            first.iter().filter(|(_, _, text)| text.starts_with(&format!("{index}-"))).map(|(_, _, text)| text).collect();
+        assert_eq!(mine, device.sent.iter().collect::<Vec<_>>(), "of device {index}: each exactly once, in order");
+        assert!(device.messages.values().all(|message| !matches!(message.state, MessageState::Pending | MessageState::Failed)));
+        assert!(device.messages.values().all(|message| message.check == Check::Matches));
+        let alarms: Vec<_> = device.notices.iter().filter(|(level, _)| *level == Level::Alarm).collect();
+        assert!(alarms.is_empty(), "{alarms:?}");
+        let Integrity { unchecked, contradicts, injected, .. } = device.room.as_ref().unwrap().integrity;
+        assert_eq!((unchecked, contradicts, injected), (0, 0, 0), "device {index}");
+        assert_eq!(device.room.as_ref().unwrap().members.len(), people);
+    }
+    let words: BTreeSet<_> = world.devices.iter().map(|device| device.room.as_ref().unwrap().words.clone()).collect();
+    assert_eq!(words.len(), 1, "everyone compares the same words");
+}
+
+#[test]
+fn everyone_has_everything_once_whatever_breaks() {
+    let seeds = std::env::var("WAXWING_SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(60);
+    let first = std::env::var("WAXWING_SIM_FIRST").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    for seed in first..first + seeds {
+        println!("seed {seed} (again: WAXWING_SIM_FIRST={seed} WAXWING_SIM_SEEDS=1)");
+        run(seed, 1500);
+    }
+}

@@ -1,0 +1,121 @@
+//! One frame of each kind, with every field at a value that tells it from its neighbours.
+
+use bytes::Bytes;
+use waxwing::core::{
+    close::{CloseCode, Refusal},
+    frame::{ClientFrame, Hello, Item, LogKind, Operation, PROTOCOL_VERSION, Page, Position, Publish, ServerFrame},
+    id::{AccessKey, DeviceKey, Digest, LogId, Nonce, ProducerId, RoomId, Signature},
+    limits::Limits,
+};
+
+const ROOM: RoomId = RoomId([0x11; 16]);
+const PRODUCER: ProducerId = ProducerId([0x22; 16]);
+const DEVICE: DeviceKey = DeviceKey([0x33; 32]);
+const CHAIN: Digest = Digest([0x44; 32]);
+const POSITION: Position = Position { log: LogId([0x55; 16]), head: 300, floor: 2 };
+
+fn signature() -> Signature {
+    let mut bytes = [0x66; 64];
+    bytes[32..].fill(0x77);
+    bytes.into()
+}
+
+fn bytes(text: &'static str) -> Bytes {
+    Bytes::from_static(text.as_bytes())
+}
+
+pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
+    vec![
+        (
+            "hello",
+            ClientFrame::Hello(Hello {
+                version: PROTOCOL_VERSION,
+                nonce: Nonce([0x88; 32]),
+                device: DEVICE,
+                authority: "chat.example:4433".to_owned(),
+                exporter: true,
+                token: bytes("token"),
+                agent: "waxwing/0.1".to_owned(),
+            }),
+        ),
+        ("authenticate", ClientFrame::Authenticate { signature: signature() }),
+        ("create room", ClientFrame::Create { room: ROOM, access: AccessKey([0x99; 32]), kind: LogKind::Room, epoch: 1 }),
+        ("create inbox", ClientFrame::Create { room: ROOM, access: AccessKey([0x99; 32]), kind: LogKind::Inbox, epoch: 128 }),
+        ("enter", ClientFrame::Enter { room: ROOM, proof: signature() }),
+        ("leave", ClientFrame::Leave { room: ROOM }),
+        ("subscribe", ClientFrame::Subscribe { room: ROOM, after: 16_384 }),
+        ("unsubscribe", ClientFrame::Unsubscribe { room: ROOM }),
+        ("fetch", ClientFrame::Fetch { request: 7, room: ROOM, before: u64::MAX, count_max: 100 }),
+        (
+            "publish",
+            ClientFrame::Publish(Publish { room: ROOM, producer: PRODUCER, client_seq: 127, envelope: bytes("envelope") }),
+        ),
+        ("ephemeral", ClientFrame::Ephemeral { envelope: bytes("envelope") }),
+        ("delete", ClientFrame::Delete { room: ROOM }),
+        ("ping", ClientFrame::Ping { token: 0xdead_beef }),
+        ("close", ClientFrame::Close),
+    ]
+}
+
+fn page(items: Vec<Item>) -> Page {
+    Page { room: ROOM, position: POSITION, first: 299, chain: CHAIN, items }
+}
+
+pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
+    let item = |time_ms, text| Item { time_ms, envelope: bytes(text) };
+    let mut frames = vec![
+        ("challenge", ServerFrame::Challenge { nonce: Nonce([0x88; 32]) }),
+        (
+            "welcome",
+            ServerFrame::Welcome { agent: "waxwing/0.1".to_owned(), limits: Limits::default(), time_ms: 1_700_000_000_000 },
+        ),
+        ("created", ServerFrame::Created { room: ROOM, log: POSITION.log }),
+        ("entered", ServerFrame::Entered { room: ROOM, position: POSITION, epoch: 1 }),
+        ("subscribed", ServerFrame::Subscribed { room: ROOM, after: 298, chain: CHAIN, position: POSITION }),
+        ("deliver", ServerFrame::Deliver(page(vec![item(1_700_000_000_000, "first"), item(1_700_000_000_001, "second")]))),
+        ("fetched", ServerFrame::Fetched { request: 7, page: page(vec![item(1_700_000_000_000, "first")]) }),
+        ("fetched nothing", ServerFrame::Fetched { request: 7, page: page(vec![]) }),
+        ("ack", ServerFrame::Ack { room: ROOM, producer: PRODUCER, client_seq: 127, seq: 300 }),
+        ("presence", ServerFrame::Presence { room: ROOM, online: vec![DEVICE], offline: vec![] }),
+        ("ephemeral", ServerFrame::Ephemeral { envelope: bytes("envelope") }),
+        ("deleted", ServerFrame::Deleted { room: ROOM }),
+        ("pong", ServerFrame::Pong { token: 0xdead_beef }),
+    ];
+    for what in
+        [Operation::Create, Operation::Enter, Operation::Subscribe, Operation::Fetch, Operation::Ephemeral, Operation::Delete]
+    {
+        frames.push(("failed", ServerFrame::Failed { room: ROOM, what, why: Refusal::NoAccess }));
+    }
+    for why in refusals() {
+        frames.push(("refused", ServerFrame::Refused { room: ROOM, producer: PRODUCER, client_seq: 127, why }));
+    }
+    for code in CloseCode::ALL {
+        frames.push(("closing", ServerFrame::Closing { code, retry_after_ms: 1_000 }));
+    }
+    frames
+}
+
+pub(crate) fn refusals() -> Vec<Refusal> {
+    use Refusal::*;
+    vec![
+        NoAccess,
+        RoomExists,
+        NotCreator,
+        BadEnvelope,
+        TooLarge { max: 65_536 },
+        OutOfOrder { expected: 4 },
+        Conflict,
+        Expired,
+        StaleEpoch { epoch: 2 },
+        TooManyProducers,
+        RateLimited { retry_after_ms: 250 },
+        TooManyRooms,
+        RoomFull,
+        DiskFull,
+        Overloaded,
+        OutcomeUnknown,
+        CursorAhead { head: 300 },
+        BadProof,
+        Internal,
+    ]
+}
