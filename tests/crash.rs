@@ -16,6 +16,7 @@ use common::{
     key,
 };
 use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 use waxwing::{
     core::{
         frame::{LogKind, ServerFrame},
@@ -73,20 +74,29 @@ fn payload(id: u64, n: u64) -> Vec<u8> {
 }
 
 /// Publishes from `from` on until the connection breaks or `until` is acked; what was acked goes into `acked`.
-async fn publish(mut client: Client, id: u64, acked: &mut BTreeMap<u64, u64>, until: u64, total: &watch::Sender<u64>) {
+async fn publish(
+    mut client: Client,
+    id: u64,
+    acked: &mut BTreeMap<u64, u64>,
+    until: u64,
+    total: &watch::Sender<u64>,
+    dead: &CancellationToken,
+) {
     let mut next = acked.keys().last().map_or(1, |last| last + 1);
     loop {
         let first = acked.keys().last().map_or(1, |last| last + 1);
         if first > until {
             return;
         }
-        while next < (first + WINDOW).min(until + 1) {
+        while next < (first + WINDOW).min(until.saturating_add(1)) {
             if client.try_publish(ROOM, next, &payload(id, next)).await.is_err() {
                 return;
             }
             next += 1;
         }
-        match client.try_recv().await {
+        // Over UDP a killed server is only silent.
+        let Some(frame) = dead.run_until_cancelled(client.try_recv()).await else { return };
+        match frame {
             Ok(Some(ServerFrame::Ack { client_seq, seq, .. })) => {
                 assert_eq!(*acked.entry(client_seq).or_insert(seq), seq, "the same answer every time");
                 total.send_modify(|total| *total += 1);
@@ -108,6 +118,7 @@ async fn what_was_acked_survives_kill_minus_nine() {
             server.login(Kind::WebSocket, 100).await.create(ROOM, LogKind::Room).await;
         }
         let (total, mut reached) = watch::channel(0);
+        let dead = CancellationToken::new();
         let mut publishers = JoinSet::new();
         for (index, known) in acked.iter().enumerate() {
             // Everybody comes back over another transport.
@@ -115,17 +126,17 @@ async fn what_was_acked_survives_kill_minus_nine() {
             let id = index as u64;
             let mut client = server.login(kind, id).await;
             client.enter_room(ROOM).await;
-            let (mut known, total) = (known.clone(), total.clone());
+            let (mut known, total, dead) = (known.clone(), total.clone(), dead.clone());
             publishers.spawn(async move {
-                publish(client, id, &mut known, u64::MAX, &total).await;
+                publish(client, id, &mut known, u64::MAX, &total, &dead).await;
                 (index, known)
             });
         }
         let enough = tokio::time::timeout(Duration::from_secs(30), reached.wait_for(|total| *total >= 300)).await;
-        eprintln!("round {round} {enough:?}");
         assert!(enough.is_ok_and(|enough| enough.is_ok()), "the server acks while it lives");
         server.process.kill().unwrap();
         server.process.wait().unwrap();
+        dead.cancel();
         while let Some(done) = publishers.join_next().await {
             let (index, known) = done.unwrap();
             acked[index] = known;
@@ -139,7 +150,7 @@ async fn what_was_acked_survives_kill_minus_nine() {
         let until = known.keys().last().map_or(0, |last| *last) + WINDOW;
         let mut client = server.login(Kind::WebSocket, id).await;
         client.enter_room(ROOM).await;
-        publish(client, id, known, until, &watch::channel(0).0).await;
+        publish(client, id, known, until, &watch::channel(0).0, &CancellationToken::new()).await;
         last.push(until);
     }
     let mut reader = server.login(Kind::Quic, 100).await;
