@@ -4,6 +4,7 @@
 mod chat;
 mod client;
 mod config;
+mod load;
 mod send;
 mod serve;
 mod settings;
@@ -43,6 +44,8 @@ enum Command {
     Tail(send::TailArgs),
     /// Makes a room and prints its link.
     Create(send::CreateArgs),
+    /// Measures an edge: many connections that publish and listen.
+    Load(load::LoadArgs),
     /// Makes a login token for a device, for servers with auth = "token".
     Token(token::Args),
 }
@@ -59,6 +62,7 @@ pub fn run() -> ExitCode {
         Some(Command::Chat(args)) => block_on(chat::run(&args)),
         Some(Command::Send(args)) => block_on(send::send(&args)),
         Some(Command::Tail(args)) => block_on(send::tail(&args)),
+        Some(Command::Load(args)) => block_on(load::run(&args)),
         Some(Command::Create(args)) => block_on(send::create(&args)),
     };
     match result {
