@@ -5,6 +5,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -20,6 +21,7 @@ use waxwing::{
         connect::Dial,
         discover::{self, discover},
         memory,
+        websocket::{self, Role, Socket},
     },
 };
 
@@ -510,6 +512,9 @@ async fn silence_in_the_handshake_is_ended() {
     let mut nothing = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut nothing)).await;
     assert!(ended.is_ok(), "the server hangs up");
+    let mut stream = TcpStream::connect(edge.plain()).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut nothing)).await;
+    assert!(ended.is_ok(), "the server hangs up without TLS too");
     // A QUIC client that opens no stream.
     let target = edge.target().await;
     let connection = transport::connect(&target, Kind::Quic).await.unwrap();
@@ -517,6 +522,7 @@ async fn silence_in_the_handshake_is_ended() {
     let metrics = edge.metrics().await;
     assert!(metrics.contains("tls_timeout"), "{metrics}");
     assert!(metrics.contains("quic_timeout"), "{metrics}");
+    assert!(metrics.contains("http_timeout"), "{metrics}");
     edge.running.shutdown().await;
 }
 
@@ -546,4 +552,107 @@ async fn an_address_in_use_is_named() {
     let handler: Handler = Arc::new(|_, _, _| Box::pin(async {}));
     assert!(server::start_with(missing, Metrics::new(), handler).await.unwrap_err().to_string().contains("no.key"));
     edge.running.shutdown().await;
+}
+
+/// A WebSocket on a stream of an HTTP/2 connection over TLS, as browsers open it when they hold one already.
+async fn http2_websocket(edge: &Edge) -> Connection {
+    let trust = Trust::File(server::certificate::cert_path(edge.certs.path()));
+    let config = transport::trust::config(&trust, &[b"h2"]).unwrap();
+    let stream = TcpStream::connect(edge.tls()).await.unwrap();
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    let exporter = stream.get_ref().1.export_keying_material([0; 32], transport::tls::EXPORTER_LABEL, None).ok();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let tracker = tokio_util::task::TaskTracker::new();
+    tracker.spawn(connection);
+    let authority = format!("localhost:{}", edge.tls().port());
+    let request = hyper::Request::connect(format!("https://{authority}/ws"))
+        .extension(hyper::ext::Protocol::from_static("websocket"))
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-protocol", "waxwing.v1")
+        .header("origin", format!("https://{authority}"))
+        .body(http_body_util::Empty::<Bytes>::new())
+        .unwrap();
+    sender.ready().await.unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["sec-websocket-protocol"], "waxwing.v1");
+    let socket = Socket::http2(hyper::upgrade::on(response).await.unwrap());
+    let info = Info { kind: Kind::WebSocket, remote: edge.tls(), exporter, authority: Some(authority) };
+    websocket::connection(socket, &[], Role::Client, info, FRAME_MAX)
+}
+
+#[tokio::test]
+async fn websocket_runs_on_http2() {
+    let mut edge = Edge::start().await;
+    let mut connection = http2_websocket(&edge).await;
+    for size in [0, 1, 200, 70_000, 250_000] {
+        connection.writer.send(&[pattern(size)]).await.unwrap();
+        assert_eq!(connection.reader.recv().await.unwrap().unwrap(), pattern(size), "{size}");
+    }
+    connection.writer.send(&[Bytes::copy_from_slice(&CloseCode::Version.websocket().to_le_bytes())]).await.unwrap();
+    assert!(matches!(connection.reader.recv().await, Err(Error::Closed(CloseCode::Version))));
+    let (info, result) = edge.ended.recv().await.unwrap();
+    assert!(result.is_ok());
+    assert_eq!(info.authority, connection.info.authority);
+    assert_eq!(info.exporter, connection.info.exporter);
+    assert!(info.exporter.is_some());
+    edge.running.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_stopping_server_lets_connections_say_goodbye_and_ends_those_that_do_not() {
+    let certs = tempfile::tempdir().unwrap();
+    let stubborn_ended = Arc::new(tokio::sync::Notify::new());
+    let tell = Arc::clone(&stubborn_ended);
+    let handler: Handler = Arc::new(move |mut connection, permit, shared| {
+        let tell = Arc::clone(&tell);
+        Box::pin(async move {
+            // The first frame says how this one behaves.
+            let polite = connection.reader.recv().await.unwrap().unwrap() == "polite";
+            connection.writer.send(&[Bytes::from_static(b"ok")]).await.unwrap();
+            if polite {
+                shared.stopping.cancelled().await;
+                connection.writer.close(CloseCode::GoingAway).await;
+            } else {
+                let _on_drop = OnDrop(tell);
+                std::future::pending::<()>().await;
+            }
+            drop(permit);
+        })
+    });
+    let config = Config { drain_timeout_ms: 300, ..config(&certs) };
+    let running = server::start_with(config, Metrics::new(), handler).await.unwrap();
+    let target = discover(&format!("http://{}", running.addresses().plain[0]), Trust::WebPki).await.unwrap();
+    let mut connections = Vec::new();
+    for (kind, manner) in
+        [(Kind::WebSocket, "polite"), (Kind::WebTransport, "polite"), (Kind::Quic, "polite"), (Kind::WebSocket, "stubborn")]
+    {
+        let mut connection = transport::connect(&target, kind).await.unwrap();
+        connection.writer.send(&[Bytes::from_static(manner.as_bytes())]).await.unwrap();
+        assert_eq!(connection.reader.recv().await.unwrap().unwrap(), "ok");
+        connections.push((connection, manner));
+    }
+    let mut clients = tokio::task::JoinSet::new();
+    for (connection, manner) in connections {
+        clients.spawn(async move {
+            let code = connection.reader.closed().await;
+            assert!(manner != "polite" || code == CloseCode::GoingAway, "{} {code}", connection.info.kind);
+        });
+    }
+    running.shutdown().await;
+    stubborn_ended.notified().await;
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    assert!(transport::connect(&target, Kind::WebSocket).await.is_err());
+}
+
+struct OnDrop(Arc<tokio::sync::Notify>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
 }

@@ -21,6 +21,14 @@ pub struct Body {
     pub content: Content,
 }
 
+impl Body {
+    /// The bytes that are signed and sealed.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).expect("a body encodes into memory")
+    }
+}
+
 /// A point of the log's hash chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {

@@ -91,9 +91,13 @@ impl Keyring {
         identity: &Identity,
         rng: &mut impl Random,
     ) -> Result<(RoomId, Bytes), SealError> {
-        let body = postcard::to_allocvec(self).expect("a keyring encodes into memory");
+        let body = self.encode();
         let inbox = inbox_id(to);
         Ok((inbox, seal_hand_over(to, inbox, purpose, identity, &body, rng)?))
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).expect("a keyring encodes into memory")
     }
 
     /// Opens one that the holder of the certificate `issuer` sealed to `public`.

@@ -127,7 +127,7 @@ pub fn seal(
     body: &Body,
     rng: &mut impl Random,
 ) -> Result<Bytes, SealError> {
-    let body = postcard::to_allocvec(body).expect("a body encodes into memory");
+    let body = body.encode();
     let header = Header { kind, suite: Suite::X25519Psk, room: epoch.room, epoch: epoch.number, leaf, message };
     check_size(header.suite, kind, &body)?;
     let info = info(&header, &epoch.authenticator.0);
@@ -212,7 +212,10 @@ pub fn open_hand_over(
     Opened::new(header, aad, enc, &binder, &plaintext)
 }
 
-fn split(envelope: &[u8], suite: Suite) -> Result<(&[u8], &[u8], &[u8]), OpenError> {
+/// Header, `enc`, ciphertext.
+type Parts<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+fn split(envelope: &[u8], suite: Suite) -> Result<Parts<'_>, OpenError> {
     let (aad, rest) = envelope.split_at_checked(HEADER_LEN).ok_or(OpenError::Malformed)?;
     let (enc, ciphertext) = rest.split_at_checked(suite.enc_len()).ok_or(OpenError::Malformed)?;
     Ok((aad, enc, ciphertext))

@@ -10,9 +10,10 @@ pub fn words(hash: &[u8; 32]) -> Vec<String> {
 }
 
 fn word(bits: u16) -> String {
-    let consonant = |shift: u16| char::from(CONSONANTS[usize::from(bits >> shift & 0xf)]);
-    let vowel = |shift: u16| char::from(VOWELS[usize::from(bits >> shift & 0x3)]);
-    [consonant(12), vowel(10), consonant(6), vowel(4), consonant(0)].iter().collect()
+    let letter =
+        |letters: &[u8], shift: u32| letters.get(usize::from(bits >> shift) % letters.len()).copied().unwrap_or_default();
+    let letters = [letter(CONSONANTS, 12), letter(VOWELS, 10), letter(CONSONANTS, 6), letter(VOWELS, 4), letter(CONSONANTS, 0)];
+    letters.into_iter().map(char::from).collect()
 }
 
 #[cfg(test)]

@@ -31,9 +31,14 @@ impl Full {
     }
 }
 
+/// Connections that are not logged in, above which newcomers must prove their address.
+const UNPROVEN_MAX: u32 = 256;
+
 #[derive(Debug, Default)]
 struct Counts {
     open: u32,
+    /// Sum of `strangers`.
+    strangers_len: u32,
     strangers: HashMap<IpAddr, u32>,
 }
 
@@ -67,19 +72,23 @@ impl Admission {
             return Err(Full::Address);
         }
         *strangers += 1;
+        counts.strangers_len += 1;
         counts.open += 1;
         drop(counts);
         Ok(Permit { admission: Arc::clone(self), stranger: Some(address), gauge: None })
     }
 
-    /// Connections that count at the moment.
+    /// Whether a newcomer whose address may be forged must prove it first: while many are not logged in, or some of that
+    /// very address, which somebody else may want to keep out by pretending to be it.
     #[must_use]
-    pub fn open(&self) -> u32 {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).open
+    pub fn wants_proof(&self, address: IpAddr) -> bool {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = counts.strangers.get(&network(address)).copied().unwrap_or_default();
+        counts.strangers_len > UNPROVEN_MAX || same > self.address_max / 4
     }
 
-    fn forget_stranger(&self, counts: &mut Counts, address: IpAddr) {
-        debug_assert!(counts.open <= self.open_max);
+    fn forget_stranger(counts: &mut Counts, address: IpAddr) {
+        counts.strangers_len = counts.strangers_len.saturating_sub(1);
         if let Some(count) = counts.strangers.get_mut(&address) {
             *count = count.saturating_sub(1);
             if *count == 0 {
@@ -110,7 +119,7 @@ impl Permit {
     pub fn authenticated(&mut self) {
         if let Some(address) = self.stranger.take() {
             let mut counts = self.admission.counts.lock().unwrap_or_else(PoisonError::into_inner);
-            self.admission.forget_stranger(&mut counts, address);
+            Admission::forget_stranger(&mut counts, address);
         }
     }
 
@@ -151,8 +160,19 @@ mod tests {
         let fourth = admission.admit(b).unwrap();
         assert_eq!(admission.admit(b).unwrap_err(), Full::Server);
         drop((first, third, fourth));
-        assert_eq!(admission.open(), 1);
-        assert_eq!(admission.counts.lock().unwrap().strangers.len(), 1);
+        let counts = admission.counts.lock().unwrap();
+        assert_eq!((counts.open, counts.strangers_len, counts.strangers.len()), (1, 1, 1));
+    }
+
+    #[test]
+    fn an_address_must_be_proven_when_many_claim_it() {
+        let admission = Admission::new(9, 8);
+        let (a, b): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let mut held: Vec<_> = (0..3).map(|_| admission.admit(a).unwrap()).collect();
+        assert!(admission.wants_proof(a));
+        assert!(!admission.wants_proof(b));
+        held.iter_mut().for_each(Permit::authenticated);
+        assert!(!admission.wants_proof(a));
     }
 
     #[test]

@@ -63,7 +63,11 @@ pub async fn drive(connection: Connection, permit: admission::Permit, shared: Ar
     farewell(driver.opened.as_ref(), &mut writer, end).await;
     driver.leave().await;
     driver.permit.count_bytes(driver.reader.received_bytes(), writer.inner.sent_bytes());
-    writer.inner.close(end.code).await;
+    if end.tell {
+        tokio::join!(writer.inner.close(end.code), driver.reader.linger());
+    } else {
+        writer.inner.close(end.code).await;
+    }
 }
 
 struct Driver<'a> {

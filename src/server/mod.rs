@@ -29,6 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Config,
+    core::close::CloseCode,
     engine::{
         Engine,
         redb::{self, RedbEngine},
@@ -298,7 +299,7 @@ impl Running {
             debug_assert!(closed.is_ok(), "closing the store does not panic");
         }
         for endpoint in &self.endpoints {
-            endpoint.close(quinn::VarInt::from_u32(crate::core::close::CloseCode::GoingAway.quic()), b"going_away");
+            endpoint.close(quinn::VarInt::from_u32(CloseCode::GoingAway.quic()), b"going_away");
         }
         for endpoint in &self.endpoints {
             // QUIC repeats its goodbye for a while in case it is lost; clients that heard it need no more.

@@ -87,7 +87,7 @@ fn names(config: &Config) -> Vec<String> {
     if config.is_development() {
         return ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).to_vec();
     }
-    config.public_names.iter().filter_map(|name| host(name)).collect()
+    config.public_names.iter().chain(&config.public_quic).filter_map(|name| host(name)).collect()
 }
 
 fn host(authority: &str) -> Option<String> {
@@ -103,11 +103,15 @@ pub(super) struct Gate<'a> {
 
 impl session::Admission for Gate<'_> {
     fn admit(&self, hello: &Hello, now_ms: u64) -> Result<(), CloseCode> {
+        let refuse = |reason| {
+            self.shared.metrics.handshake_failed(reason);
+            CloseCode::Unauthenticated
+        };
         let dialled = host(&hello.authority);
         if !dialled.is_some_and(|host| self.service.names.contains(&host)) {
-            return Err(CloseCode::Unauthenticated);
+            return Err(refuse("authority"));
         }
-        self.shared.auth.check(&hello.device, &hello.token, now_ms / 1000).map_err(|_| CloseCode::Unauthenticated)
+        self.shared.auth.check(&hello.device, &hello.token, now_ms / 1000).map_err(|_| refuse("token"))
     }
 }
 

@@ -1,6 +1,14 @@
 //! TCP: accepting, TLS, HTTP.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::Router;
 use hyper::{Request, body::Incoming, service::service_fn};
@@ -92,14 +100,28 @@ async fn serve(
         }
     };
     let service = TowerToHyperService::new(router);
+    let asked = Arc::new(AtomicBool::new(false));
+    let asking = Arc::clone(&asked);
     let service = service_fn(move |mut request: Request<Incoming>| {
+        asking.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(peer.clone());
         hyper::service::Service::call(&service, request)
     });
     let builder = builder();
     let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(socket), service));
+    // hyper waits for ever for the bytes that tell HTTP/1.1 from HTTP/2, and for a first request on HTTP/2.
+    let silence = async {
+        tokio::time::sleep(shared.handshake_timeout()).await;
+        if asked.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
     let served = tokio::select! {
         served = connection.as_mut() => served,
+        () = silence => {
+            shared.metrics.handshake_failed("http_timeout");
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         () = shared.stopping.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await

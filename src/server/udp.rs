@@ -15,9 +15,6 @@ use crate::{
     },
 };
 
-/// QUIC connections from addresses that have not been proven, above which newcomers must prove theirs first.
-const UNPROVEN_MAX: u32 = 256;
-
 pub(super) fn server_config(
     provider: Arc<CryptoProvider>,
     identity: Identity,
@@ -47,8 +44,8 @@ pub(super) async fn accept(endpoint: quinn::Endpoint, shared: Arc<Shared>) {
         };
         let Some(incoming) = incoming else { return };
         let remote = quic::canonical(incoming.remote_address());
-        if !incoming.remote_address_validated() && incoming.may_retry() && shared.admission.open() > UNPROVEN_MAX {
-            // Under load an address must answer before it costs anything. A failed retry is a packet that was not sent.
+        if !incoming.remote_address_validated() && incoming.may_retry() && shared.admission.wants_proof(remote.ip()) {
+            // It must answer before it costs anything. A failed retry is a packet that was not sent.
             let _ = incoming.retry();
             continue;
         }

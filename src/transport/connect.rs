@@ -12,7 +12,7 @@ use tokio::{net::TcpStream, task::JoinSet};
 use super::{
     Connection, Error, Info, Kind, Trust,
     quic::{self, Streams},
-    tls,
+    tls, trust,
     websocket::{self, Role, Socket},
     webtransport,
 };
@@ -154,7 +154,7 @@ pub(super) async fn tcp(dial: &Dial, trust: Option<&Trust>) -> Result<(Socket, O
     let stream = TcpStream::connect(addresses.as_slice()).await?;
     stream.set_nodelay(true)?;
     let Some(trust) = trust else { return Ok((Socket::Tcp(stream), None)) };
-    let config = tls::client_config(trust, &[b"http/1.1"])?;
+    let config = trust::config(trust, &[b"http/1.1"])?;
     let name = ServerName::try_from(dial.host.clone()).map_err(|_| ConnectError::Origin(dial.host.clone()))?;
     let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
     let exporter = stream.get_ref().1.export_keying_material([0; 32], tls::EXPORTER_LABEL, None).ok();
@@ -184,7 +184,7 @@ async fn connect_websocket(target: &Target) -> Result<Connection, ConnectError> 
 }
 
 fn quic_config(trust: &Trust, alpn: &[u8]) -> Result<quinn::ClientConfig, ConnectError> {
-    let tls = tls::client_config(trust, &[alpn])?;
+    let tls = trust::config(trust, &[alpn])?;
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let limits = Limits::default();

@@ -20,6 +20,8 @@ pub mod discover;
 pub mod memory;
 pub mod quic;
 pub mod tls;
+#[cfg(feature = "client")]
+pub mod trust;
 pub mod websocket;
 pub mod webtransport;
 
@@ -223,8 +225,18 @@ impl FrameReader {
         }
     }
 
+    /// Reads and drops what still arrives, until the peer ends or about a second has passed. To be awaited beside
+    /// [`FrameWriter::close`] by a side that may have left bytes unread: closing a TCP socket with unread bytes resets it,
+    /// and the peer may lose what was just sent. Does nothing on other transports.
+    pub async fn linger(&mut self) {
+        if let Source::WebSocket(reader) = &mut self.source {
+            // A peer that goes on sending is cut off all the same.
+            let _ = tokio::time::timeout(std::time::Duration::from_millis(CLOSE_TIMEOUT_MS), reader.discard()).await;
+        }
+    }
+
     /// Waits until the connection is closed, for any reason, discarding whatever still arrives, and tells the peer's
-    /// code. Bounded by the transport's idle time-out.
+    /// code. On QUIC bounded by the idle time-out; on TCP the caller must bound it.
     pub async fn closed(self) -> CloseCode {
         match self.source {
             Source::WebSocket(reader) => reader.closed().await,

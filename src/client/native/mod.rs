@@ -125,6 +125,7 @@ struct Link {
     writing: JoinSet<Result<(), String>>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one at a time, taken apart at once")]
 enum Happened {
     Command(Option<Command>),
     Connected(Result<Connection, String>),
@@ -178,7 +179,7 @@ impl Runner {
 
     /// Waits for whatever is next. Each branch may be dropped without losing anything.
     async fn next(&mut self, commands: &mut mpsc::Receiver<Command>) -> Happened {
-        let timer = self.timer_ms.map(|at_ms| deadline(at_ms));
+        let timer = self.timer_ms.map(deadline);
         let Self { connecting, link, .. } = self;
         tokio::select! {
             command = commands.recv() => Happened::Command(command),
@@ -206,13 +207,13 @@ impl Runner {
             match output {
                 Output::Persist { key, value } => self.persist.push((key, value)),
                 Output::Send(frame) => {
-                    self.flush().await?;
+                    self.flush()?;
                     if let Some(link) = &mut self.link {
                         link.backlog.push_back(frame);
                     }
                 }
                 Output::Event(event) => {
-                    self.flush().await?;
+                    self.flush()?;
                     // A shell that is gone has closed its commands as well.
                     let _ = self.events.send(event).await;
                 }
@@ -226,14 +227,14 @@ impl Runner {
                 Output::Timer { at_ms } => self.timer_ms = Some(at_ms),
             }
         }
-        self.flush().await?;
+        self.flush()?;
         if let Some(link) = &mut self.link {
             link.pass_on();
         }
         Ok(())
     }
 
-    async fn flush(&mut self) -> Result<(), StoreError> {
+    fn flush(&mut self) -> Result<(), StoreError> {
         if self.persist.is_empty() {
             return Ok(());
         }

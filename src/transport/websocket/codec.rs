@@ -325,6 +325,17 @@ impl Reader {
         Ok(true)
     }
 
+    /// Reads and drops bytes until the peer ends.
+    pub(in crate::transport) async fn discard(&mut self) {
+        loop {
+            self.raw.clear();
+            self.raw.reserve(READ_BUFFER);
+            if !matches!(self.half.read_buf(&mut self.raw).await, Ok(count) if count > 0) {
+                return;
+            }
+        }
+    }
+
     /// Reads on until the peer's close frame or the end.
     pub(in crate::transport) async fn closed(mut self) -> CloseCode {
         let mut rest = BytesMut::new();

@@ -66,7 +66,7 @@ impl Upgrade {
         let upgraded = self.0.await.map_err(std::io::Error::other)?;
         let (socket, leftover) = match auto::upgrade::downcast::<TokioIo<Socket>>(upgraded) {
             Ok(parts) => (parts.io.into_inner(), parts.read_buf),
-            Err(upgraded) => (Socket::Http2(TokioIo::new(upgraded)), bytes::Bytes::new()),
+            Err(upgraded) => (Socket::http2(upgraded), bytes::Bytes::new()),
         };
         Ok(super::connection(socket, &leftover, Role::Server, info, frame_max))
     }

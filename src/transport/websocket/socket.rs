@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::{Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -21,8 +22,16 @@ pub enum Socket {
     Tcp(TcpStream),
     /// TLS over TCP, of either side.
     Tls(Box<TlsStream<TcpStream>>),
-    /// A stream of HTTP/2.
-    Http2(TokioIo<Upgraded>),
+    /// A stream of HTTP/2: [`Socket::http2`]. Never locked: the mutex makes it `Sync`, which `Upgraded` is not.
+    Http2(Mutex<TokioIo<Upgraded>>),
+}
+
+impl Socket {
+    /// A stream of an HTTP/2 connection.
+    #[must_use]
+    pub fn http2(stream: Upgraded) -> Self {
+        Self::Http2(Mutex::new(TokioIo::new(stream)))
+    }
 }
 
 macro_rules! each {
@@ -37,7 +46,7 @@ macro_rules! each {
                 $call
             }
             Socket::Http2(socket) => {
-                let $socket = Pin::new(socket);
+                let $socket = Pin::new(socket.get_mut().unwrap_or_else(PoisonError::into_inner));
                 $call
             }
         }
