@@ -176,7 +176,7 @@ async fn connect(
             window: args.window,
             payload: args.payload,
         });
-        session.start(plan, epoch, Arc::clone(counters), stop.clone(), tasks);
+        session.start(plan, epoch, counters, stop.clone(), tasks);
     }
     Ok(())
 }

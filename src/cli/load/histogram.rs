@@ -7,7 +7,7 @@ use std::{
 
 /// Each power of two is divided into so many buckets.
 const STEPS: u64 = 32;
-const BUCKETS: usize = 64 * STEPS as usize;
+const BUCKETS: usize = 64 * 32;
 
 /// Counts durations by microseconds.
 #[derive(Debug)]

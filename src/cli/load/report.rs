@@ -121,6 +121,9 @@ impl fmt::Display for Report {
         for (why, count) in &self.refused {
             writeln!(f, "  refused            {count} × {why}")?;
         }
+        if self.refused.contains_key("rate_limited") {
+            writeln!(f, "  (more needs limits.publishes_per_second_max and publish_burst_max raised at the server)")?;
+        }
         if self.lost > 0 {
             writeln!(f, "  connections lost   {}", self.lost)?;
         }

@@ -134,7 +134,7 @@ impl Session {
         self,
         plan: Option<Plan>,
         epoch: Instant,
-        counters: Arc<Counters>,
+        counters: &Arc<Counters>,
         stop: CancellationToken,
         tasks: &mut JoinSet<()>,
     ) {
@@ -142,7 +142,7 @@ impl Session {
         // Every publish has one answer, so this holds all that can be under way: the reader never waits for the writer.
         let (answers, answered) = mpsc::channel(plan.as_ref().map_or(1, |plan| plan.window));
         counters.open.fetch_add(1, Ordering::Relaxed);
-        let (ended, counted) = (stop.clone(), Arc::clone(&counters));
+        let (ended, counted) = (stop.clone(), Arc::clone(counters));
         tasks.spawn(async move {
             let listened = ended.run_until_cancelled(listen(reader, &answers, epoch, &counted)).await;
             counted.open.fetch_sub(1, Ordering::Relaxed);
@@ -274,7 +274,9 @@ impl Publisher {
                 self.pending.pop_front();
             }
         }
-        tokio::time::sleep(Duration::from_millis(wait_ms.into())).await;
+        // One is allowed after that time; all of them after as many times it.
+        let all = Duration::from_millis(wait_ms.into()) * u32::try_from(self.pending.len()).unwrap_or(u32::MAX);
+        tokio::time::sleep(all.min(Duration::from_secs(1))).await;
         for index in 0..self.pending.len() {
             self.send(index).await?;
         }
