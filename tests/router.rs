@@ -8,6 +8,13 @@
     reason = "a test fails by panicking, and says what it does"
 )]
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_in_result,
+    reason = "a test's helpers fail like its tests"
+)]
+
 mod common;
 
 use std::{

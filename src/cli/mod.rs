@@ -5,6 +5,7 @@ mod backup;
 mod chat;
 mod client;
 mod config;
+mod load;
 mod send;
 mod serve;
 mod settings;
@@ -48,6 +49,8 @@ enum Command {
     Export(backup::Args),
     /// Makes a fresh profile a device of the person in such a file.
     Import(backup::Args),
+    /// Measures an edge: many connections that publish and listen.
+    Load(load::LoadArgs),
     /// Makes a login token for a device, for servers with auth = "token".
     Token(token::Args),
 }
@@ -66,6 +69,7 @@ pub fn run() -> ExitCode {
         Some(Command::Chat(args)) => block_on(chat::run(&args)),
         Some(Command::Send(args)) => block_on(send::send(&args)),
         Some(Command::Tail(args)) => block_on(send::tail(&args)),
+        Some(Command::Load(args)) => block_on(load::run(&args)),
         Some(Command::Create(args)) => block_on(send::create(&args)),
     };
     match result {

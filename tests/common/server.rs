@@ -1,0 +1,71 @@
+//! A real server in this process, on ports of its own, reached over any transport.
+
+use std::time::Duration;
+
+use waxwing::{
+    config::Config,
+    core::limits::Limits,
+    server::{self, Running},
+    transport::{self, Connection, Kind, Target, Trust, discover::discover, memory},
+};
+
+/// What fits between the two ends of the memory transport.
+const MEMORY_BYTES: usize = 16 << 10;
+
+/// A server, and the directory it lives in.
+pub struct Edge {
+    pub running: Running,
+    pub dir: tempfile::TempDir,
+    target: Target,
+    limits: Limits,
+}
+
+impl Edge {
+    pub async fn start(limits: Limits) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), limits).await
+    }
+
+    /// On the data that another one left.
+    pub async fn start_in(dir: tempfile::TempDir, limits: Limits) -> Self {
+        let config = Config {
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            listen_plain: vec!["127.0.0.1:0".parse().unwrap()],
+            listen_ops: vec!["127.0.0.1:0".parse().unwrap()],
+            data: dir.path().join("data"),
+            certs_dir: dir.path().join("certs"),
+            disk_reserve_bytes: 0,
+            drain_timeout_ms: 5000,
+            shards: 3,
+            limits: limits.clone(),
+            ..Config::default()
+        };
+        let running = server::start(config).await.unwrap();
+        let target = discover(&format!("http://{}", running.addresses().plain[0]), Trust::WebPki).await.unwrap();
+        Self { running, dir, target, limits }
+    }
+
+    /// Stops it in order; its directory stays.
+    pub async fn stop(self) -> tempfile::TempDir {
+        self.running.shutdown().await;
+        self.dir
+    }
+
+    /// A connection on which nothing was said.
+    pub async fn connect(&self, kind: Kind) -> Connection {
+        if kind == Kind::Memory {
+            let (client, mut server) = memory::pair(MEMORY_BYTES, self.limits.frame_bytes_max);
+            server.reader.set_frame_max(self.limits.unauthenticated_bytes_max);
+            self.running.attach(server).unwrap();
+            return client;
+        }
+        let connect = transport::connect(&self.target, kind);
+        tokio::time::timeout(Duration::from_secs(20), connect).await.expect("the server answers").unwrap()
+    }
+
+    /// The value of a metric without labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.running.shared().metrics.encode();
+        let line = text.lines().find(|line| line.split(' ').next() == Some(name));
+        line.unwrap_or_else(|| panic!("no metric {name} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    }
+}
