@@ -1,7 +1,12 @@
 //! What a client finds out about a server that cheats, and what it does not claim: each answer of the server is tampered with
 //! in one way, and the client matches, says that it cannot check, or alarms.
 #![cfg(feature = "seal")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking, and says what it does")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, and says what it does"
+)]
 
 use std::{collections::BTreeMap, convert::Infallible};
 

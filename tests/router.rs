@@ -7,7 +7,6 @@
     clippy::print_stdout,
     reason = "a test fails by panicking, and says what it does"
 )]
-
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
