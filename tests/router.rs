@@ -7,12 +7,6 @@
     clippy::print_stdout,
     reason = "a test fails by panicking, and says what it does"
 )]
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::unwrap_in_result,
-    reason = "a test's helpers fail like its tests"
-)]
 
 mod common;
 
