@@ -306,6 +306,20 @@ fn a_message_told_twice_is_shown_once() {
 }
 
 #[test]
+fn a_join_told_twice_makes_nobody_join_twice() {
+    let (mut server, mut ann, mut bob, room) = stage();
+    let join = server.logs[&room][0].clone();
+    server.logs.get_mut(&room).unwrap().push(join);
+    ann.run(&mut server);
+    ann.say(&mut server, "four");
+    bob.run(&mut server);
+    assert_eq!(bob.texts(), ["one", "two", "three", "four"]);
+    assert_eq!(bob.messages.values().filter(|message| message.kind == MessageKind::Join).count(), 2, "Ann's and Bob's");
+    assert_eq!(bob.room.unwrap().integrity.injected, 1);
+    assert!(bob.alarms.is_empty(), "{:?}", bob.alarms);
+}
+
+#[test]
 fn a_message_of_another_room_does_not_open() {
     let (mut server, mut ann, mut bob, room) = stage();
     ann.client.command(Command::CreateRoom { title: "Other".into() }, 5);

@@ -39,7 +39,8 @@ pub struct Timeline {
     /// Chain values of consecutive seqs; the last one is at `head`.
     chains: VecDeque<Digest>,
     members: BTreeMap<u64, Joined>,
-    sessions: HashMap<(u64, ProducerId), (u64, Digest)>,
+    /// By device, not by leaf: a join that is told again has a leaf of its own.
+    sessions: HashMap<(DeviceKey, ProducerId), (u64, Digest)>,
     title: String,
     integrity: Integrity,
     words_at: (Seq, Digest),
@@ -268,7 +269,11 @@ impl Timeline {
 
     /// Compares a message with the session it belongs to and with what its sender had seen. `None`: a replay.
     fn compare(&mut self, seq: Seq, opened: &OpenedRecord, digest: Digest) -> Option<Check> {
-        let session = (opened.leaf, opened.session);
+        let device = match opened.content.message() {
+            Message::Join(join) => join.certificate.device,
+            _ => self.members.get(&opened.leaf)?.join.certificate.device,
+        };
+        let session = (device, opened.session);
         let order = match self.sessions.get(&session) {
             Some((last, _)) if opened.counter <= *last => return None,
             Some((last, hash)) if opened.counter == last + 1 && opened.previous == *hash => Check::Matches,

@@ -181,7 +181,16 @@ impl Client {
                 self.enter(inbox, &seed);
                 self.send(&ClientFrame::Subscribe { room: inbox, after: 0 });
             }
-            Stage::Joined | Stage::Deleting => {
+            Stage::Deleting => {
+                // The keys lie in the invitation's inbox: that goes first.
+                let (inbox, seed) = (room.invitation.inbox, room.invitation.access_seed);
+                let room_seed = room.keys.as_ref().map(|keys| keys.current().secrets().access_seed(id));
+                self.enter(inbox, &seed);
+                self.send(&ClientFrame::Delete { room: inbox });
+                room_seed.into_iter().for_each(|seed| self.enter(id, &seed));
+                self.send(&ClientFrame::Delete { room: id });
+            }
+            Stage::Joined => {
                 if let Some(keys) = &room.keys {
                     let seed = keys.current().secrets().access_seed(id);
                     self.enter(id, &seed);
@@ -257,7 +266,7 @@ impl Client {
 
     pub(in crate::client) fn delete(&mut self, id: RoomId) {
         self.set_stage(id, Stage::Deleting);
-        self.send(&ClientFrame::Delete { room: id });
+        self.begin(id);
         self.tell_room(id);
     }
 

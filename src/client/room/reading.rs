@@ -18,7 +18,7 @@ impl Client {
     pub(in crate::client) fn on_entered(&mut self, log: RoomId, position: Position) {
         let Some(room) = self.rooms.get_mut(&log) else { return };
         if room.record.stage == Stage::Deleting {
-            return self.send(&ClientFrame::Delete { room: log });
+            return;
         }
         if core::mem::replace(&mut room.wire.entered, true) {
             return;
@@ -184,11 +184,20 @@ impl Client {
                     format!("the server has only {head} of the {} messages that this device has seen", room.timeline.head());
                 self.contradiction(id, &text);
             }
+            // The invitation of a room that is being deleted is gone already.
+            (Operation::Enter, _) if log != id && room.record.stage == Stage::Deleting => {}
             (Operation::Enter, Refusal::NoAccess | Refusal::BadProof) => self.shut_out(id, now_ms),
             // The answer to the entering that failed says it.
             (Operation::Subscribe, Refusal::NoAccess) => {}
             (Operation::Create, Refusal::RoomExists) => {}
-            (Operation::Delete, Refusal::NoAccess) => self.remove(id),
+            (Operation::Delete, Refusal::NoAccess) if log == id => self.remove(id),
+            (Operation::Delete, Refusal::NotCreator) if log == id => {
+                self.set_stage(id, Stage::Joined);
+                self.notice(Level::Warn, "only the device that made the room can delete it", Some(id));
+                self.begin(id);
+                self.tell_room(id);
+            }
+            (Operation::Delete, _) if log != id => {}
             (Operation::Ephemeral, _) => {}
             (_, why) => self.notice(Level::Warn, &format!("the server refused: {why}"), Some(id)),
         }
