@@ -122,7 +122,12 @@ impl World {
     }
 
     fn turn(&mut self) {
-        let done = self.mailbox.take();
+        self.turn_with(usize::MAX);
+    }
+
+    /// A turn that hears of so many completions.
+    fn turn_with(&mut self, count: usize) {
+        let done = self.mailbox.take_some(count);
         if !done.is_empty() {
             self.shard.handle(Message::Completed(done), 7);
         }
@@ -505,7 +510,7 @@ enum Step {
     Reconnect { client: usize },
     Engine(usize),
     Fail(bool),
-    Turn,
+    Turn(usize),
     Crash,
 }
 
@@ -520,7 +525,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => client.prop_map(|client| Step::Reconnect { client }),
         6 => (1..10_usize).prop_map(Step::Engine),
         1 => any::<bool>().prop_map(Step::Fail),
-        6 => Just(Step::Turn),
+        6 => (1..9_usize).prop_map(Step::Turn),
         1 => Just(Step::Crash),
     ]
 }
@@ -577,7 +582,7 @@ impl Model {
             Step::Fail(unknown) => {
                 self.world.engine.fail_next(if unknown { Failure::OutcomeUnknown } else { Failure::DiskFull });
             }
-            Step::Turn => self.world.turn(),
+            Step::Turn(count) => self.world.turn_with(count),
             Step::Crash => {
                 self.world.crash();
                 (0..self.clients.len()).for_each(|client| self.reconnect(client, false));
@@ -714,6 +719,7 @@ impl Client {
                 ),
                 "{why:?}"
             ),
+            ServerFrame::Failed { what, why, .. } => assert_ne!(why, Refusal::Internal, "{what:?}"),
             _ => {}
         }
     }

@@ -453,7 +453,7 @@ mod tests {
             room.persisted(3 * size);
         }
         assert_eq!(room.recent_after(1, u32::MAX), None, "only the last three are in memory");
-        for (after, chain) in chains.into_iter().enumerate().skip(2) {
+        for (after, chain) in chains.iter().copied().enumerate().skip(2) {
             let page = room.recent_after(after as u64, u32::MAX).unwrap();
             assert_eq!((page.first, page.chain, page.items.len()), (after as u64 + 1, chain, 5 - after));
         }
