@@ -222,6 +222,32 @@ fn nothing_is_acked_or_shown_before_it_is_durable() {
 }
 
 #[test]
+fn a_read_that_is_ahead_of_its_appends_shows_nothing_early() {
+    let (mut world, conn) = one_room(limits());
+    for n in 1..=3 {
+        world.ask(&conn, ROOMS[0], publish(ROOMS[0], n, b"a"));
+        world.read_all(&conn);
+    }
+    world.crash();
+    let conn = world.connect(device_of(&key(1)));
+    world.enter(&conn, ROOMS[0]);
+    world.read_all(&conn);
+    world.ask(&conn, ROOMS[0], publish(ROOMS[0], 4, b"b"));
+    world.ask(&conn, ROOMS[0], Action::Subscribe { after: 0 });
+    world.turn();
+    assert_eq!(world.engine.step(2), 2, "the append, and the read");
+    world.turn_with(1);
+    let shown = |frames: &[ServerFrame]| {
+        let items = |frame: &ServerFrame| if let ServerFrame::Deliver(page) = frame { page.items.len() } else { 0 };
+        frames.iter().map(items).sum::<usize>()
+    };
+    let (frames, _) = take(&conn, 10_000);
+    assert_eq!(shown(&frames), 3, "{frames:?}");
+    let frames = world.read_all(&conn);
+    assert!(matches!(frames[..], [ServerFrame::Ack { seq: 4, .. }, ServerFrame::Deliver(_)]), "{frames:?}");
+}
+
+#[test]
 fn one_turn_is_one_page_and_a_refusal_stops_what_was_pipelined() {
     let (mut world, conn) = one_room(Limits::default());
     world.ask(&conn, ROOMS[0], Action::Subscribe { after: 0 });
@@ -497,7 +523,10 @@ struct ClientRoom {
     acked: BTreeMap<u64, Seq>,
     seen: Vec<Bytes>,
     chain: Option<Digest>,
+    /// Asked for, and not ended.
     subscribed: bool,
+    /// Answered: what was delivered before belongs to an earlier subscription.
+    announced: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -635,7 +664,8 @@ impl Model {
         }
         let after = self.clients[client].rooms[&room].seen.len() as u64;
         if self.world.ask(&conn, room, Action::Subscribe { after }) {
-            self.clients[client].rooms.get_mut(&room).unwrap().subscribed = true;
+            let state = self.clients[client].rooms.get_mut(&room).unwrap();
+            (state.subscribed, state.announced) = (true, false);
         }
     }
 
@@ -688,10 +718,11 @@ impl Client {
                 let state = self.rooms.get_mut(&room).unwrap();
                 assert_eq!(after, state.seen.len() as u64, "delivery begins at the cursor");
                 assert_eq!(*state.chain.get_or_insert(chain), chain, "the chain at the cursor");
+                state.announced = true;
             }
             ServerFrame::Deliver(page) => {
                 let state = self.rooms.get_mut(&page.room).unwrap();
-                if !state.subscribed {
+                if !state.subscribed || !state.announced {
                     return; // On its way when the subscription ended.
                 }
                 assert_eq!(page.first, state.seen.len() as u64 + 1, "no gap, no repetition");
