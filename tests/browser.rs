@@ -21,7 +21,7 @@ fn node(dir: &Path, suite: &str) {
     let status = Command::new("node")
         .args(["--experimental-websocket", "--test", "--test-reporter=spec", suite])
         .current_dir(dir)
-        .env("WAXWING_BIN", env!("CARGO_BIN_EXE_waxwing"))
+        .env("EDGE_BINARY", env!("CARGO_BIN_EXE_waxwing"))
         .status()
         .expect("node runs (Debian: apt-get install nodejs npm chromium)");
     assert!(status.success(), "{suite} failed");

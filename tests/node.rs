@@ -1,4 +1,11 @@
 //! Envelopes against an independent implementation: npm's `@hpke/core` reads ours, and we read its (`tests/node`).
+#![allow(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it does"
+)]
 #![cfg(feature = "client")]
 
 use std::{

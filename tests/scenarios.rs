@@ -353,10 +353,10 @@ async fn a_stopping_server_says_so_and_its_rooms_are_there_again_afterwards() {
         publish_all(&mut client, id, 10).await;
         clients.push(client);
     }
-    let closings = clients.into_iter().map(|client| tokio::spawn(client.closing())).collect::<Vec<_>>();
+    let mut closings: JoinSet<_> = clients.into_iter().map(Client::closing).collect();
     let dir = tokio::time::timeout(Duration::from_secs(30), edge.stop()).await.expect("it stops");
-    for closing in closings {
-        assert_eq!(closing.await.unwrap().0, Some(CloseCode::GoingAway));
+    while let Some(closing) = closings.join_next().await {
+        assert_eq!(closing.unwrap().0, Some(CloseCode::GoingAway));
     }
     let edge = Edge::start_in(dir, limits()).await;
     let mut client = Client::enter(&edge, Kind::WebSocket, &key(1), ROOM).await;

@@ -3,6 +3,13 @@
 //! the same history, every message is in it exactly once, and nobody was alarmed.
 //!
 //! `WAXWING_SIM_SEEDS=100000 cargo test --release --features test-utils --test simulation` runs more schedules.
+#![allow(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it does"
+)]
 #![cfg(all(feature = "server", feature = "client"))]
 
 mod common;

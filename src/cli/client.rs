@@ -21,7 +21,7 @@ const WAIT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Args)]
 pub(super) struct ClientArgs {
     /// Identity to use: each profile is a person of its own on each edge.
-    #[arg(long, default_value = "default", env = "WAXWING_PROFILE")]
+    #[arg(long, default_value = "default", env = "WAXWING_CLIENT_PROFILE")]
     profile: String,
     /// What to be called, the first time that the profile is used [default: the login name].
     #[arg(long)]
@@ -33,7 +33,7 @@ pub(super) struct ClientArgs {
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// Login token, for edges that want one (see `waxwing token`).
-    #[arg(long, env = "WAXWING_TOKEN", hide_env_values = true, default_value = "")]
+    #[arg(long, env = "WAXWING_CLIENT_TOKEN", hide_env_values = true, default_value = "")]
     token: String,
 }
 

@@ -1,6 +1,7 @@
 //! The command line, one file for each subcommand. What it prints for people and scripts goes to stdout; logs and errors
 //! to stderr.
 
+mod backup;
 mod chat;
 mod client;
 mod config;
@@ -44,6 +45,10 @@ enum Command {
     Tail(send::TailArgs),
     /// Makes a room and prints its link.
     Create(send::CreateArgs),
+    /// Writes this person, with keys and rooms, to an encrypted file.
+    Export(backup::Args),
+    /// Makes a fresh profile a device of the person in such a file.
+    Import(backup::Args),
     /// Measures an edge: many connections that publish and listen.
     Load(load::LoadArgs),
     /// Makes a login token for a device, for servers with auth = "token".
@@ -59,6 +64,8 @@ pub fn run() -> ExitCode {
         Some(Command::Serve(settings)) => serve::run(&settings),
         Some(Command::Config(settings)) => config::run(&settings),
         Some(Command::Token(args)) => token::run(&args),
+        Some(Command::Export(args)) => backup::export(&args),
+        Some(Command::Import(args)) => backup::import(&args),
         Some(Command::Chat(args)) => block_on(chat::run(&args)),
         Some(Command::Send(args)) => block_on(send::send(&args)),
         Some(Command::Tail(args)) => block_on(send::tail(&args)),

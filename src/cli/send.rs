@@ -11,6 +11,10 @@ use crate::{
     seal::link::Link,
 };
 
+/// Messages handed over and not yet on the server's disk. Fewer than the client's queues hold: who fills the one for commands
+/// without reading the one of events waits for ever.
+const IN_FLIGHT_MAX: usize = 128;
+
 /// Arguments of `waxwing send`.
 #[derive(Debug, Args)]
 pub(super) struct SendArgs {
@@ -45,7 +49,7 @@ pub(super) struct CreateArgs {
     /// The room's title.
     title: String,
     /// The edge.
-    #[arg(long, default_value = "http://localhost:8433", env = "WAXWING_EDGE")]
+    #[arg(long, default_value = "http://localhost:8433", env = "WAXWING_CLIENT_EDGE")]
     edge: String,
     #[command(flatten)]
     client: ClientArgs,
@@ -69,12 +73,18 @@ pub(super) async fn send(args: &SendArgs) -> anyhow::Result<()> {
     client.join(&args.link).await?;
     let id = args.link.room.to_string();
     client.wait_for_room(|room| room.id == id && room.state == RoomState::Open && room.up_to_date).await?;
+    let mut texts = texts.into_iter();
     let mut waiting = 0_usize;
-    for text in texts {
-        client.command(Command::Send { room: id.clone(), text }).await?;
-        waiting += 1;
-    }
-    while waiting > 0 {
+    loop {
+        while waiting < IN_FLIGHT_MAX
+            && let Some(text) = texts.next()
+        {
+            client.command(Command::Send { room: id.clone(), text }).await?;
+            waiting += 1;
+        }
+        if waiting == 0 {
+            break;
+        }
         match client.event().await? {
             Event::Message { room, message: Message { mine: true, seq: Some(_), kind: MessageKind::Text, state, key, .. } }
                 if room == id && state == MessageState::Sent && client.first_time(&key) =>

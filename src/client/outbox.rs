@@ -241,7 +241,7 @@ impl Outbox {
     }
 
     /// Nothing from the oldest message on is stored: number and seal everything again, under a new producer and session.
-    fn restart(&mut self, fresh: ProducerId) -> Vec<Persist> {
+    pub fn restart(&mut self, fresh: ProducerId) -> Vec<Persist> {
         self.record = new_record(fresh);
         self.unseal()
     }

@@ -107,7 +107,7 @@ impl CloseCode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// There is no such room, or the session has not entered it. The two are not told apart.
+    /// There is no such room, or the session has not entered it.
     #[error("no such room, or not entered")]
     NoAccess,
     /// A room of that id exists already.

@@ -5,8 +5,11 @@ import {createServer} from 'node:net';
 import {mkdir} from 'node:fs/promises';
 import {join} from 'node:path';
 
-const BINARY = process.env.WAXWING_BIN;
+const BINARY = process.env.EDGE_BINARY;
 const READY_MS = 20_000;
+
+// The settings of whoever runs the tests are not the tests' own.
+const environment = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('WAXWING_')));
 
 async function freePorts(count) {
   const servers = await Promise.all(Array.from({length: count}, () => new Promise((resolve) => {
@@ -34,7 +37,7 @@ export class Edge {
   async up() {
     const both = (port) => `127.0.0.1:${port},[::1]:${port}`;
     const env = {
-      ...process.env,
+      ...environment,
       WAXWING_LISTEN: both(this.port),
       WAXWING_LISTEN_PLAIN: both(this.plain),
       WAXWING_LISTEN_OPS: `127.0.0.1:${this.ops}`,
@@ -78,7 +81,7 @@ export class Edge {
 // Runs a terminal command in a home of its own; resolves to what it printed.
 export function terminal(home, ...args) {
   return new Promise((resolve, reject) => {
-    const child = spawn(BINARY, args, {env: {...process.env, HOME: home, XDG_DATA_HOME: join(home, 'data'), WAXWING_HOME: join(home, 'waxwing')}, stdio: ['ignore', 'pipe', 'pipe']});
+    const child = spawn(BINARY, args, {env: {...environment, HOME: home, XDG_DATA_HOME: join(home, 'data')}, stdio: ['ignore', 'pipe', 'pipe']});
     let out = '';
     let errors = '';
     child.stdout.on('data', (data) => { out += data; });

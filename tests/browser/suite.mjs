@@ -1,4 +1,4 @@
-// What people see, in real browsers, over a real edge. Run by tests/browser.rs, or: WAXWING_BIN=… node --test suite.mjs
+// What people see, in real browsers, over a real edge. Run by tests/browser.rs, or: EDGE_BINARY=… node --test suite.mjs
 
 import assert from 'node:assert/strict';
 import {existsSync} from 'node:fs';

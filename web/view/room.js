@@ -129,7 +129,7 @@ function drawDetails(entry) {
   const members = [...room.members].sort((a, b) => b.you - a.you || b.online - a.online || a.name.localeCompare(b.name));
   replaceWhenNew(el('members'), [members, [...ambiguous]], () => members.map((member) => memberRow(member, ambiguous.has(member.user))));
   replaceWhenNew(el('words'), room.words, () => wordRows(room.words));
-  setText(el('words-at'), room.words_at ? `Taken at message ${room.words_at}.` : '');
+  setText(el('words-meaning'), wordsMeaning(room.words_at));
   setText(el('integrity'), integrityText(room.integrity));
   el('integrity').dataset.state = room.integrity.contradicts > 0 ? 'contradicts' : room.integrity.unchecked > 0 ? 'unchecked' : 'matches';
   el('room-link').value = room.link ?? '';
@@ -142,6 +142,14 @@ function memberRow(member, isAmbiguous) {
     avatar(member.user, member.name),
     h('span', {class: 'member-name'}, member.name, isAmbiguous ? [' ', badge(member.user)] : null),
     h('span', {class: 'member-note'}, [member.you ? 'you' : null, devices, member.online ? 'online' : 'offline'].filter(Boolean).join(' · ')));
+}
+
+// Until the first of the points at which words are taken, they stand for the room's keys alone.
+function wordsMeaning(at) {
+  const compare = 'Compare them with the others, by phone for instance.';
+  return at === 0
+    ? `${compare} The same words mean that you are in the same room, made by the same person.`
+    : `${compare} Taken at message ${at}: the same words there mean that the server has shown you the same room and, up to there, the same history.`;
 }
 
 export function wordRows(words) {

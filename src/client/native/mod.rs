@@ -19,7 +19,7 @@ use tokio::{
 
 use self::store::{FileStore, StoreError};
 use super::{
-    Client, Connected, Output,
+    Client, Connected, ImportError, LoadError, Output,
     view::{Command, Event},
 };
 use crate::transport::{self, Connection, FrameReader, FrameWriter, Kind, Target, Trust};
@@ -100,6 +100,61 @@ impl Handle {
             _ => Ok(()),
         }
     }
+}
+
+/// Why a backup was not made or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackupError {
+    /// The profile cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The file cannot be made or read.
+    #[error(transparent)]
+    Backup(#[from] ImportError),
+    /// The profile has an entry that this version cannot read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// The person and the rooms of the profile at `path`, as an encrypted file's bytes.
+///
+/// # Errors
+/// [`BackupError`].
+pub fn export(path: &Path, passphrase: &str) -> Result<Vec<u8>, BackupError> {
+    let (_, mut client) = open_offline(path, "")?;
+    Ok(client.export_identity(passphrase).map_err(ImportError::from)?)
+}
+
+/// Makes the fresh profile at `path` a device of the person in an encrypted file.
+///
+/// # Errors
+/// [`BackupError`]; then nothing was kept.
+pub fn import(path: &Path, origin: &str, file: &[u8], passphrase: &str) -> Result<(), BackupError> {
+    let (store, mut client) = open_offline(path, origin)?;
+    client.import_identity(file, passphrase, now_ms())?;
+    let mut changes = Vec::new();
+    while let Some(output) = client.poll() {
+        if let Output::Persist { key, value } = output {
+            changes.push((key, value));
+        }
+    }
+    Ok(store.write(&changes)?)
+}
+
+/// A profile's client that stays offline.
+fn open_offline(path: &Path, origin: &str) -> Result<(FileStore, Client), BackupError> {
+    let store = FileStore::open(path)?;
+    let mut client = Client::new(origin, Bytes::new(), Box::new(UnwrapErr(getrandom::SysRng)));
+    let mut damaged = Ok(());
+    store.entries(|key, value| {
+        if let Err(error) = client.load(key, value) {
+            damaged = Err(error);
+        }
+    })?;
+    damaged?;
+    client.start(now_ms());
+    Ok((store, client))
 }
 
 type Connecting = JoinSet<Result<Connection, String>>;

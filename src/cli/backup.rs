@@ -1,0 +1,65 @@
+//! `waxwing export` and `waxwing import`: a person in an encrypted file.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, ensure};
+
+use super::client::ClientArgs;
+use crate::client::native;
+
+/// Arguments of both.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The file. The passphrase is read from WAXWING_CLIENT_PASSPHRASE, or else from standard input.
+    file: PathBuf,
+    /// The edge whose identity it is.
+    #[arg(long, default_value = "http://localhost:8433", env = "WAXWING_CLIENT_EDGE")]
+    edge: String,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+fn passphrase() -> anyhow::Result<String> {
+    if let Ok(passphrase) = std::env::var("WAXWING_CLIENT_PASSPHRASE") {
+        return Ok(passphrase);
+    }
+    if io::stdin().is_terminal() {
+        super::complain("passphrase (it is shown as you type):");
+    }
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line)?;
+    let passphrase = line.trim_end_matches(['\r', '\n']).to_owned();
+    ensure!(passphrase.len() >= 8, "the passphrase needs at least 8 letters: who guesses it has your identity and your rooms");
+    Ok(passphrase)
+}
+
+/// Writes the file; never over another one.
+pub(super) fn export(args: &Args) -> anyhow::Result<()> {
+    let bytes = native::export(&args.client.profile_path(&args.edge)?, &passphrase()?)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&args.file).with_context(|| format!("cannot make {}", args.file.display()))?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    super::print(format_args!(
+        "{} holds your identity and your rooms. Keep the passphrase apart from it.\n",
+        args.file.display()
+    ))?;
+    Ok(())
+}
+
+/// Reads the file into a fresh profile.
+pub(super) fn import(args: &Args) -> anyhow::Result<()> {
+    let bytes = fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
+    native::import(&args.client.profile_path(&args.edge)?, &args.edge, &bytes, &passphrase()?)?;
+    super::print(
+        "This profile is now a device of that person. Open a room with its link, or wait: your rooms come by themselves.\n",
+    )?;
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! What the server tells of a room: its log, who is there, what it refuses.
+
+use super::{ENTER_AGAIN_MS, Shown};
+use crate::client::outbox::Persist;
+use crate::client::records::{Letter, LogRecord, Stage, encode, former_key, log_key, room_key};
+use crate::client::timeline::{Applied, Timeline};
+use crate::client::view::{Check, Event, Level};
+use crate::client::{Client, Output};
+use crate::core::close::Refusal;
+use crate::core::envelope::Header;
+use crate::core::frame::{ClientFrame, Item, Operation, Page, Position};
+use crate::core::id::{DeviceKey, Digest, LogId, ProducerId, RoomId, Seq};
+use crate::seal::Random as _;
+use crate::seal::body::{Content, Join, Message};
+use bytes::Bytes;
+
+impl Client {
+    pub(in crate::client) fn on_entered(&mut self, log: RoomId, position: Position) {
+        let Some(room) = self.rooms.get_mut(&log) else { return };
+        if room.record.stage == Stage::Deleting {
+            return self.send(&ClientFrame::Delete { room: log });
+        }
+        if core::mem::replace(&mut room.wire.entered, true) {
+            return;
+        }
+        room.shut_out = None;
+        match room.record.log {
+            Some(known) if known != position.log => self.log_changed(log, known, position.log),
+            Some(_) => {}
+            None => {
+                room.record.log = Some(position.log);
+                room.timeline.set_log(position.log);
+                let value = encode(&room.record);
+                self.persist(room_key(log), Some(value));
+            }
+        }
+        let Some(room) = self.rooms.get(&log) else { return };
+        let after = room.timeline.head();
+        self.send(&ClientFrame::Subscribe { room: log, after });
+    }
+
+    /// The server has another life of the log (it was restored from a backup, say). This device's copy is kept aside, and
+    /// the log is read anew; what waits in the outbox is compared with it before it is sent.
+    pub(in crate::client) fn log_changed(&mut self, id: RoomId, known: LogId, now: LogId) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let head = room.timeline.head();
+        let base = room.shown.keys().next().copied().unwrap_or(1);
+        let mut moves: Vec<Persist> = Vec::new();
+        for seq in base..=head {
+            moves.push((log_key(id, seq), None));
+        }
+        for (seq, shown) in core::mem::take(&mut room.shown) {
+            let Shown { time_ms, digest, opened, .. } = shown;
+            let record = LogRecord { time_ms, digest, chain: Digest([0; 32]), opened: Some(*opened) };
+            moves.push((former_key(id, known, seq), Some(encode(&record))));
+        }
+        room.reborn = true;
+        room.timeline = Timeline::new(id);
+        room.timeline.set_log(now);
+        room.record.log = Some(now);
+        let value = encode(&room.record);
+        self.persist(room_key(id), Some(value));
+        self.persist_all(moves);
+        let text = "the server's log of this room was replaced (restored from a backup?): it is read anew and compared; \
+                    your copy of the former one is kept on this device";
+        self.notice(Level::Warn, text, Some(id));
+    }
+
+    pub(in crate::client) fn on_subscribed(&mut self, log: RoomId, after: Seq, chain: Digest, position: Position, now_ms: u64) {
+        let Some(room) = self.rooms.get_mut(&log) else { return };
+        let head = room.timeline.head();
+        match room.timeline.chain_at(head) {
+            // Below the server's floor, or a copy whose beginning is unknown: what lies between cannot be checked.
+            _ if after > head => {
+                room.timeline.skip_to(after, chain);
+                let text = format!("messages {} to {after} are no longer on the server: they cannot be checked", head + 1);
+                self.notice(Level::Info, &text, Some(log));
+            }
+            Some(known) if after == head && known != chain => {
+                return self.contradiction(log, "the server's history is not the one that this device has seen");
+            }
+            _ => {}
+        }
+        let Some(room) = self.rooms.get_mut(&log) else { return };
+        room.wire.subscribed = Some(position.head);
+        self.up_to_date(log, now_ms);
+        self.tell_room(log);
+    }
+
+    /// The server contradicts this device's copy: stop taking anything from it, keep the copy, say so.
+    pub(in crate::client) fn contradiction(&mut self, id: RoomId, text: &str) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        room.wire.stopped = true;
+        room.timeline.contradicted();
+        self.send(&ClientFrame::Leave { room: id });
+        self.notice(Level::Alarm, text, Some(id));
+        self.tell_room(id);
+    }
+
+    pub(in crate::client) fn on_page(&mut self, page: &Page, now_ms: u64) {
+        if !self.rooms.contains_key(&page.room) {
+            return self.on_inbox_page(page, now_ms);
+        }
+        let id = page.room;
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        if room.wire.stopped || room.wire.subscribed.is_none() {
+            return;
+        }
+        if let Err(error) = room.timeline.follows(page) {
+            return self.contradiction(id, &error.to_string());
+        }
+        for item in &page.items {
+            self.take_item(id, item);
+        }
+        self.up_to_date(id, now_ms);
+        self.tell_room(id);
+    }
+
+    pub(in crate::client) fn take_item(&mut self, id: RoomId, item: &Item) {
+        let Some(me) = &self.me else { return };
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let Some(keys) = &room.keys else { return };
+        let record = room.timeline.record(keys, item);
+        let applied = room.apply(&record);
+        let seq = room.timeline.head();
+        let mut persist = vec![(log_key(id, seq), Some(encode(&record)))];
+        if let Applied::Message { opened, check } = applied {
+            let mine = room
+                .timeline
+                .members()
+                .get(&opened.leaf)
+                .is_some_and(|joined| joined.join.certificate.device == me.identity.device());
+            if mine {
+                persist.extend(room.outbox.found_in_log(opened.message).into_iter().flatten());
+            }
+            let event = room.message_view(&me.identity, seq);
+            self.persist_all(persist);
+            if let Some(message) = event {
+                self.outputs.push_back(Output::Event(Event::Message { room: id.to_string(), message }));
+            }
+            if check == Check::Contradicts {
+                self.notice(Level::Alarm, &format!("message {seq} contradicts what this device has seen"), Some(id));
+            }
+            if let Message::Join(join) = opened.content.message() {
+                self.learn_device(&join.certificate);
+            }
+        } else {
+            self.persist_all(persist);
+            self.notice(Level::Warn, &format!("record {seq} was written by nobody in this room; it is not shown"), Some(id));
+        }
+    }
+
+    /// Once everything is read that was there at subscribing: join if this device has not, and send what waits.
+    pub(in crate::client) fn up_to_date(&mut self, id: RoomId, now_ms: u64) {
+        let Some(room) = self.rooms.get(&id) else { return };
+        if !room.up_to_date() {
+            return;
+        }
+        let fresh = ProducerId(self.rng.bytes());
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        if core::mem::take(&mut room.reborn) {
+            // What the new life has of the outbox was found while reading it. The rest is not in it, and neither may be what
+            // was acked in the former one: a session that went on would look like one that lost messages.
+            let persist = room.outbox.restart(fresh);
+            self.persist_all(persist);
+        }
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
+        if room.timeline.leaf_of(me.identity.device()).is_none() && !room.is_joining() {
+            let join = Join { certificate: me.identity.certificate().clone(), name: me.record.name.clone() };
+            let letter = self.letter(Letter::Content(Content::new(&Message::Join(Box::new(join)))), now_ms);
+            let Some(room) = self.rooms.get_mut(&id) else { return };
+            let persist = room.outbox.push(letter, true);
+            self.persist_all(persist);
+        }
+        self.pump(id, now_ms);
+    }
+
+    pub(in crate::client) fn on_failed(&mut self, log: RoomId, what: Operation, why: Refusal, now_ms: u64) {
+        let Some(id) = self.room_of(log) else { return };
+        let Some(room) = self.rooms.get(&id) else { return };
+        match (what, why) {
+            (Operation::Subscribe, Refusal::CursorAhead { head }) if log == id => {
+                let text =
+                    format!("the server has only {head} of the {} messages that this device has seen", room.timeline.head());
+                self.contradiction(id, &text);
+            }
+            (Operation::Enter, Refusal::NoAccess | Refusal::BadProof) => self.shut_out(id, now_ms),
+            // The answer to the entering that failed says it.
+            (Operation::Subscribe, Refusal::NoAccess) => {}
+            (Operation::Create, Refusal::RoomExists) => {}
+            (Operation::Delete, Refusal::NoAccess) => self.remove(id),
+            (Operation::Ephemeral, _) => {}
+            (_, why) => self.notice(Level::Warn, &format!("the server refused: {why}"), Some(id)),
+        }
+    }
+
+    /// The server does not let this device in. Ask again later: who made the room may not have reached the server yet.
+    pub(in crate::client) fn shut_out(&mut self, id: RoomId, now_ms: u64) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let why = match room.record.stage {
+            Stage::Deleting => return self.remove(id),
+            // Asked for while it is being made; the creation comes again.
+            Stage::Creating => return,
+            Stage::Invited => "the room is not on the server: it is gone, or not there yet, or the link was changed",
+            _ => "the room is no longer on the server",
+        };
+        let first = room.shut_out.is_none();
+        room.shut_out = Some((why.to_owned(), now_ms + ENTER_AGAIN_MS));
+        if first {
+            self.tell_room(id);
+        }
+    }
+
+    pub(in crate::client) fn on_presence(&mut self, log: RoomId, online: &[DeviceKey], offline: &[DeviceKey]) {
+        let Some(room) = self.rooms.get_mut(&log) else { return };
+        room.online.extend(online);
+        for device in offline {
+            room.online.remove(device);
+        }
+        self.tell_room(log);
+    }
+
+    pub(in crate::client) fn on_ephemeral(&mut self, envelope: &Bytes) {
+        let Ok(header) = Header::parse(envelope) else { return };
+        let Some(room) = self.rooms.get_mut(&header.room) else { return };
+        let Some((leaf, body)) = room.keys.as_ref().and_then(|keys| room.timeline.open_ephemeral(keys, envelope)) else { return };
+        let heard = room.ephemerals.2.entry((leaf, body.session)).or_default();
+        if body.counter <= *heard {
+            return;
+        }
+        *heard = body.counter;
+        let Some(joined) = room.timeline.members().get(&leaf) else { return };
+        if body.content.message() == Message::Typing {
+            let name = joined.join.name.clone();
+            self.outputs.push_back(Output::Event(Event::Typing { room: header.room.to_string(), name }));
+        }
+    }
+
+    pub(in crate::client) fn on_deleted(&mut self, log: RoomId) {
+        let Some(id) = self.room_of(log).filter(|id| *id == log) else { return };
+        if self.rooms.get(&id).is_some_and(|room| room.record.stage == Stage::Deleting) {
+            return self.remove(id);
+        }
+        self.set_stage(id, Stage::Deleted);
+        self.notice(Level::Info, "the room was deleted by who made it; your copy is kept until you forget it", Some(id));
+        self.tell_room(id);
+    }
+
+    pub(in crate::client) fn tell_room(&mut self, id: RoomId) {
+        if let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) {
+            let room = room.view(&me.identity);
+            self.outputs.push_back(Output::Event(Event::Room { room }));
+        }
+    }
+
+    /// The room and all of its messages, at start.
+    pub(in crate::client) fn tell_history(&mut self, id: RoomId) {
+        self.tell_room(id);
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
+        let stored = room.shown.keys().filter_map(|seq| room.message_view(&me.identity, *seq));
+        let waiting = room.outbox.iter().filter_map(|out| room.out_view(&me.identity, &me.record.name, out));
+        let events = stored.chain(waiting).map(|message| Output::Event(Event::Message { room: id.to_string(), message }));
+        self.outputs.extend(events);
+    }
+}

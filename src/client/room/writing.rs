@@ -1,0 +1,208 @@
+//! What this person says in a room: the outbox, its refusals, ephemeral messages.
+
+use super::{JOIN_KIND, Room, TYPING_EVERY_MS};
+use crate::client::outbox::{Persist, Settled, ToSeal};
+use crate::client::records::{Letter, OutRecord, Stage};
+use crate::client::view::{self, Event, Level, MessageState};
+use crate::client::{Client, ClientRandom, Output};
+use crate::core::close::Refusal;
+use crate::core::envelope::{Kind, NOT_A_MEMBER};
+use crate::core::frame::{ClientFrame, Publish};
+use crate::core::id::{Digest, LogId, MessageId, ProducerId, RoomId, Seq};
+use crate::seal::Random as _;
+use crate::seal::body::{Body, Content, Message, Seen, TEXT_LEN_MAX};
+use crate::seal::epoch::{EpochKeys, HandedOver};
+use crate::seal::identity::Identity;
+use crate::seal::message::{self, SealError};
+use bytes::Bytes;
+
+impl Client {
+    /// Seals and sends what may be sent.
+    pub(in crate::client) fn pump(&mut self, id: RoomId, now_ms: u64) {
+        self.settle(id, now_ms);
+        let online = self.wire.is_online();
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
+        if !online || room.retry_at_ms.is_some_and(|at_ms| now_ms < at_ms) {
+            return;
+        }
+        room.retry_at_ms = None;
+        let mut persist = Vec::new();
+        let mut publish = Vec::new();
+        let mut failed = Vec::new();
+        if room.wire.inbox_created || room.record.stage == Stage::Joined {
+            let (pumped, _) = room.invite_outbox.pump(|_| Ok::<_, SealError>(None));
+            persist.extend(pumped.persist);
+            publish.extend(pumped.publish);
+        }
+        let caught_up = room.up_to_date();
+        if let (true, Some(keys), Some(log)) = (caught_up, &room.keys, room.record.log) {
+            let leaf = room.timeline.leaf_of(me.identity.device()).and_then(|leaf| u32::try_from(leaf).ok());
+            let seen = room.timeline.seen(log);
+            let rng = &mut self.rng;
+            let (pumped, failures) = room.outbox.pump(|to_seal| seal(keys, leaf, seen, &me.identity, to_seal, rng));
+            persist.extend(pumped.persist);
+            publish.extend(pumped.publish);
+            failed = failures;
+        }
+        for (message, error) in failed {
+            persist.extend(room.outbox.fail(message, error.to_string()));
+        }
+        self.persist_all(persist);
+        for publish in publish {
+            self.send(&ClientFrame::Publish(publish));
+        }
+    }
+
+    /// Acts on refusals.
+    pub(in crate::client) fn settle(&mut self, id: RoomId, now_ms: u64) {
+        loop {
+            let fresh = ProducerId(self.rng.bytes());
+            let Some(room) = self.rooms.get_mut(&id) else { return };
+            let (settled, persist) = match room.invite_outbox.settle(fresh) {
+                (Settled::Nothing, _) => room.outbox.settle(fresh),
+                other => other,
+            };
+            match &settled {
+                Settled::RetryAfter(0) | Settled::Nothing | Settled::Failed(_) => {}
+                Settled::RetryAfter(wait) => room.retry_at_ms = Some(now_ms + u64::from(*wait)),
+                // The first form has one epoch: a newer one needs keys that nobody hands out yet.
+                Settled::Reseal => room.retry_at_ms = Some(now_ms + 5_000),
+            }
+            let retry = room.retry_at_ms;
+            self.persist_all(persist);
+            match settled {
+                Settled::Nothing => return,
+                Settled::Failed(message) => self.tell_out(id, message),
+                _ => retry.into_iter().for_each(|at_ms| self.outputs.push_back(Output::Timer { at_ms })),
+            }
+        }
+    }
+
+    pub(in crate::client) fn on_ack(&mut self, log: RoomId, producer: ProducerId, client_seq: u64, seq: Seq, now_ms: u64) {
+        let Some(id) = self.room_of(log) else { return self.on_post_ack(log, producer, client_seq) };
+        let Some(me) = &self.me else { return };
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        if log != id {
+            let Some((_, persist)) = room.invite_outbox.acked(producer, client_seq) else { return };
+            self.persist_all(persist);
+        } else {
+            // The message stays in sight until it comes back in the log.
+            let waiting = room.outbox.iter().cloned().collect::<Vec<_>>();
+            let Some((message, persist)) = room.outbox.acked(producer, client_seq) else { return };
+            let out = waiting.iter().find(|out| out.message == message);
+            let view = out.and_then(|out| room.out_view(&me.identity, &me.record.name, out));
+            self.persist_all(persist);
+            if let Some(view) = view {
+                let message = view::Message { seq: Some(seq), state: MessageState::Sent, ..view };
+                self.outputs.push_back(Output::Event(Event::Message { room: id.to_string(), message }));
+            }
+        }
+        self.creation_done(id);
+        self.pump(id, now_ms);
+        if self.rooms.get(&id).is_some_and(Room::settled) {
+            self.tell_room(id);
+        }
+    }
+
+    pub(in crate::client) fn on_refused(&mut self, publish: &Publish, why: Refusal, now_ms: u64) {
+        let Some(id) = self.room_of(publish.room) else { return self.on_post_refused(publish, why) };
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let outbox = if publish.room == id { &mut room.outbox } else { &mut room.invite_outbox };
+        outbox.refused(publish.producer, publish.client_seq, why);
+        self.pump(id, now_ms);
+    }
+
+    /// Puts a message into the outbox and shows it.
+    pub(in crate::client) fn post(&mut self, id: RoomId, message: &Message, now_ms: u64) {
+        let letter = self.letter(Letter::Content(Content::new(message)), now_ms);
+        let key = letter.message;
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let persist = room.outbox.push(letter, false);
+        self.persist_all(persist);
+        self.tell_out(id, key);
+        self.pump(id, now_ms);
+    }
+
+    pub(in crate::client) fn send_text(&mut self, id: RoomId, text: &str, now_ms: u64) {
+        let text = text.trim_end();
+        if text.is_empty() {
+            return;
+        }
+        if text.len() > TEXT_LEN_MAX {
+            let text = format!("the message has {} bytes; {TEXT_LEN_MAX} fit", text.len());
+            return self.notice(Level::Warn, &text, Some(id));
+        }
+        self.post(id, &Message::Text(text.to_owned()), now_ms);
+    }
+
+    pub(in crate::client) fn retry(&mut self, id: RoomId, key: &str, now_ms: u64) {
+        let Some((out, persist)) = self.take_failed(id, key) else { return };
+        self.persist_all(vec![persist]);
+        self.outputs.push_back(Output::Event(Event::MessageRemoved { room: id.to_string(), key: key.to_owned() }));
+        if let Letter::Content(content) = &out.letter {
+            self.post(id, &content.message(), now_ms);
+        }
+    }
+
+    pub(in crate::client) fn discard(&mut self, id: RoomId, key: &str) {
+        if let Some((_, persist)) = self.take_failed(id, key) {
+            self.persist_all(vec![persist]);
+            self.outputs.push_back(Output::Event(Event::MessageRemoved { room: id.to_string(), key: key.to_owned() }));
+        }
+    }
+
+    pub(in crate::client) fn take_failed(&mut self, id: RoomId, key: &str) -> Option<(OutRecord, Persist)> {
+        let message = key.parse().ok()?;
+        self.rooms.get_mut(&id)?.outbox.take_failed(message)
+    }
+
+    pub(in crate::client) fn typing(&mut self, id: RoomId, now_ms: u64) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
+        let leaf = room.timeline.leaf_of(me.identity.device()).and_then(|leaf| u32::try_from(leaf).ok());
+        let (Some(leaf), Some(keys)) = (leaf, &room.keys) else { return };
+        if now_ms < room.typed_ms + TYPING_EVERY_MS || !room.wire.entered {
+            return;
+        }
+        room.typed_ms = now_ms;
+        room.ephemerals.1 += 1;
+        let body = Body {
+            session: room.ephemerals.0,
+            counter: room.ephemerals.1,
+            previous: Digest([0; 32]),
+            seen: room.timeline.seen(room.record.log.unwrap_or(LogId([0; 16]))),
+            content: Content::new(&Message::Typing),
+        };
+        let message = MessageId(self.rng.bytes());
+        let sealed = message::seal(keys.current(), Kind::Ephemeral, leaf, message, &me.identity, &body, &mut self.rng);
+        if let Ok(envelope) = sealed {
+            self.send(&ClientFrame::Ephemeral { envelope });
+        }
+    }
+
+    pub(in crate::client) fn tell_out(&mut self, id: RoomId, message: MessageId) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
+        let out = room.outbox.iter().find(|out| out.message == message);
+        if let Some(message) = out.and_then(|out| room.out_view(&me.identity, &me.record.name, out)) {
+            self.outputs.push_back(Output::Event(Event::Message { room: id.to_string(), message }));
+        }
+    }
+}
+
+/// Seals one message of the outbox; `None` while this device has not joined (except for the join itself).
+fn seal(
+    keys: &HandedOver,
+    leaf: Option<u32>,
+    seen: Seen,
+    identity: &Identity,
+    to_seal: ToSeal<'_>,
+    rng: &mut ClientRandom,
+) -> Result<Option<Bytes>, SealError> {
+    let leaf = match (to_seal.content.kind == JOIN_KIND, leaf) {
+        (true, _) => NOT_A_MEMBER,
+        (false, Some(leaf)) => leaf,
+        (false, None) => return Ok(None),
+    };
+    let ToSeal { content, message, session, counter, previous } = to_seal;
+    let body = Body { session, counter, previous, seen, content: content.clone() };
+    message::seal(keys.current(), Kind::Room, leaf, message, identity, &body, rng).map(Some)
+}

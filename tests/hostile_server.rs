@@ -1,0 +1,381 @@
+//! What a client finds out about a server that cheats, and what it does not claim: each answer of the server is tampered with
+//! in one way, and the client matches, says that it cannot check, or alarms.
+#![cfg(feature = "seal")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, and says what it does"
+)]
+
+use std::{collections::BTreeMap, convert::Infallible};
+
+use bytes::Bytes;
+use waxwing::{
+    client::{
+        Client, Connected, Output,
+        view::{Check, Command, Event, Level, Message, MessageKind, Room, RoomState},
+    },
+    core::{
+        chain,
+        frame::{ClientFrame, Item, Page, Position, ServerFrame},
+        id::{Digest, LogId, Nonce, RoomId},
+        limits::Limits,
+    },
+};
+
+/// Deterministic randomness (SplitMix64) for keys that nobody has to keep secret.
+struct Rng(u64);
+
+impl Rng {
+    fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z ^ (z >> 31)
+    }
+}
+
+impl rand_core::TryRng for Rng {
+    type Error = Infallible;
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        Ok(u32::try_from(self.word() >> 32).unwrap())
+    }
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        Ok(self.word())
+    }
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
+        bytes.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&self.word().to_le_bytes()[..chunk.len()]));
+        Ok(())
+    }
+}
+
+impl rand_core::TryCryptoRng for Rng {}
+
+/// A server as small as can be: logs of envelopes, and what a test makes of them.
+#[derive(Default)]
+struct Server {
+    logs: BTreeMap<RoomId, Vec<Bytes>>,
+    life: u8,
+    /// What the log of a room looks like to who subscribes now; the log itself where there is none.
+    shown: BTreeMap<RoomId, Vec<Bytes>>,
+    /// A chain value to lie about.
+    wrong_chain: bool,
+}
+
+struct Person {
+    client: Client,
+    room: Option<Room>,
+    messages: BTreeMap<String, Message>,
+    alarms: Vec<String>,
+    warnings: Vec<String>,
+    /// Rooms subscribed, and how many records were delivered.
+    cursors: BTreeMap<RoomId, u64>,
+    stored: BTreeMap<String, Vec<u8>>,
+}
+
+impl Person {
+    fn new(name: &str, seed: u64) -> Self {
+        let mut person = Self {
+            client: Client::new("https://edge.example", Bytes::new(), Box::new(Rng(seed))),
+            room: None,
+            messages: BTreeMap::new(),
+            alarms: Vec::new(),
+            warnings: Vec::new(),
+            cursors: BTreeMap::new(),
+            stored: BTreeMap::new(),
+        };
+        person.client.start(1);
+        person.client.command(Command::Start { name: name.into() }, 1);
+        person.client.connected(Connected { transport: "memory", exporter: None }, 1);
+        person
+    }
+
+    fn reconnect(&mut self) {
+        self.client.disconnected("cut", 2);
+        self.cursors.clear();
+        self.client.wake(3);
+        self.client.connected(Connected { transport: "memory", exporter: None }, 3);
+    }
+
+    fn say(&mut self, server: &mut Server, text: &str) {
+        let room = self.room.as_ref().unwrap().id.clone();
+        self.client.command(Command::Send { room, text: text.into() }, 5);
+        self.run(server);
+    }
+
+    /// Until nothing more happens.
+    fn run(&mut self, server: &mut Server) {
+        loop {
+            let mut quiet = true;
+            while let Some(output) = self.client.poll() {
+                quiet = false;
+                match output {
+                    Output::Send(frame) => {
+                        let frame = ClientFrame::decode(&frame).unwrap();
+                        for answer in server.answer(frame, &mut self.cursors) {
+                            self.client.received_frame(&answer.encode(), 5);
+                        }
+                    }
+                    Output::Persist { key, value: Some(value) } => drop(self.stored.insert(key, value)),
+                    Output::Persist { key, value: None } => drop(self.stored.remove(&key)),
+                    Output::Event(event) => self.see(event),
+                    Output::Connect | Output::Disconnect | Output::Timer { .. } => {}
+                }
+            }
+            for (room, cursor) in &mut self.cursors {
+                let log = server.log(*room);
+                if *cursor < log.len() as u64 {
+                    let page = server.page(*room, *cursor);
+                    *cursor = log.len() as u64;
+                    self.client.received_frame(&ServerFrame::Deliver(page).encode(), 5);
+                    quiet = false;
+                }
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn see(&mut self, event: Event) {
+        match event {
+            Event::Room { room } => self.room = Some(room),
+            Event::Message { message, .. } => drop(self.messages.insert(message.key.clone(), message)),
+            Event::Notice { level: Level::Alarm, text, .. } => self.alarms.push(text),
+            Event::Notice { level: Level::Warn, text, .. } => self.warnings.push(text),
+            _ => {}
+        }
+    }
+
+    fn texts(&self) -> Vec<String> {
+        let mut texts: Vec<_> = self.messages.values().filter(|message| message.kind == MessageKind::Text).collect();
+        texts.sort_by_key(|message| message.seq);
+        texts.into_iter().map(|message| message.text.clone()).collect()
+    }
+
+    fn checks(&self, wanted: Check) -> usize {
+        self.messages.values().filter(|message| message.check == wanted).count()
+    }
+}
+
+impl Server {
+    fn log(&self, room: RoomId) -> Vec<Bytes> {
+        self.shown.get(&room).or_else(|| self.logs.get(&room)).cloned().unwrap_or_default()
+    }
+
+    fn position(&self, room: RoomId) -> Position {
+        Position { log: LogId([self.life + 1; 16]), head: self.log(room).len() as u64, floor: 1 }
+    }
+
+    fn chain(&self, room: RoomId, upto: u64) -> Digest {
+        let chain = self
+            .log(room)
+            .iter()
+            .zip(1..=upto)
+            .fold(chain::start(room), |chain, (envelope, seq)| chain::next(room, chain, seq, envelope));
+        if self.wrong_chain { chain::digest(&chain.0) } else { chain }
+    }
+
+    fn page(&self, room: RoomId, after: u64) -> Page {
+        let items = self
+            .log(room)
+            .into_iter()
+            .skip(usize::try_from(after).unwrap())
+            .map(|envelope| Item { time_ms: 5, envelope })
+            .collect();
+        Page { room, position: self.position(room), first: after + 1, chain: self.chain(room, after), items }
+    }
+
+    fn answer(&mut self, frame: ClientFrame, cursors: &mut BTreeMap<RoomId, u64>) -> Vec<ServerFrame> {
+        match frame {
+            ClientFrame::Hello(_) => vec![ServerFrame::Challenge { nonce: Nonce([1; 32]) }],
+            ClientFrame::Authenticate { .. } => {
+                vec![ServerFrame::Welcome { agent: "test".into(), limits: Limits::default(), time_ms: 5 }]
+            }
+            ClientFrame::Create { room, .. } => {
+                self.logs.entry(room).or_default();
+                vec![ServerFrame::Created { room, log: self.position(room).log }]
+            }
+            ClientFrame::Enter { room, .. } => vec![ServerFrame::Entered { room, position: self.position(room), epoch: 1 }],
+            ClientFrame::Subscribe { room, after } => {
+                let position = self.position(room);
+                if after > position.head {
+                    use waxwing::core::{close::Refusal, frame::Operation};
+                    let why = Refusal::CursorAhead { head: position.head };
+                    return vec![ServerFrame::Failed { room, what: Operation::Subscribe, why }];
+                }
+                cursors.insert(room, after);
+                vec![ServerFrame::Subscribed { room, after, chain: self.chain(room, after), position }]
+            }
+            ClientFrame::Publish(publish) => {
+                let log = self.logs.entry(publish.room).or_default();
+                log.push(publish.envelope);
+                let seq = log.len() as u64;
+                vec![ServerFrame::Ack { room: publish.room, producer: publish.producer, client_seq: publish.client_seq, seq }]
+            }
+            _ => vec![],
+        }
+    }
+}
+
+/// Ann has made a room and said some things in it; Bob has the link and has not connected to it yet.
+fn stage() -> (Server, Person, Person, RoomId) {
+    let mut server = Server::default();
+    let mut ann = Person::new("Ann", 1);
+    ann.client.command(Command::CreateRoom { title: "T".into() }, 5);
+    ann.run(&mut server);
+    for text in ["one", "two", "three"] {
+        ann.say(&mut server, text);
+    }
+    let room = ann.room.clone().unwrap();
+    assert_eq!((room.state, ann.alarms.len()), (RoomState::Open, 0));
+    let mut bob = Person::new("Bob", 2);
+    bob.client.command(Command::Join { link: room.link }, 5);
+    (server, ann, bob, room.id.parse().unwrap())
+}
+
+#[test]
+fn an_honest_server_matches_in_everything() {
+    let (mut server, mut ann, mut bob, _) = stage();
+    bob.run(&mut server);
+    bob.say(&mut server, "four");
+    ann.run(&mut server);
+    assert_eq!(bob.texts(), ["one", "two", "three", "four"]);
+    assert_eq!(ann.texts(), bob.texts());
+    for person in [&ann, &bob] {
+        assert_eq!((person.alarms.len(), person.checks(Check::Matches)), (0, person.messages.len()));
+    }
+    assert_eq!(ann.room.unwrap().words, bob.room.unwrap().words);
+}
+
+#[test]
+fn a_dropped_message_is_noticed_once_a_later_one_crosses_it() {
+    let (mut server, _, mut bob, room) = stage();
+    let mut log = server.logs[&room].clone();
+    let dropped = log.len() - 2;
+    log.remove(dropped);
+    server.shown.insert(room, log);
+    bob.run(&mut server);
+    assert_eq!(bob.texts(), ["one", "three"]);
+    assert!(bob.checks(Check::Contradicts) > 0 && !bob.alarms.is_empty());
+}
+
+#[test]
+fn messages_in_another_order_contradict() {
+    let (mut server, _, mut bob, room) = stage();
+    let mut log = server.logs[&room].clone();
+    let last = log.len() - 1;
+    log.swap(last, last - 1);
+    server.shown.insert(room, log);
+    bob.run(&mut server);
+    assert!(!bob.alarms.is_empty());
+}
+
+#[test]
+fn a_withheld_tail_looks_like_silence() {
+    let (mut server, _, mut bob, room) = stage();
+    let mut log = server.logs[&room].clone();
+    log.pop();
+    server.shown.insert(room, log);
+    bob.run(&mut server);
+    assert_eq!(bob.texts(), ["one", "two"]);
+    assert!(bob.alarms.is_empty(), "it cannot be told, and is not claimed: {:?}", bob.alarms);
+}
+
+#[test]
+fn what_the_server_writes_is_counted_and_never_shown() {
+    let (mut server, _, mut bob, room) = stage();
+    let mut changed = server.logs[&room].last().unwrap().to_vec();
+    *changed.last_mut().unwrap() ^= 1;
+    server.logs.get_mut(&room).unwrap().push(changed.into());
+    bob.run(&mut server);
+    assert_eq!(bob.texts(), ["one", "two", "three"]);
+    assert_eq!(bob.room.unwrap().integrity.injected, 1);
+    assert!(!bob.warnings.is_empty());
+}
+
+#[test]
+fn a_message_told_twice_is_shown_once() {
+    let (mut server, _, mut bob, room) = stage();
+    let again = server.logs[&room].last().unwrap().clone();
+    server.logs.get_mut(&room).unwrap().push(again);
+    bob.run(&mut server);
+    assert_eq!(bob.texts(), ["one", "two", "three"]);
+    assert_eq!(bob.room.unwrap().integrity.injected, 1);
+}
+
+#[test]
+fn a_message_of_another_room_does_not_open() {
+    let (mut server, mut ann, mut bob, room) = stage();
+    ann.client.command(Command::CreateRoom { title: "Other".into() }, 5);
+    ann.run(&mut server);
+    ann.say(&mut server, "elsewhere");
+    let other: RoomId = ann.room.as_ref().unwrap().id.parse().unwrap();
+    let mut moved = server.logs[&other].last().unwrap().to_vec();
+    moved[4..20].copy_from_slice(&room.0);
+    server.logs.get_mut(&room).unwrap().push(moved.into());
+    bob.run(&mut server);
+    assert_eq!(bob.texts(), ["one", "two", "three"]);
+    assert_eq!(bob.room.unwrap().integrity.injected, 1);
+}
+
+#[test]
+fn a_history_that_was_rewritten_behind_a_cursor_stops_the_room() {
+    let (mut server, _, mut bob, _) = stage();
+    bob.run(&mut server);
+    server.wrong_chain = true;
+    bob.reconnect();
+    bob.run(&mut server);
+    assert!(!bob.alarms.is_empty());
+    assert_eq!(bob.room.as_ref().unwrap().state, RoomState::Refused);
+    assert_eq!(bob.texts(), ["one", "two", "three"], "the person's copy is kept");
+}
+
+#[test]
+fn a_rolled_back_log_of_the_same_life_alarms() {
+    let (mut server, _, mut bob, room) = stage();
+    bob.run(&mut server);
+    let mut log = server.logs[&room].clone();
+    log.truncate(3);
+    server.shown.insert(room, log);
+    bob.reconnect();
+    bob.run(&mut server);
+    assert!(bob.alarms.iter().any(|text| text.contains("has only 3")), "{:?}", bob.alarms);
+}
+
+#[test]
+fn a_restored_log_is_told_as_that_and_nothing_is_lost_or_sent_twice() {
+    let (mut server, mut ann, mut bob, room) = stage();
+    bob.run(&mut server);
+    // The last two records are lost with the restore; the log says so by a new life.
+    server.life = 1;
+    let log = server.logs.get_mut(&room).unwrap();
+    log.truncate(log.len() - 2);
+    let left = log.len();
+    bob.reconnect();
+    bob.run(&mut server);
+    assert!(bob.alarms.is_empty(), "{:?}", bob.alarms);
+    assert!(bob.warnings.iter().any(|text| text.contains("replaced")), "{:?}", bob.warnings);
+    assert!(bob.stored.keys().any(|key| key.starts_with("former/")), "the former copy is kept");
+    ann.reconnect();
+    ann.run(&mut server);
+    ann.say(&mut server, "after");
+    bob.run(&mut server);
+    assert!(server.logs[&room].len() > left);
+    assert_eq!(bob.texts().iter().filter(|text| *text == "after").count(), 1);
+    assert!(ann.alarms.is_empty() && bob.alarms.is_empty(), "{:?} {:?}", ann.alarms, bob.alarms);
+}
+
+#[test]
+fn whatever_a_server_sends_a_client_goes_on() {
+    let (mut server, _, mut bob, _) = stage();
+    bob.run(&mut server);
+    let mut rng = Rng(7);
+    for _ in 0..3000 {
+        let len = usize::try_from(rng.word() % 60).unwrap();
+        let bytes: Vec<u8> = (0..len).map(|_| rng.word().to_le_bytes()[0] % 24).collect();
+        bob.client.received_frame(&bytes, 6);
+        while bob.client.poll().is_some() {}
+    }
+}
