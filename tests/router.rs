@@ -122,7 +122,12 @@ impl World {
     }
 
     fn turn(&mut self) {
-        let done = self.mailbox.take();
+        self.turn_with(usize::MAX);
+    }
+
+    /// A turn that hears of so many completions.
+    fn turn_with(&mut self, count: usize) {
+        let done = self.mailbox.take_some(count);
         if !done.is_empty() {
             self.shard.handle(Message::Completed(done), 7);
         }
@@ -214,6 +219,32 @@ fn nothing_is_acked_or_shown_before_it_is_durable() {
         ] if items.len() == 1),
         "a retry in flight is acked with the first: {frames:?}"
     );
+}
+
+#[test]
+fn a_read_that_is_ahead_of_its_appends_shows_nothing_early() {
+    let (mut world, conn) = one_room(limits());
+    for n in 1..=3 {
+        world.ask(&conn, ROOMS[0], publish(ROOMS[0], n, b"a"));
+        world.read_all(&conn);
+    }
+    world.crash();
+    let conn = world.connect(device_of(&key(1)));
+    world.enter(&conn, ROOMS[0]);
+    world.read_all(&conn);
+    world.ask(&conn, ROOMS[0], publish(ROOMS[0], 4, b"b"));
+    world.ask(&conn, ROOMS[0], Action::Subscribe { after: 0 });
+    world.turn();
+    assert_eq!(world.engine.step(2), 2, "the append, and the read");
+    world.turn_with(1);
+    let shown = |frames: &[ServerFrame]| {
+        let items = |frame: &ServerFrame| if let ServerFrame::Deliver(page) = frame { page.items.len() } else { 0 };
+        frames.iter().map(items).sum::<usize>()
+    };
+    let (frames, _) = take(&conn, 10_000);
+    assert_eq!(shown(&frames), 3, "{frames:?}");
+    let frames = world.read_all(&conn);
+    assert!(matches!(frames[..], [ServerFrame::Ack { seq: 4, .. }, ServerFrame::Deliver(_)]), "{frames:?}");
 }
 
 #[test]
@@ -492,7 +523,10 @@ struct ClientRoom {
     acked: BTreeMap<u64, Seq>,
     seen: Vec<Bytes>,
     chain: Option<Digest>,
+    /// Asked for, and not ended.
     subscribed: bool,
+    /// Answered: what was delivered before belongs to an earlier subscription.
+    announced: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -505,7 +539,7 @@ enum Step {
     Reconnect { client: usize },
     Engine(usize),
     Fail(bool),
-    Turn,
+    Turn(usize),
     Crash,
 }
 
@@ -520,7 +554,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => client.prop_map(|client| Step::Reconnect { client }),
         6 => (1..10_usize).prop_map(Step::Engine),
         1 => any::<bool>().prop_map(Step::Fail),
-        6 => Just(Step::Turn),
+        6 => (1..9_usize).prop_map(Step::Turn),
         1 => Just(Step::Crash),
     ]
 }
@@ -577,7 +611,7 @@ impl Model {
             Step::Fail(unknown) => {
                 self.world.engine.fail_next(if unknown { Failure::OutcomeUnknown } else { Failure::DiskFull });
             }
-            Step::Turn => self.world.turn(),
+            Step::Turn(count) => self.world.turn_with(count),
             Step::Crash => {
                 self.world.crash();
                 (0..self.clients.len()).for_each(|client| self.reconnect(client, false));
@@ -630,7 +664,8 @@ impl Model {
         }
         let after = self.clients[client].rooms[&room].seen.len() as u64;
         if self.world.ask(&conn, room, Action::Subscribe { after }) {
-            self.clients[client].rooms.get_mut(&room).unwrap().subscribed = true;
+            let state = self.clients[client].rooms.get_mut(&room).unwrap();
+            (state.subscribed, state.announced) = (true, false);
         }
     }
 
@@ -683,10 +718,11 @@ impl Client {
                 let state = self.rooms.get_mut(&room).unwrap();
                 assert_eq!(after, state.seen.len() as u64, "delivery begins at the cursor");
                 assert_eq!(*state.chain.get_or_insert(chain), chain, "the chain at the cursor");
+                state.announced = true;
             }
             ServerFrame::Deliver(page) => {
                 let state = self.rooms.get_mut(&page.room).unwrap();
-                if !state.subscribed {
+                if !state.subscribed || !state.announced {
                     return; // On its way when the subscription ended.
                 }
                 assert_eq!(page.first, state.seen.len() as u64 + 1, "no gap, no repetition");
@@ -714,6 +750,7 @@ impl Client {
                 ),
                 "{why:?}"
             ),
+            ServerFrame::Failed { what, why, .. } => assert_ne!(why, Refusal::Internal, "{what:?}"),
             _ => {}
         }
     }

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Requests that may wait for one room to be loaded or made.
-const WAITING_MAX: usize = 1024;
+const WAITING_MAX: usize = 16 << 10;
 
 /// What comes to a shard.
 #[derive(Debug)]

@@ -70,11 +70,14 @@ impl ModelEngine {
             for _ in 0..count {
                 let Some((request, token, to)) = state.queue.pop_front() else { break };
                 let result = state.carry_out(request);
-                done.push((to, Completion { token, result }));
+                // Reads have threads of their own: they are often told before the appends that they have seen.
+                let late = matches!(result, Ok(Answer::Done) | Err(_));
+                done.push((late, to, Completion { token, result }));
             }
         }
+        done.sort_by_key(|(late, ..)| *late);
         let count = done.len();
-        for (to, completion) in done {
+        for (_, to, completion) in done {
             to.complete(vec![completion]);
         }
         count
@@ -199,6 +202,13 @@ pub struct Collector(Mutex<Vec<Completion>>);
 impl Collector {
     pub fn take(&self) -> Vec<Completion> {
         mem::take(&mut self.0.lock().unwrap())
+    }
+
+    /// The first so many.
+    pub fn take_some(&self, count: usize) -> Vec<Completion> {
+        let mut waiting = self.0.lock().unwrap();
+        let count = count.min(waiting.len());
+        waiting.drain(..count).collect()
     }
 }
 

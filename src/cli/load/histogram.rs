@@ -38,7 +38,8 @@ const fn upper(bucket: u64) -> u64 {
         return bucket;
     }
     let shift = bucket / STEPS - 1;
-    ((bucket % STEPS + STEPS + 1) << shift) - 1
+    // The last bucket ends with the last value: the sum wraps to zero, and back.
+    ((bucket % STEPS + STEPS + 1) << shift).wrapping_sub(1)
 }
 
 impl Histogram {
