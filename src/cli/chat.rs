@@ -26,7 +26,7 @@ pub(super) struct ChatArgs {
     client: ClientArgs,
 }
 
-const HELP: &str = "type and press Enter to send;  /who  who is here   /link  the room's link   /words  words to compare   /quit";
+const HELP: &str = "Enter sends; /who  /link  /words  /help  /quit";
 
 /// One line for a message, without colour.
 pub(super) fn plain(message: &Message) -> String {
@@ -145,6 +145,11 @@ pub(super) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
     if screen.colour {
         super::print("\r\x1b[K")?;
     }
+    if last.is_some_and(|room| room.state == RoomState::Open && !room.settled) {
+        super::complain(
+            "some of your messages are not on the server yet: they are kept, and sent the next time you are in this room",
+        );
+    }
     client.stop().await
 }
 
@@ -198,7 +203,10 @@ fn show(screen: &mut Screen, id: &str, last: &mut Option<Room>, event: Event) ->
 async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, line: &str) -> anyhow::Result<bool> {
     match (line, room) {
         ("/quit", _) => return Ok(false),
-        ("/help", _) => screen.line(HELP)?,
+        ("/help", _) => screen.line(
+            "   Enter sends what you typed\n   /who    who is in the room\n   /link   the room's link\n   \
+             /words  words to compare with the others\n   /quit   leave; the room stays yours",
+        )?,
         ("/who", Some(room)) => {
             for member in &room.members {
                 let presence = if member.online { "here" } else { "away" };

@@ -192,6 +192,7 @@ impl Client {
             Command::Forget { room } => self.in_room(&room, Self::forget),
             Command::DeleteRoom { room } => self.in_room(&room, Self::delete),
         }
+        self.schedule();
     }
 
     fn in_room(&mut self, room: &str, act: impl FnOnce(&mut Self, RoomId)) {

@@ -23,8 +23,10 @@ use crate::{
 const BACKOFF_MS: (u64, u64) = (500, 10_000);
 /// After this long without a word from the server, ask for one.
 const PING_AFTER_MS: u64 = 10_000;
-/// After this long without an answer, the connection is dead.
-const DEAD_AFTER_MS: u64 = 5_000;
+/// After this long, when something was sent that calls for an answer.
+const PING_AFTER_ASKING_MS: u64 = 2_000;
+/// After this long without an answer to that, the connection is dead. A server that is only slow answers a ping.
+const DEAD_AFTER_MS: u64 = 3_000;
 /// Ask at least this often, so that the server does not take a client that only reads for a dead one.
 const KEEP_ALIVE_MS: u64 = 20_000;
 /// A login takes no longer than this.
@@ -60,7 +62,10 @@ enum State {
         binding: Digest,
         heard_ms: u64,
         pinged_ms: u64,
-        asked: bool,
+        /// Since when an answer is due.
+        asked_ms: Option<u64>,
+        /// Since when the answer to a ping is due.
+        unanswered_ms: Option<u64>,
     },
 }
 
@@ -130,7 +135,7 @@ impl Wire {
         let binding = transcript.binding();
         outputs.push_back(Output::Send(ClientFrame::Authenticate { signature }.encode()));
         // Not online before the welcome: kept here so that the welcome knows the binding.
-        self.state = State::Online { binding, heard_ms: now_ms, pinged_ms: now_ms, asked: false };
+        self.state = State::Online { binding, heard_ms: now_ms, pinged_ms: now_ms, asked_ms: None, unanswered_ms: None };
         true
     }
 
@@ -142,9 +147,17 @@ impl Wire {
     }
 
     pub(super) const fn heard(&mut self, now_ms: u64) {
-        if let State::Online { heard_ms, asked, .. } = &mut self.state {
+        if let State::Online { heard_ms, asked_ms, unanswered_ms, .. } = &mut self.state {
             *heard_ms = now_ms;
-            *asked = false;
+            *asked_ms = None;
+            *unanswered_ms = None;
+        }
+    }
+
+    /// Something is sent that calls for an answer.
+    pub(super) fn asks(&mut self, now_ms: u64) {
+        if let State::Online { asked_ms, .. } = &mut self.state {
+            asked_ms.get_or_insert(now_ms);
         }
     }
 
@@ -172,30 +185,26 @@ impl Wire {
         match &mut self.state {
             State::Waiting { until_ms } if now_ms >= *until_ms => self.connect(now_ms, outputs),
             State::Login { until_ms, .. } if now_ms >= *until_ms => outputs.push_back(Output::Disconnect),
-            State::Online { heard_ms, pinged_ms, asked, .. } => {
-                let silent = now_ms.saturating_sub(*heard_ms);
-                if silent >= PING_AFTER_MS + DEAD_AFTER_MS && *asked {
-                    outputs.push_back(Output::Disconnect);
-                } else if !*asked && (silent >= PING_AFTER_MS || now_ms.saturating_sub(*pinged_ms) >= KEEP_ALIVE_MS) {
-                    // The answer is due from now on, however long this machine slept.
-                    *asked = true;
-                    *pinged_ms = now_ms;
-                    *heard_ms = now_ms.saturating_sub(PING_AFTER_MS);
-                    outputs.push_back(Output::Send(ClientFrame::Ping { token: now_ms }.encode()));
-                }
+            State::Online { unanswered_ms: Some(since), .. } if now_ms.saturating_sub(*since) >= DEAD_AFTER_MS => {
+                outputs.push_back(Output::Disconnect);
+            }
+            State::Online { heard_ms, pinged_ms, asked_ms, unanswered_ms: unanswered @ None, .. }
+                if now_ms >= ping_at(*heard_ms, *pinged_ms, *asked_ms) =>
+            {
+                // The answer is due from now on, however long this machine slept.
+                *unanswered = Some(now_ms);
+                *pinged_ms = now_ms;
+                outputs.push_back(Output::Send(ClientFrame::Ping { token: now_ms }.encode()));
             }
             _ => {}
         }
     }
 
-    pub(super) const fn timeout(&self) -> Option<u64> {
+    pub(super) fn timeout(&self) -> Option<u64> {
         match self.state {
             State::Waiting { until_ms } | State::Login { until_ms, .. } => Some(until_ms),
-            State::Online { heard_ms, asked: true, .. } => Some(heard_ms + PING_AFTER_MS + DEAD_AFTER_MS),
-            State::Online { heard_ms, pinged_ms, .. } => {
-                let (silent, keep) = (heard_ms + PING_AFTER_MS, pinged_ms + KEEP_ALIVE_MS);
-                Some(if silent < keep { silent } else { keep })
-            }
+            State::Online { unanswered_ms: Some(since), .. } => Some(since + DEAD_AFTER_MS),
+            State::Online { heard_ms, pinged_ms, asked_ms, .. } => Some(ping_at(heard_ms, pinged_ms, asked_ms)),
             State::Idle | State::Connecting => None,
         }
     }
@@ -208,4 +217,10 @@ impl Wire {
         };
         Output::Event(Event::Connection { state, transport: self.transport.clone(), detail })
     }
+}
+
+/// When to ask whether the server is still there.
+fn ping_at(heard_ms: u64, pinged_ms: u64, asked_ms: Option<u64>) -> u64 {
+    let asked = asked_ms.map_or(u64::MAX, |at_ms| at_ms + PING_AFTER_ASKING_MS);
+    asked.min(heard_ms + PING_AFTER_MS).min(pinged_ms + KEEP_ALIVE_MS)
 }

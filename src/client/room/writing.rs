@@ -48,6 +48,9 @@ impl Client {
             persist.extend(room.outbox.fail(message, error.to_string()));
         }
         self.persist_all(persist);
+        if !publish.is_empty() {
+            self.wire.asks(now_ms);
+        }
         for publish in publish {
             self.send(&ClientFrame::Publish(publish));
         }
