@@ -46,10 +46,10 @@ impl fmt::Debug for Secret {
 /// What the server runs with. Defaults are those of development: every listener on this machine, a certificate of our own.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// TLS over TCP, and QUIC over UDP, on the same addresses. Default 127.0.0.1:4433 and [::1]:4433. Port 0 takes any.
+    /// TLS over TCP, and QUIC over UDP, on the same addresses. Default 127.0.0.1:4433 and `[::1]:4433`. Port 0 takes any.
     pub listen: Vec<SocketAddr>,
     /// The page and `/ws` without TLS: for this machine, or behind a proxy. Default, in development, 127.0.0.1:8433 and
-    /// [::1]:8433; else none.
+    /// `[::1]:8433`; else none.
     pub listen_plain: Vec<SocketAddr>,
     /// Health and metrics. Default 127.0.0.1:9433.
     pub listen_ops: Vec<SocketAddr>,
