@@ -33,6 +33,8 @@ install() {
 }
 
 has cargo || { echo "please install Rust first: https://rustup.rs" >&2; exit 1; }
+cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
 rustup target list --installed | grep -qx wasm32-unknown-unknown || rustup target add wasm32-unknown-unknown
 
 if [ "$quick" = quick ]; then
@@ -52,7 +54,7 @@ WAXWING_PAGE=0 cargo clippy --locked --all-targets --features test-utils -- -D w
 say "documentation"
 WAXWING_PAGE=0 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 if has cargo-deny; then
-  say "licences, advisories, duplicates"
+  say "licences, duplicates, sources"
   cargo deny --offline check bans licenses sources
 fi
 say "tests, the page and real browsers included"

@@ -2,7 +2,7 @@
 //! server that lose what was not on disk, and crashes of clients between any two things that they do. At the end everyone has
 //! the same history, every message is in it exactly once, and nobody was alarmed.
 //!
-//! `WAXWING_SIM_SEEDS=100000 cargo test --release --features test-utils --test simulation` runs more schedules.
+//! `WAXWING_TEST_SIM_SEEDS=100000 cargo test --release --features test-utils --test simulation` runs more schedules.
 #![allow(
     clippy::unwrap_used,
     clippy::unwrap_in_result,
@@ -466,10 +466,10 @@ fn run(seed: u64, steps: usize) {
 
 #[test]
 fn everyone_has_everything_once_whatever_breaks() {
-    let seeds = std::env::var("WAXWING_SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(60);
-    let first = std::env::var("WAXWING_SIM_FIRST").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let seeds = std::env::var("WAXWING_TEST_SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(60);
+    let first = std::env::var("WAXWING_TEST_SIM_FIRST").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     for seed in first..first + seeds {
-        println!("seed {seed} (again: WAXWING_SIM_FIRST={seed} WAXWING_SIM_SEEDS=1)");
+        println!("seed {seed} (again: WAXWING_TEST_SIM_FIRST={seed} WAXWING_TEST_SIM_SEEDS=1)");
         run(seed, 1500);
     }
 }

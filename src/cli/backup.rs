@@ -1,4 +1,4 @@
-//! `waxwing export` and `waxwing import`: a person in an encrypted file.
+//! `waxwing export`, `import` and `whoami`: the person at this profile.
 
 use std::{
     fs::{self, OpenOptions},
@@ -24,15 +24,16 @@ pub(super) struct Args {
 }
 
 fn passphrase() -> anyhow::Result<String> {
-    if let Ok(passphrase) = std::env::var("WAXWING_CLIENT_PASSPHRASE") {
-        return Ok(passphrase);
-    }
-    if io::stdin().is_terminal() {
-        super::complain("passphrase (it is shown as you type):");
-    }
-    let mut line = String::new();
-    io::stdin().lock().read_line(&mut line)?;
-    let passphrase = line.trim_end_matches(['\r', '\n']).to_owned();
+    let passphrase = if let Ok(passphrase) = std::env::var("WAXWING_CLIENT_PASSPHRASE") {
+        passphrase
+    } else {
+        if io::stdin().is_terminal() {
+            super::complain("passphrase (it is shown as you type):");
+        }
+        let mut line = String::new();
+        io::stdin().lock().read_line(&mut line)?;
+        line.trim_end_matches(['\r', '\n']).to_owned()
+    };
     ensure!(passphrase.len() >= 8, "the passphrase needs at least 8 letters: who guesses it has your identity and your rooms");
     Ok(passphrase)
 }
@@ -61,5 +62,28 @@ pub(super) fn import(args: &Args) -> anyhow::Result<()> {
     super::print(
         "This profile is now a device of that person. Open a room with its link, or wait: your rooms come by themselves.\n",
     )?;
+    Ok(())
+}
+
+/// Arguments of `waxwing whoami`.
+#[derive(Debug, clap::Args)]
+pub(super) struct WhoamiArgs {
+    /// The edge whose identity it is.
+    #[arg(long, default_value = "http://localhost:8433", env = "WAXWING_CLIENT_EDGE")]
+    edge: String,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// Prints the identity.
+pub(super) fn whoami(args: &WhoamiArgs) -> anyhow::Result<()> {
+    let identity = native::identity(&args.client.profile_path(&args.edge)?, &args.client.first_name())?;
+    super::print(format_args!(
+        "name    {}\nwords   {}\nperson  {}\ndevice  {}\n",
+        identity.name,
+        identity.words.join(" "),
+        identity.user,
+        identity.device
+    ))?;
     Ok(())
 }

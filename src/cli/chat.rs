@@ -43,7 +43,8 @@ pub(super) fn plain(message: &Message) -> String {
 const fn remark(check: Check) -> &'static str {
     match check {
         Check::Contradicts => "   [! contradicts this device's history]",
-        Check::Matches | Check::Unchecked => "",
+        Check::Unchecked => "   [cannot be checked here]",
+        Check::Matches => "",
     }
 }
 
@@ -136,7 +137,7 @@ pub(super) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
                 if show(&mut screen, &id, &mut last, event?)? { break }
             }
             line = input.recv() => match line {
-                None => { finish(&mut client, &id).await?; break }
+                None => { finish(&mut client, &args.link).await?; break }
                 Some(line) => if !act(&client, &screen, &id, last.as_ref(), line.trim_end()).await? { break },
             },
             _ = tokio::signal::ctrl_c() => break,
@@ -154,7 +155,10 @@ pub(super) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
 }
 
 /// When input ends (a pipe, Ctrl-D), what was typed is sent before the end.
-async fn finish(client: &mut Client, id: &str) -> anyhow::Result<()> {
+async fn finish(client: &mut Client, link: &Link) -> anyhow::Result<()> {
+    // Joining again changes nothing, and tells how the room stands after everything that was typed.
+    client.join(link).await?;
+    let id = link.room.to_string();
     client.wait_for_room(|room| room.id == id && room.settled).await.map(|_| ())
 }
 
@@ -220,6 +224,11 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
                 "   at message {}: {}   (equal for everyone, or you see different histories)",
                 room.words_at,
                 room.words.join(" ")
+            ))?;
+            let found = room.integrity;
+            screen.line(&format!(
+                "   {} messages match this device's history, {} cannot be checked, {} contradict it; {} were written by nobody here",
+                found.matches, found.unchecked, found.contradicts, found.injected
             ))?;
         }
         ("", _) => screen.line("")?,

@@ -64,6 +64,12 @@ impl ClientArgs {
         Ok(home()?.join(format!("{}@{}.redb", plain(&self.profile), plain(authority))))
     }
 
+    /// What to be called, the first time.
+    pub(super) fn first_name(&self) -> String {
+        let login = || env::var("USER").or_else(|_| env::var("USERNAME")).unwrap_or_else(|_| "somebody".to_owned());
+        self.name.clone().unwrap_or_else(login)
+    }
+
     fn options(&self, origin: &str) -> Options {
         let choice = match self.transport.as_str() {
             "ws" => Choice::Only(Kind::WebSocket),
@@ -84,8 +90,7 @@ impl ClientArgs {
                     return Ok(Client { handle, name: identity.name, keys: BTreeSet::new() });
                 }
                 Event::Identity { identity: None } => {
-                    let login = || env::var("USER").or_else(|_| env::var("USERNAME")).unwrap_or_else(|_| "somebody".to_owned());
-                    let name = self.name.clone().unwrap_or_else(login);
+                    let name = self.first_name();
                     handle.commands.send(Command::Start { name }).await.context("the client stopped")?;
                 }
                 Event::Notice { level: Level::Warn | Level::Alarm, text, .. } => super::complain(&text),

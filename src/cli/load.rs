@@ -43,7 +43,7 @@ const PAYLOAD_MIN: usize = HEADER_LEN + Suite::X25519Psk.enc_len() + TAG_LEN + 8
 #[derive(Debug, Clone, Args)]
 pub(super) struct LoadArgs {
     /// The edge.
-    #[arg(long, default_value = "http://localhost:8433", env = "WAXWING_EDGE")]
+    #[arg(long, default_value = "http://localhost:8433", env = "WAXWING_CLIENT_EDGE")]
     edge: String,
     /// Connections; each enters one room and subscribes.
     #[arg(long, default_value_t = 100)]

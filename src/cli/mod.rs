@@ -47,6 +47,8 @@ enum Command {
     Create(send::CreateArgs),
     /// Writes this person, with keys and rooms, to an encrypted file.
     Export(backup::Args),
+    /// Prints who this profile is: name, keys, words to compare. Makes the identity if there is none.
+    Whoami(backup::WhoamiArgs),
     /// Makes a fresh profile a device of the person in such a file.
     Import(backup::Args),
     /// Measures an edge: many connections that publish and listen.
@@ -65,6 +67,7 @@ pub fn run() -> ExitCode {
         Some(Command::Config(settings)) => config::run(&settings),
         Some(Command::Token(args)) => token::run(&args),
         Some(Command::Export(args)) => backup::export(&args),
+        Some(Command::Whoami(args)) => backup::whoami(&args),
         Some(Command::Import(args)) => backup::import(&args),
         Some(Command::Chat(args)) => block_on(chat::run(&args)),
         Some(Command::Send(args)) => block_on(send::send(&args)),

@@ -1,14 +1,17 @@
 //! `waxwing send`, `waxwing tail`, `waxwing create`: the terminal client for scripts.
 
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::{
+    collections::BTreeSet,
+    io::{self, BufRead as _, IsTerminal as _},
+};
 
 use anyhow::bail;
 use clap::Args;
 
 use super::client::{ClientArgs, parse_link};
 use crate::{
-    client::view::{Command, ConnectionState, Event, Level, Message, MessageKind, MessageState, RoomState},
-    seal::link::Link,
+    client::view::{Command, ConnectionState, Event, Level, Message, MessageState, RoomState},
+    seal::{body::TEXT_LEN_MAX, link::Link},
 };
 
 /// Messages handed over and not yet on the server's disk. Fewer than the client's queues hold: who fills the one for commands
@@ -69,10 +72,14 @@ pub(super) async fn send(args: &SendArgs) -> anyhow::Result<()> {
         texts.push(args.text.join(" "));
     }
     texts.retain(|text| !text.trim().is_empty());
+    if let Some(text) = texts.iter().find(|text| text.trim_end().len() > TEXT_LEN_MAX) {
+        bail!("a message of {} bytes is too long: {TEXT_LEN_MAX} fit", text.len());
+    }
     let mut client = args.client.start(&args.link.origin).await?;
     client.join(&args.link).await?;
     let id = args.link.room.to_string();
-    client.wait_for_room(|room| room.id == id && room.state == RoomState::Open && room.up_to_date).await?;
+    client.wait_for_room(|room| room.id == id && room.state == RoomState::Open && room.up_to_date && room.settled).await?;
+    let mut ours = BTreeSet::new();
     let mut texts = texts.into_iter();
     let mut waiting = 0_usize;
     loop {
@@ -86,8 +93,11 @@ pub(super) async fn send(args: &SendArgs) -> anyhow::Result<()> {
             break;
         }
         match client.event().await? {
-            Event::Message { room, message: Message { mine: true, seq: Some(_), kind: MessageKind::Text, state, key, .. } }
-                if room == id && state == MessageState::Sent && client.first_time(&key) =>
+            Event::Message { room, message: Message { state: MessageState::Pending, key, .. } } if room == id => {
+                ours.insert(key);
+            }
+            Event::Message { room, message: Message { state: MessageState::Sent, key, .. } }
+                if room == id && ours.remove(&key) =>
             {
                 waiting -= 1;
             }

@@ -40,7 +40,7 @@ pub use self::people::ImportError;
 pub type ClientRandom = Box<dyn rand_core::CryptoRng + Send>;
 
 /// What a shell carries out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Output {
     /// Keep this value, or forget the key.
     Persist {
@@ -62,6 +62,20 @@ pub enum Output {
         /// Wall clock, in milliseconds since the Unix epoch.
         at_ms: u64,
     },
+}
+
+impl core::fmt::Debug for Output {
+    /// Without values, frames and texts: some are secrets.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Persist { key, .. } => write!(f, "Persist({key})"),
+            Self::Send(frame) => write!(f, "Send({} bytes)", frame.len()),
+            Self::Event(_) => f.write_str("Event"),
+            Self::Connect => f.write_str("Connect"),
+            Self::Disconnect => f.write_str("Disconnect"),
+            Self::Timer { at_ms } => write!(f, "Timer({at_ms})"),
+        }
+    }
 }
 
 /// What a connection is like.
@@ -94,6 +108,8 @@ pub struct Client {
     /// Keyrings on their way to other devices of this person.
     posts: BTreeMap<RoomId, outbox::Outbox>,
     wire: Wire,
+    /// Keys of records of former lives of rooms' logs.
+    former: Vec<(RoomId, String)>,
     stored: Stored,
     outputs: VecDeque<Output>,
 }
@@ -113,6 +129,7 @@ struct Stored {
     logs: BTreeMap<(RoomId, u64), LogRecord>,
     outboxes: BTreeMap<RoomId, OutboxRecord>,
     outs: BTreeMap<(RoomId, u64), OutRecord>,
+    former: Vec<(RoomId, String)>,
 }
 
 impl core::fmt::Debug for Client {
@@ -135,6 +152,7 @@ impl Client {
             rooms: BTreeMap::new(),
             posts: BTreeMap::new(),
             wire: Wire::default(),
+            former: Vec::new(),
             stored: Stored::default(),
             outputs: VecDeque::new(),
         }
@@ -150,7 +168,8 @@ impl Client {
 
     /// Begins: tells what was stored, and connects if there is an identity.
     pub fn start(&mut self, now_ms: u64) {
-        let stored = core::mem::take(&mut self.stored);
+        let mut stored = core::mem::take(&mut self.stored);
+        self.former = core::mem::take(&mut stored.former);
         self.restore(stored);
         self.tell_identity();
         let rooms: Vec<_> = self.rooms.keys().copied().collect();
@@ -326,7 +345,7 @@ impl Stored {
             "outbox" => drop(self.outboxes.insert(id()?, postcard::from_bytes(value).ok()?)),
             "out" => drop(self.outs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
             // Kept for the person to look at; nothing is computed from them.
-            "former" => {}
+            "former" => self.former.push((id()?, key.to_owned())),
             _ => return None,
         }
         Some(())

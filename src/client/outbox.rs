@@ -29,6 +29,8 @@ pub struct Outbox {
     log: RoomId,
     record: OutboxRecord,
     items: VecDeque<Item>,
+    /// The newest number that was acked on this connection.
+    acked_here: u64,
 }
 
 #[derive(Debug)]
@@ -85,13 +87,13 @@ impl Outbox {
     /// An empty outbox.
     #[must_use]
     pub fn new(log: RoomId, producer: ProducerId) -> Self {
-        Self { log, record: new_record(producer), items: VecDeque::new() }
+        Self { log, record: new_record(producer), items: VecDeque::new(), acked_here: 0 }
     }
 
     /// As stored; the messages in the order of their numbers.
     pub fn load(log: RoomId, record: OutboxRecord, items: impl IntoIterator<Item = (u64, OutRecord)>) -> Self {
         let items = items.into_iter().map(|(number, out)| Item { number, out, sent: false, refused: None }).collect();
-        Self { log, record, items }
+        Self { log, record, items, acked_here: 0 }
     }
 
     /// Whether nothing waits.
@@ -125,6 +127,12 @@ impl Outbox {
 
     /// The connection is gone: everything is to be sent again.
     pub fn disconnected(&mut self) {
+        self.acked_here = 0;
+        self.send_again();
+    }
+
+    /// Everything in flight is to be sent again on this connection.
+    fn send_again(&mut self) {
         for item in &mut self.items {
             item.sent = false;
             item.refused = None;
@@ -164,7 +172,8 @@ impl Outbox {
                         self.record.next += 1;
                         item.out.sealed = Some((next, envelope));
                     }
-                    Ok(None) => break,
+                    // A join may wait behind what waits for it.
+                    Ok(None) => continue,
                     Err(error) => {
                         failed.push((item.out.message, error));
                         continue;
@@ -191,7 +200,8 @@ impl Outbox {
     fn remove_stored(&mut self, index: usize) -> Option<(MessageId, Vec<Persist>)> {
         let item = self.items.remove(index)?;
         let mut persist = vec![(out_key(self.log, item.number), None)];
-        if let Some((_, envelope)) = &item.out.sealed {
+        if let Some((client_seq, envelope)) = &item.out.sealed {
+            self.acked_here = self.acked_here.max(*client_seq);
             self.record.acked = chain::digest(envelope);
             persist.push(self.persist_record());
         }
@@ -201,7 +211,8 @@ impl Outbox {
     /// A publish was refused.
     pub fn refused(&mut self, producer: ProducerId, client_seq: u64, why: Refusal) {
         let Some(index) = self.position(producer, client_seq) else { return };
-        if let Some(item) = self.items.get_mut(index) {
+        // A refusal of what is to be sent again anyway says nothing any more.
+        if let Some(item) = self.items.get_mut(index).filter(|item| item.sent) {
             item.refused = Some(why);
         }
     }
@@ -214,8 +225,9 @@ impl Outbox {
         let Some(why) = item.refused.take() else { return (Settled::Nothing, vec![]) };
         let oldest = item.out.sealed.as_ref().map_or(0, |(number, _)| *number);
         match why {
-            Refusal::OutOfOrder { expected } if expected >= oldest => {
-                self.disconnected();
+            // Also when the server answered before it acked what this client knows to be acked by now.
+            Refusal::OutOfOrder { expected } if expected >= oldest || expected <= self.acked_here => {
+                self.send_again();
                 (Settled::RetryAfter(0), vec![])
             }
             // The server knows less of this producer than was acked (a restored log): nothing of it is stored, begin anew.
@@ -236,13 +248,14 @@ impl Outbox {
     }
 
     fn later(&mut self, after_ms: u32) -> (Settled, Vec<Persist>) {
-        self.disconnected();
+        self.send_again();
         (Settled::RetryAfter(after_ms.max(50)), vec![])
     }
 
     /// Nothing from the oldest message on is stored: number and seal everything again, under a new producer and session.
     pub fn restart(&mut self, fresh: ProducerId) -> Vec<Persist> {
         self.record = new_record(fresh);
+        self.acked_here = 0;
         self.unseal()
     }
 
@@ -255,7 +268,7 @@ impl Outbox {
     }
 
     fn unseal(&mut self) -> Vec<Persist> {
-        self.disconnected();
+        self.send_again();
         let mut persist = vec![self.persist_record()];
         let log = self.log;
         for item in self.items.iter_mut().filter(|item| item.out.sealed.is_some()) {

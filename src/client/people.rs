@@ -201,7 +201,7 @@ impl Client {
         if !me.inbox.subscribed || me.identity.inbox_id() != page.room {
             return;
         }
-        let last = page.first + page.items.len() as u64 - 1;
+        let last = page.first.saturating_add(page.items.len() as u64).saturating_sub(1);
         me.record.inbox = Some((page.position.log, last));
         let issuers: Vec<_> = me.record.own_devices.iter().map(Certificate::hash).collect();
         let open = |envelope: &[u8]| {

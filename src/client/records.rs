@@ -42,7 +42,7 @@ pub struct IdentityRecord {
 }
 
 /// A room on this device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoomRecord {
     /// Format of this record: 1.
     pub format: u8,
@@ -58,6 +58,18 @@ pub struct RoomRecord {
     pub stage: Stage,
     /// The log's life, once known.
     pub log: Option<LogId>,
+}
+
+impl core::fmt::Debug for RoomRecord {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("RoomRecord").field("stage", &self.stage).finish_non_exhaustive()
+    }
+}
+
+impl core::fmt::Debug for BackupRecord {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("BackupRecord").field("rooms", &self.rooms.len()).finish_non_exhaustive()
+    }
 }
 
 /// How far a room is on this device.
@@ -145,7 +157,7 @@ pub enum Letter {
 }
 
 /// What a backup keeps (inside [`crate::seal::backup`]).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupRecord {
     /// Format of this record: 1.
     pub format: u8,

@@ -51,12 +51,17 @@ pub(super) struct Room {
 }
 
 /// The inbox whose key the link carries.
-#[derive(Debug)]
 struct Invitation {
     private: XWingPrivate,
     public: XWingPublic,
     inbox: RoomId,
     access_seed: [u8; 32],
+}
+
+impl core::fmt::Debug for Invitation {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Invitation").field("inbox", &self.inbox).finish_non_exhaustive()
+    }
 }
 
 /// A message as it was shown.
@@ -76,6 +81,8 @@ struct RoomWire {
     entered: bool,
     /// The head at the time of subscribing: once reached, the room is up to date.
     subscribed: Option<Seq>,
+    /// This device's join was put into the outbox.
+    join_sent: bool,
     /// The server contradicted this device's copy: nothing more is taken from it.
     stopped: bool,
 }
@@ -263,7 +270,9 @@ impl Room {
 
     /// Whether this device's join is on its way.
     fn is_joining(&self) -> bool {
-        self.outbox.iter().any(|out| matches!(&out.letter, Letter::Content(content) if content.kind == JOIN_KIND))
+        self.outbox
+            .iter()
+            .any(|out| out.failed.is_none() && matches!(&out.letter, Letter::Content(content) if content.kind == JOIN_KIND))
     }
 }
 

@@ -165,11 +165,17 @@ impl Timeline {
         self.words_at
     }
 
-    /// Begins again after `seq`: what lies before cannot be checked by this device.
-    pub fn skip_to(&mut self, seq: Seq, chain: Digest) {
+    /// Begins again after `seq`, where the chain has this value, if it is known: what lies before cannot be checked.
+    pub fn skip_to(&mut self, seq: Seq, chain: Option<Digest>) {
         self.base = seq;
         self.head = seq;
-        self.chains = VecDeque::from([chain]);
+        self.chains = chain.into_iter().collect();
+        self.sessions.clear();
+    }
+
+    /// The records that this device has.
+    pub fn seqs(&self) -> impl Iterator<Item = Seq> + use<> {
+        self.base.saturating_add(1)..=self.head
     }
 
     /// Checks that a page follows what is here.
@@ -177,7 +183,7 @@ impl Timeline {
     /// # Errors
     /// [`Discontinuity`]: nothing of the page may be used.
     pub fn follows(&self, page: &Page) -> Result<(), Discontinuity> {
-        if page.first != self.head + 1 {
+        if Some(page.first) != self.head.checked_add(1) {
             return Err(Discontinuity::Gap { first: page.first, head: self.head });
         }
         if self.chain_at(self.head) != Some(page.chain) {
@@ -190,10 +196,11 @@ impl Timeline {
     #[must_use]
     pub fn record(&self, keys: &dyn EpochKeys, item: &Item) -> LogRecord {
         let digest = chain::digest(&item.envelope);
-        let seq = self.head + 1;
+        let seq = self.head.saturating_add(1);
         let before = self.chain_at(self.head).unwrap_or(Digest([0; 32]));
         LogRecord {
-            time_ms: item.time_ms,
+            // The server's word; beyond the year 9999 no calendar shows it.
+            time_ms: item.time_ms.min(253_402_300_799_000),
             digest,
             chain: chain::next_hashed(self.room, before, seq, digest),
             opened: self.open(keys, seq, item),
@@ -237,7 +244,7 @@ impl Timeline {
 
     /// Takes the next record.
     pub fn apply(&mut self, record: &LogRecord) -> Applied {
-        let seq = self.head + 1;
+        let seq = self.head.saturating_add(1);
         let verdict = record.opened.as_ref().and_then(|opened| self.compare(seq, opened, record.digest));
         self.head = seq;
         self.chains.push_back(record.chain);

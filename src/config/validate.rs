@@ -124,8 +124,8 @@ impl Check<'_> {
         let config = self.config();
         let limits = config.limits.clone();
         let shards = config.shards;
-        if shards > 1024 {
-            self.refuse("shards", &shards, "a whole number from 0 (one for each core) to 1024");
+        if shards > 64 {
+            self.refuse("shards", &shards, "a whole number from 0 (one for each core) to 64");
         }
         if limits.frame_bytes_max < limits.envelope_bytes_max.saturating_add(1024) {
             self.refuse(
@@ -135,8 +135,9 @@ impl Check<'_> {
             );
         }
         for (key, value, most) in [
-            ("limits.envelope_bytes_max", limits.envelope_bytes_max, 16 << 20),
-            ("limits.frame_bytes_max", limits.frame_bytes_max, 17 << 20),
+            ("limits.envelope_bytes_max", limits.envelope_bytes_max, 3 << 20),
+            ("limits.page_bytes_max", limits.page_bytes_max, 3 << 20),
+            ("limits.frame_bytes_max", limits.frame_bytes_max, 4 << 20),
             ("limits.unauthenticated_bytes_max", limits.unauthenticated_bytes_max, 64 << 10),
         ] {
             if value > most {

@@ -19,6 +19,9 @@ use super::{
 /// A producer that stored nothing for this long may be forgotten; a client never retries anything older.
 pub const PRODUCER_IDLE_MAX_MS: u64 = 30 * 24 * 3600 * 1000;
 
+/// Outboxes that one room remembers, of all devices together.
+pub const PRODUCERS_MAX: usize = 16_384;
+
 /// A log in memory.
 #[derive(Debug)]
 pub struct RoomLog {
@@ -176,8 +179,15 @@ impl RoomLog {
         }
         let fresh = |state: &ProducerState| now_ms.saturating_sub(state.time_ms) < PRODUCER_IDLE_MAX_MS;
         self.producers.retain(|other, state| other.device != producer.device || fresh(state));
+        if self.producers.len() >= PRODUCERS_MAX {
+            self.producers.retain(|_, state| fresh(state));
+        }
         let used = self.producers.keys().filter(|other| other.device == producer.device).count();
-        if used < limits.producers_per_device_max as usize { Ok(()) } else { Err(Refusal::TooManyProducers) }
+        if used < limits.producers_per_device_max as usize && self.producers.len() < PRODUCERS_MAX {
+            Ok(())
+        } else {
+            Err(Refusal::TooManyProducers)
+        }
     }
 
     /// The oldest pending append is on disk. Returns it; it is now visible.

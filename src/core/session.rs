@@ -10,6 +10,9 @@ use super::{
     login::{AGENT_LEN_MAX, AUTHORITY_LEN_MAX, TOKEN_LEN_MAX, Transcript},
 };
 
+/// Requests other than publishes that a session may make per second for long; at once, four for each room that it may enter.
+const REQUESTS_PER_SECOND: u32 = 100;
+
 /// What the session asks of the room's owner. The device is the authenticated one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoomRequest {
@@ -114,6 +117,7 @@ struct Open {
     device: DeviceKey,
     binding: Digest,
     publishes: TokenBucket,
+    requests: TokenBucket,
     ephemerals: TokenBucket,
 }
 
@@ -216,6 +220,13 @@ impl Session {
         Ok(Step::Send(ServerFrame::Challenge { nonce: self.setup.nonce }))
     }
 
+    /// Bytes of a frame came that is not complete: the client is slow, not gone.
+    pub fn bytes_heard(&mut self, now_ms: u64) {
+        if matches!(self.state, State::Open(_)) {
+            self.heard(now_ms);
+        }
+    }
+
     fn heard(&mut self, now_ms: u64) {
         self.deadline_ms = now_ms.saturating_add(self.setup.limits.idle_timeout_ms.into());
     }
@@ -227,26 +238,25 @@ impl Open {
             device,
             binding,
             publishes: TokenBucket::new(limits.publishes_per_second_max, limits.publish_burst_max, now_ms),
+            requests: TokenBucket::new(REQUESTS_PER_SECOND, limits.rooms_per_session_max.saturating_mul(4), now_ms),
             ephemerals: TokenBucket::new(limits.ephemerals_per_second_max, limits.ephemerals_per_second_max, now_ms),
         }
     }
 
     fn handle(&mut self, frame: ClientFrame, now_ms: u64) -> Result<Step, CloseCode> {
-        let route = |room, action| Ok(Step::Route(RoomRequest { room, action }));
         match frame {
-            ClientFrame::Hello(_) | ClientFrame::Authenticate { .. } => Err(CloseCode::Protocol),
-            ClientFrame::Create { room, access, kind, epoch } => route(room, Action::Create { access, kind, epoch }),
-            ClientFrame::Enter { room, proof } => route(room, Action::Enter { proof }),
-            ClientFrame::Leave { room } => route(room, Action::Leave),
-            ClientFrame::Subscribe { room, after } => route(room, Action::Subscribe { after }),
-            ClientFrame::Unsubscribe { room } => route(room, Action::Unsubscribe),
-            ClientFrame::Fetch { request, room, before, count_max } => route(room, Action::Fetch { request, before, count_max }),
-            ClientFrame::Publish(publish) => Ok(self.publish(publish, now_ms)),
-            ClientFrame::Ephemeral { envelope } => Ok(self.ephemeral(envelope, now_ms)),
-            ClientFrame::Delete { room } => route(room, Action::Delete),
-            ClientFrame::Ping { token } => Ok(Step::Send(ServerFrame::Pong { token })),
-            ClientFrame::Close => Ok(Step::Goodbye),
+            ClientFrame::Hello(_) | ClientFrame::Authenticate { .. } => return Err(CloseCode::Protocol),
+            ClientFrame::Publish(publish) => return Ok(self.publish(publish, now_ms)),
+            ClientFrame::Ephemeral { envelope } => return Ok(self.ephemeral(envelope, now_ms)),
+            ClientFrame::Ping { token } => return Ok(Step::Send(ServerFrame::Pong { token })),
+            ClientFrame::Close => return Ok(Step::Goodbye),
+            _ => {}
         }
+        let (room, action) = request(frame).ok_or(CloseCode::Protocol)?;
+        if let (Err(retry_after_ms), Some(what)) = (self.requests.take(now_ms), operation(&action)) {
+            return Ok(Step::Send(ServerFrame::Failed { room, what, why: Refusal::RateLimited { retry_after_ms } }));
+        }
+        Ok(Step::Route(RoomRequest { room, action }))
     }
 
     fn publish(&mut self, publish: Publish, now_ms: u64) -> Step {
@@ -271,5 +281,33 @@ impl Open {
             Ok(Header { room, .. }) => failed(room, Refusal::BadEnvelope),
             Err(_) => failed(RoomId([0; 16]), Refusal::BadEnvelope),
         }
+    }
+}
+
+/// A frame that asks for something in a room, as that.
+#[expect(clippy::needless_pass_by_value, reason = "what it becomes takes its place")]
+fn request(frame: ClientFrame) -> Option<(RoomId, Action)> {
+    Some(match frame {
+        ClientFrame::Create { room, access, kind, epoch } => (room, Action::Create { access, kind, epoch }),
+        ClientFrame::Enter { room, proof } => (room, Action::Enter { proof }),
+        ClientFrame::Leave { room } => (room, Action::Leave),
+        ClientFrame::Subscribe { room, after } => (room, Action::Subscribe { after }),
+        ClientFrame::Unsubscribe { room } => (room, Action::Unsubscribe),
+        ClientFrame::Fetch { request, room, before, count_max } => (room, Action::Fetch { request, before, count_max }),
+        ClientFrame::Delete { room } => (room, Action::Delete),
+        _ => return None,
+    })
+}
+
+/// What a refusal of the action names; `None` for what is never refused.
+const fn operation(action: &Action) -> Option<Operation> {
+    match action {
+        Action::Create { .. } => Some(Operation::Create),
+        Action::Enter { .. } => Some(Operation::Enter),
+        Action::Subscribe { .. } => Some(Operation::Subscribe),
+        Action::Fetch { .. } => Some(Operation::Fetch),
+        Action::Ephemeral { .. } => Some(Operation::Ephemeral),
+        Action::Delete => Some(Operation::Delete),
+        Action::Leave | Action::Unsubscribe | Action::Publish(_) => None,
     }
 }

@@ -65,7 +65,6 @@ impl Room {
         }
         member.cursor = Cursor::Behind(after.max(state.floor - 1));
         member.announced = false;
-        member.reading = None;
         member.knows = Knows::Nothing;
         self.presence_due = true;
         self.hungry.push(conn.id);
@@ -75,7 +74,6 @@ impl Room {
         let Some(member) = self.members.get_mut(&conn) else { return };
         if member.is_subscribed() {
             member.cursor = Cursor::Off;
-            member.reading = None;
             self.presence.went(member.conn.device);
         }
     }
@@ -233,8 +231,14 @@ impl Room {
     pub(super) fn read_done(&mut self, after: Seq, result: Result<Records, Failure>, ctx: &mut Context) {
         let mut waiting = self.reads.remove(&after).unwrap_or_default();
         waiting.retain(|id| {
-            let waits = |member: &&mut Member| member.cursor == Cursor::Behind(after) && member.reading == Some(after);
-            self.members.get_mut(id).filter(waits).map(|member| member.reading = None).is_some()
+            let Some(member) = self.members.get_mut(id).filter(|member| member.reading == Some(after)) else { return false };
+            member.reading = None;
+            let wanted = member.cursor == Cursor::Behind(after);
+            if !wanted {
+                // It subscribed anew meanwhile: one read at a time, so the next one begins now.
+                self.hungry.push(*id);
+            }
+            wanted
         });
         let page = result.map(|mut records| {
             // What is on disk but not yet acked here is shown when it is.

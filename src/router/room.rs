@@ -34,7 +34,7 @@ pub(super) struct Room {
     pub(super) log: RoomLog,
     pub(super) members: BTreeMap<ConnId, Member>,
     /// Who waits for each pending append, in the order of their seqs.
-    waiters: VecDeque<Vec<Arc<Conn>>>,
+    waiters: VecDeque<Vec<(Arc<Conn>, Permit)>>,
     /// What live members have been given: everything up to here.
     pub(super) shown: Seq,
     /// Envelope bytes that are durable and not yet shown.
@@ -169,7 +169,7 @@ impl Room {
             Action::Create { access, kind, epoch } => self.created(conn, access, kind, epoch, ctx),
             Action::Enter { proof } => self.enter(conn, proof, ctx),
             Action::Leave => self.leave(conn.id, ctx),
-            Action::Publish(publish) => self.publish(conn, publish, ctx),
+            Action::Publish(publish) => self.publish(conn, publish, permit, ctx),
             Action::Unsubscribe => self.unsubscribe(conn.id),
             Action::Subscribe { after } => match self.members.contains_key(&conn.id) {
                 true => self.subscribe(conn, after, ctx),
@@ -224,7 +224,7 @@ impl Room {
         }
     }
 
-    fn publish(&mut self, conn: &Arc<Conn>, publish: Publish, ctx: &mut Context) {
+    fn publish(&mut self, conn: &Arc<Conn>, publish: Publish, permit: Permit, ctx: &mut Context) {
         let may = self.members.contains_key(&conn.id) || self.log.meta().kind == LogKind::Inbox;
         if !may || !self.deleting.is_empty() {
             return refuse(ctx, conn, &publish, Refusal::NoAccess);
@@ -243,11 +243,11 @@ impl Room {
             Verdict::Pending(seq) => {
                 let index = seq.checked_sub(self.log.durable().head + 1).and_then(|index| usize::try_from(index).ok());
                 if let Some(waiters) = index.and_then(|index| self.waiters.get_mut(index)) {
-                    waiters.push(Arc::clone(conn));
+                    waiters.push((Arc::clone(conn), permit));
                 }
             }
             Verdict::Append(append) => match ctx.submit(engine::Request::Append(append), Op::Append { room }) {
-                Ok(()) => self.waiters.push_back(vec![Arc::clone(conn)]),
+                Ok(()) => self.waiters.push_back(vec![(Arc::clone(conn), permit)]),
                 Err(engine::Busy) => {
                     self.log.unpublish_last();
                     refused(ctx, Refusal::Overloaded);
@@ -269,7 +269,7 @@ impl Room {
             if let Some(append) = self.log.failed() {
                 let Append { room, producer, client_seq, .. } = append;
                 let frame = ServerFrame::Refused { room, producer: producer.id, client_seq, why };
-                for conn in waiters {
+                for (conn, _permit) in waiters {
                     ctx.stats.refused(why);
                     answer(&conn, &frame);
                 }
@@ -284,7 +284,7 @@ impl Room {
         self.unshown_bytes += append.envelope.len();
         let Append { room, producer, client_seq, seq, .. } = append;
         let frame = ServerFrame::Ack { room, producer: producer.id, client_seq, seq };
-        for conn in waiters {
+        for (conn, _permit) in waiters {
             ctx.stats.acks += 1;
             answer(&conn, &frame);
         }
@@ -308,7 +308,7 @@ impl Room {
         }
         match result {
             Ok(records) => {
-                let page = self.page(&records, records.state.head + 1);
+                let page = self.page(&records, records.state.floor);
                 answer(conn, &ServerFrame::Fetched { request, page });
             }
             Err(failure) => fail(ctx, conn, self.id, Operation::Fetch, refusal(failure)),

@@ -210,6 +210,7 @@ impl<'a> Driver<'a> {
 
     /// The next frame, unless the session's deadline comes first.
     async fn receive(&mut self) -> Result<Bytes, End> {
+        let mut received = self.reader.received_bytes();
         loop {
             let deadline = self.epoch + Duration::from_millis(self.session.poll_timeout());
             tokio::select! {
@@ -219,7 +220,13 @@ impl<'a> Driver<'a> {
                     Ok(None) => Err(End { code: CloseCode::Normal, tell: false }),
                     Err(error) => Err(error.into()),
                 },
-                () = tokio::time::sleep_until(deadline) => self.session.handle_timeout(self.now_ms())?,
+                () = tokio::time::sleep_until(deadline) => {
+                    if self.reader.received_bytes() != received {
+                        received = self.reader.received_bytes();
+                        self.session.bytes_heard(self.now_ms());
+                    }
+                    self.session.handle_timeout(self.now_ms())?;
+                }
             }
         }
     }

@@ -69,8 +69,9 @@ async fn upgrade(State(shared): State<Arc<Shared>>, Extension(peer): Extension<P
     if !shared.origins.allows(origin(request.headers())) {
         return refuse("origin", StatusCode::FORBIDDEN, "this page may not connect here".into());
     }
-    if let Err(why) = shared.ready() {
-        return refuse("not_ready", StatusCode::SERVICE_UNAVAILABLE, why.into());
+    // A store that cannot write any more still serves its readers: only a stop turns people away.
+    if shared.stopping.is_cancelled() {
+        return refuse("stopping", StatusCode::SERVICE_UNAVAILABLE, "the server is stopping".into());
     }
     let remote = client_address(&shared, &peer, request.headers());
     let info = Info { kind: Kind::WebSocket, remote, exporter: peer.exporter, authority: authority(&request).map(str::to_owned) };

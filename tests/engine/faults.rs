@@ -92,13 +92,13 @@ fn power_cut(seed: u64) {
 }
 
 fn seeded(count: u64, run: fn(u64)) {
-    let seeds: Vec<u64> = match std::env::var("WAXWING_SEED") {
+    let seeds: Vec<u64> = match std::env::var("WAXWING_TEST_SEED") {
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) => (0..count).collect(),
     };
     for seed in seeds {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
-            eprintln!("run again with WAXWING_SEED={seed}");
+            eprintln!("run again with WAXWING_TEST_SEED={seed}");
             resume_unwind(panic);
         }
     }

@@ -29,7 +29,7 @@ fn unhex(text: &str) -> Vec<u8> {
 fn listing() -> String {
     let mut text = String::from(
         "# One frame a line: direction and name | bytes without length prefix, hex | the frame in Rust's words.\n\
-         # Written by `WAXWING_BLESS=1 cargo test --test wire`. A changed line is a changed protocol.\n",
+         # Written by `WAXWING_TEST_BLESS=1 cargo test --test wire`. A changed line is a changed protocol.\n",
     );
     for (name, frame) in samples::client() {
         writeln!(text, "client {name} | {} | {frame:?}", hex(&frame.encode())).unwrap();
@@ -46,7 +46,7 @@ fn vectors() -> PathBuf {
 
 #[test]
 fn every_frame_has_the_committed_bytes() {
-    if std::env::var_os("WAXWING_BLESS").is_some() {
+    if std::env::var_os("WAXWING_TEST_BLESS").is_some() {
         fs::write(vectors(), listing()).unwrap();
     }
     let committed = fs::read_to_string(vectors()).unwrap();

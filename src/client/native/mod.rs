@@ -20,7 +20,7 @@ use tokio::{
 use self::store::{FileStore, StoreError};
 use super::{
     Client, Connected, ImportError, LoadError, Output,
-    view::{Command, Event},
+    view::{Command, Event, Identity},
 };
 use crate::transport::{self, Connection, FrameReader, FrameWriter, Kind, Target, Trust};
 
@@ -43,7 +43,7 @@ pub enum Choice {
 }
 
 /// What a native client needs.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Options {
     /// Scheme and authority of the edge.
     pub origin: String,
@@ -53,6 +53,12 @@ pub struct Options {
     pub trust: Trust,
     /// What the deployment's token check wants.
     pub token: Bytes,
+}
+
+impl core::fmt::Debug for Options {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Options").field("origin", &self.origin).field("choice", &self.choice).finish_non_exhaustive()
+    }
 }
 
 /// A running client.
@@ -112,6 +118,9 @@ pub enum BackupError {
     /// The file cannot be made or read.
     #[error(transparent)]
     Backup(#[from] ImportError),
+    /// Nobody can be called that.
+    #[error("a name needs at least one letter")]
+    NoName,
     /// The profile has an entry that this version cannot read.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -142,6 +151,26 @@ pub fn import(path: &Path, origin: &str, file: &[u8], passphrase: &str) -> Resul
     Ok(store.write(&changes)?)
 }
 
+/// Who the profile at `path` is; a fresh one becomes a person of this name.
+///
+/// # Errors
+/// [`BackupError`].
+pub fn identity(path: &Path, name: &str) -> Result<Identity, BackupError> {
+    let (store, mut client) = open_offline(path, "")?;
+    client.command(Command::Start { name: name.to_owned() }, now_ms());
+    let mut changes = Vec::new();
+    let mut found = None;
+    while let Some(output) = client.poll() {
+        match output {
+            Output::Persist { key, value } => changes.push((key, value)),
+            Output::Event(Event::Identity { identity: Some(identity) }) => found = Some(identity),
+            _ => {}
+        }
+    }
+    store.write(&changes)?;
+    found.ok_or(BackupError::NoName)
+}
+
 /// A profile's client that stays offline.
 fn open_offline(path: &Path, origin: &str) -> Result<(FileStore, Client), BackupError> {
     let store = FileStore::open(path)?;
@@ -169,7 +198,6 @@ struct Runner {
     connecting: Connecting,
     link: Option<Link>,
     timer_ms: Option<u64>,
-    persist: Vec<(String, Option<Vec<u8>>)>,
 }
 
 /// An open connection: its reader, and the task that writes.
@@ -199,7 +227,7 @@ fn now_ms() -> u64 {
 impl Runner {
     fn new(client: Client, store: FileStore, options: Options, events: mpsc::Sender<Event>, damaged: Vec<String>) -> Self {
         let connecting = JoinSet::new();
-        Self { client, store, options, events, damaged, connecting, link: None, timer_ms: None, persist: Vec::new() }
+        Self { client, store, options, events, damaged, connecting, link: None, timer_ms: None }
     }
 
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), StoreError> {
@@ -256,45 +284,56 @@ impl Runner {
         }
     }
 
-    /// Carries out what the client asks for. What is to be kept is on disk before anything leaves.
+    /// Carries out what the client asks for. What one turn wants kept is written all or none, before anything leaves.
     async fn perform(&mut self) -> Result<(), StoreError> {
-        while let Some(output) = self.client.poll() {
-            match output {
-                Output::Persist { key, value } => self.persist.push((key, value)),
-                Output::Send(frame) => {
-                    self.flush()?;
-                    if let Some(link) = &mut self.link {
-                        link.backlog.push_back(frame);
-                    }
+        // Losing a connection is a turn of its own.
+        loop {
+            let outputs: Vec<_> = core::iter::from_fn(|| self.client.poll()).collect();
+            if outputs.is_empty() {
+                break;
+            }
+            let mut changes = Vec::new();
+            let mut rest = Vec::new();
+            for output in outputs {
+                match output {
+                    Output::Persist { key, value } => changes.push((key, value)),
+                    other => rest.push(other),
                 }
-                Output::Event(event) => {
-                    self.flush()?;
-                    // A shell that is gone has closed its commands as well.
-                    let _ = self.events.send(event).await;
-                }
-                Output::Connect => {
-                    let options = self.options.clone();
-                    self.connecting.abort_all();
-                    self.connecting = JoinSet::new();
-                    self.connecting.spawn(dial(options));
-                }
-                Output::Disconnect => self.lost("the connection was given up"),
-                Output::Timer { at_ms } => self.timer_ms = Some(at_ms),
+            }
+            if !changes.is_empty() {
+                tokio::task::block_in_place(|| self.store.write(&changes))?;
+            }
+            for output in rest {
+                self.carry_out(output).await;
             }
         }
-        self.flush()?;
         if let Some(link) = &mut self.link {
             link.pass_on();
         }
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), StoreError> {
-        if self.persist.is_empty() {
-            return Ok(());
+    async fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Persist { .. } => {}
+            Output::Send(frame) => {
+                if let Some(link) = &mut self.link {
+                    link.backlog.push_back(frame);
+                }
+            }
+            Output::Event(event) => {
+                // A shell that is gone has closed its commands as well.
+                let _ = self.events.send(event).await;
+            }
+            Output::Connect => {
+                let options = self.options.clone();
+                self.connecting.abort_all();
+                self.connecting = JoinSet::new();
+                self.connecting.spawn(dial(options));
+            }
+            Output::Disconnect => self.lost("the connection was given up"),
+            Output::Timer { at_ms } => self.timer_ms = Some(at_ms),
         }
-        let changes = core::mem::take(&mut self.persist);
-        tokio::task::block_in_place(|| self.store.write(&changes))
     }
 
     fn open(&mut self, connection: Connection) {

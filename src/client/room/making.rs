@@ -7,7 +7,7 @@ use crate::client::view::{Event, Level};
 use crate::client::{Client, Output, Stored, people};
 use crate::core::chain;
 use crate::core::frame::{ClientFrame, LogKind, Page};
-use crate::core::id::{Digest, LogId, MessageId, ProducerId, RoomId};
+use crate::core::id::{LogId, MessageId, ProducerId, RoomId};
 use crate::core::login::access_message;
 use crate::seal::Random as _;
 use crate::seal::body::{Message, Seen, tidy};
@@ -35,7 +35,7 @@ impl Client {
                 if room.timeline.head() != 0 || seq == 0 {
                     continue;
                 }
-                room.timeline.skip_to(seq - 1, Digest([0; 32]));
+                room.timeline.skip_to(seq - 1, None);
             }
             room.apply(&record);
         }
@@ -225,6 +225,7 @@ impl Client {
         } else {
             room.wire.inbox_created = true;
         }
+        self.creation_done(id);
         self.pump(id, now_ms);
     }
 
@@ -247,6 +248,7 @@ impl Client {
             (keyring.room == id && keyring.epochs().is_ok()).then_some(keyring)
         });
         if let (Some(keyring), Stage::Invited) = (keyring, &room.record.stage) {
+            room.shut_out = None;
             room.keys = keyring.epochs().ok();
             room.record.keyring = Some(keyring);
             let inbox = page.room;
@@ -272,7 +274,11 @@ impl Client {
 
     pub(in crate::client) fn remove(&mut self, id: RoomId) {
         let Some(room) = self.rooms.remove(&id) else { return };
-        let mut persist: Vec<Persist> = (1..=room.timeline.head()).map(|seq| (log_key(id, seq), None)).collect();
+        let mut persist: Vec<Persist> = room.timeline.seqs().map(|seq| (log_key(id, seq), None)).collect();
+        let (gone, kept) = core::mem::take(&mut self.former).into_iter().partition(|(room, _)| *room == id);
+        self.former = kept;
+        let gone: Vec<(RoomId, String)> = gone;
+        persist.extend(gone.into_iter().map(|(_, key)| (key, None)));
         persist.extend(room.outbox.forget());
         persist.extend(room.invite_outbox.forget());
         persist.push((room_key(id), None));

@@ -1,6 +1,6 @@
 //! What the server tells of a room: its log, who is there, what it refuses.
 
-use super::{ENTER_AGAIN_MS, Shown};
+use super::{ENTER_AGAIN_MS, RoomWire, Shown};
 use crate::client::outbox::Persist;
 use crate::client::records::{Letter, LogRecord, Stage, encode, former_key, log_key, room_key};
 use crate::client::timeline::{Applied, Timeline};
@@ -43,16 +43,13 @@ impl Client {
     /// the log is read anew; what waits in the outbox is compared with it before it is sent.
     pub(in crate::client) fn log_changed(&mut self, id: RoomId, known: LogId, now: LogId) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
-        let head = room.timeline.head();
-        let base = room.shown.keys().next().copied().unwrap_or(1);
-        let mut moves: Vec<Persist> = Vec::new();
-        for seq in base..=head {
-            moves.push((log_key(id, seq), None));
-        }
+        let mut moves: Vec<Persist> = room.timeline.seqs().map(|seq| (log_key(id, seq), None)).collect();
         for (seq, shown) in core::mem::take(&mut room.shown) {
             let Shown { time_ms, digest, opened, .. } = shown;
             let record = LogRecord { time_ms, digest, chain: Digest([0; 32]), opened: Some(*opened) };
-            moves.push((former_key(id, known, seq), Some(encode(&record))));
+            let key = former_key(id, known, seq);
+            self.former.push((id, key.clone()));
+            moves.push((key, Some(encode(&record))));
         }
         room.reborn = true;
         room.timeline = Timeline::new(id);
@@ -72,7 +69,10 @@ impl Client {
         match room.timeline.chain_at(head) {
             // Below the server's floor, or a copy whose beginning is unknown: what lies between cannot be checked.
             _ if after > head => {
-                room.timeline.skip_to(after, chain);
+                if after.checked_add(1) != Some(position.floor) || after > position.head {
+                    return self.contradiction(log, "the server left out messages that it says it has");
+                }
+                room.timeline.skip_to(after, Some(chain));
                 let text = format!("messages {} to {after} are no longer on the server: they cannot be checked", head + 1);
                 self.notice(Level::Info, &text, Some(log));
             }
@@ -165,10 +165,12 @@ impl Client {
             self.persist_all(persist);
         }
         let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
-        if room.timeline.leaf_of(me.identity.device()).is_none() && !room.is_joining() {
+        // Once on each connection: a join that this device does not recognise must not be made again and again.
+        if room.timeline.leaf_of(me.identity.device()).is_none() && !room.is_joining() && !room.wire.join_sent {
             let join = Join { certificate: me.identity.certificate().clone(), name: me.record.name.clone() };
             let letter = self.letter(Letter::Content(Content::new(&Message::Join(Box::new(join)))), now_ms);
             let Some(room) = self.rooms.get_mut(&id) else { return };
+            room.wire.join_sent = true;
             let persist = room.outbox.push(letter, true);
             self.persist_all(persist);
         }
@@ -186,6 +188,7 @@ impl Client {
             }
             // The invitation of a room that is being deleted is gone already.
             (Operation::Enter, _) if log != id && room.record.stage == Stage::Deleting => {}
+            (Operation::Enter | Operation::Subscribe | Operation::Create, why) if is_passing(why) => self.try_again(id, now_ms),
             (Operation::Enter, Refusal::NoAccess | Refusal::BadProof) => self.shut_out(id, now_ms),
             // The answer to the entering that failed says it.
             (Operation::Subscribe, Refusal::NoAccess) => {}
@@ -201,6 +204,14 @@ impl Client {
             (Operation::Ephemeral, _) => {}
             (_, why) => self.notice(Level::Warn, &format!("the server refused: {why}"), Some(id)),
         }
+    }
+
+    /// The server cannot now; everything of this room begins again in a while.
+    fn try_again(&mut self, id: RoomId, now_ms: u64) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        room.wire = RoomWire { stopped: room.wire.stopped, join_sent: room.wire.join_sent, ..RoomWire::default() };
+        room.shut_out = Some(("the server is busy; asking again".to_owned(), now_ms + ENTER_AGAIN_MS));
+        self.tell_room(id);
     }
 
     /// The server does not let this device in. Ask again later: who made the room may not have reached the server yet.
@@ -251,6 +262,9 @@ impl Client {
             return self.remove(id);
         }
         self.set_stage(id, Stage::Deleted);
+        if let Some(room) = self.rooms.get_mut(&id) {
+            room.wire = RoomWire::default();
+        }
         self.notice(Level::Info, "the room was deleted by who made it; your copy is kept until you forget it", Some(id));
         self.tell_room(id);
     }
@@ -271,4 +285,9 @@ impl Client {
         let events = stored.chain(waiting).map(|message| Output::Event(Event::Message { room: id.to_string(), message }));
         self.outputs.extend(events);
     }
+}
+
+/// Refusals that say nothing about the room.
+const fn is_passing(why: Refusal) -> bool {
+    why.is_transient() || matches!(why, Refusal::Internal | Refusal::TooManyRooms)
 }

@@ -56,6 +56,25 @@ impl Client {
         }
     }
 
+    /// A message will not be sent. A join is dropped: the next connection makes another one.
+    fn gave_up(&mut self, id: RoomId, message: MessageId) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let failed = |out: &&OutRecord| out.message == message;
+        let Some(out) = room.outbox.iter().chain(room.invite_outbox.iter()).find(failed) else { return };
+        let why = out.failed.clone().unwrap_or_default();
+        match &out.letter {
+            Letter::Content(content) if content.kind == JOIN_KIND => {
+                let forget = room.outbox.take_failed(message).map(|(_, forget)| forget);
+                self.persist_all(forget.into_iter().collect());
+                self.notice(Level::Warn, &format!("this device could not join the room: {why}"), Some(id));
+            }
+            Letter::Content(_) => self.tell_out(id, message),
+            Letter::Envelope(_) => {
+                self.notice(Level::Warn, &format!("the room's keys are not where its link looks for them: {why}"), Some(id));
+            }
+        }
+    }
+
     /// Acts on refusals.
     pub(in crate::client) fn settle(&mut self, id: RoomId, now_ms: u64) {
         loop {
@@ -75,7 +94,7 @@ impl Client {
             self.persist_all(persist);
             match settled {
                 Settled::Nothing => return,
-                Settled::Failed(message) => self.tell_out(id, message),
+                Settled::Failed(message) => self.gave_up(id, message),
                 _ => retry.into_iter().for_each(|at_ms| self.outputs.push_back(Output::Timer { at_ms })),
             }
         }
