@@ -61,6 +61,8 @@ struct Server {
     shown: BTreeMap<RoomId, Vec<Bytes>>,
     /// A chain value to lie about.
     wrong_chain: bool,
+    /// Begins delivery this much later than asked for.
+    skips: u64,
 }
 
 struct Person {
@@ -205,6 +207,7 @@ impl Server {
                     let why = Refusal::CursorAhead { head: position.head };
                     return vec![ServerFrame::Failed { room, what: Operation::Subscribe, why }];
                 }
+                let after = after + self.skips;
                 cursors.insert(room, after);
                 vec![ServerFrame::Subscribed { room, after, chain: self.chain(room, after), position }]
             }
@@ -356,6 +359,19 @@ fn a_rolled_back_log_of_the_same_life_alarms() {
     bob.reconnect();
     bob.run(&mut server);
     assert!(bob.alarms.iter().any(|text| text.contains("has only 3")), "{:?}", bob.alarms);
+}
+
+#[test]
+fn a_server_cannot_skip_what_it_says_it_has() {
+    let (mut server, _, mut bob, _) = stage();
+    bob.run(&mut server);
+    bob.reconnect();
+    server.skips = 1;
+    server.shown.clear();
+    let (room, log) = server.logs.iter().max_by_key(|(_, log)| log.len()).map(|(room, log)| (*room, log.clone())).unwrap();
+    server.logs.get_mut(&room).unwrap().extend(log[..2].iter().cloned());
+    bob.run(&mut server);
+    assert!(bob.alarms.iter().any(|text| text.contains("left out")), "{:?}", bob.alarms);
 }
 
 #[test]

@@ -35,7 +35,7 @@ use waxwing::{
         limits::Limits,
         session::{Action, Admission, Session, Setup as SessionSetup, Step},
     },
-    engine::{Complete, Engine},
+    engine::{Complete, Engine, Failure},
     router::{
         Conn, ConnId, Usage,
         outbox::{Outbox, Permit},
@@ -201,7 +201,9 @@ impl World {
             outbox_bytes_max: 16 << 10,
             page_bytes_max: 8 << 10,
             recent_bytes_max: 8 << 10,
-            publishes_per_second_max: 1000,
+            // Low, so that refusals meet what was pipelined behind them.
+            publishes_per_second_max: 20,
+            publish_burst_max: 5,
             ..Limits::default()
         });
         let (engine, mailbox) = (ModelEngine::new(1000), Arc::default());
@@ -375,7 +377,8 @@ impl World {
             }
             90..94 => self.cut(index),
             94..95 => self.crash_server(),
-            95..97 => self.crash_client(index),
+            95..96 => self.crash_client(index),
+            96..97 => self.engine.fail_next(if self.rng.below(2) == 0 { Failure::DiskFull } else { Failure::OutcomeUnknown }),
             _ => self.say(index),
         }
     }
