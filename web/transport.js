@@ -83,7 +83,18 @@ export class Transport {
     if (links.length === 0) {
       throw new Error('this browser has no WebTransport');
     }
-    return choose(links.map(({link}) => link));
+    return choose(links.map(({link}) => link), (link) => this.#moveUp(link));
+  }
+
+  // WebTransport got ready after WebSocket had been chosen: the session moves over, and resumes where it is.
+  #moveUp(link) {
+    const old = this.#link;
+    if (old?.name !== 'ws') {
+      link.close();
+      return;
+    }
+    this.#use(link);
+    old.close();
   }
 
   #use(link) {
@@ -123,14 +134,15 @@ async function describe(signal) {
   return response.json();
 }
 
-// The first link that is ready; if that is not the last of them, the last (the preferred one) has a moment to catch up.
-async function choose(attempts) {
+// The first link that is ready; if that is not the last of them, the last (the preferred one) has a moment to catch up. One
+// that gets ready later still is `late`.
+async function choose(attempts, late) {
   const first = await Promise.any(attempts).catch((error) => { throw error.errors[0]; });
   const preferred = attempts.at(-1);
-  const late = new Promise((resolve) => setTimeout(resolve, PREFER_MS, first));
-  const chosen = await Promise.race([preferred.catch(() => first), late]);
+  const patience = new Promise((resolve) => setTimeout(resolve, PREFER_MS, first));
+  const chosen = await Promise.race([preferred.catch(() => first), patience]);
   for (const attempt of attempts) {
-    attempt.then((link) => link !== chosen && link.close(), () => {});
+    attempt.then((link) => link !== chosen && (attempt === preferred ? late(link) : link.close()), () => {});
   }
   return chosen;
 }

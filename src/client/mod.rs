@@ -221,8 +221,10 @@ impl Client {
         }
     }
 
-    /// A connection is there.
+    /// A connection is there. If there was one already, this one takes its place: the session moves over, and resumes from
+    /// its cursors and outboxes.
     pub fn connected(&mut self, connected: Connected<'_>, now_ms: u64) {
+        self.forget_connection();
         if let Some(me) = &self.me {
             let hello = session::hello(&self.authority, &self.token, me.identity.device(), connected, &mut self.rng);
             self.wire.connected(hello, connected, now_ms, &mut self.outputs);
@@ -233,9 +235,18 @@ impl Client {
 
     /// The connection is gone, or could not be made.
     pub fn disconnected(&mut self, reason: &str, now_ms: u64) {
+        self.forget_connection();
+        self.wire.disconnected(reason, now_ms, &mut self.rng, &mut self.outputs);
+        let rooms: Vec<_> = self.rooms.keys().copied().collect();
+        for room in rooms {
+            self.tell_room(room);
+        }
+    }
+
+    /// Nothing that was under way on the connection of until now counts any more.
+    fn forget_connection(&mut self) {
         // What was meant for that connection must not reach the next one.
         self.outputs.retain(|output| !matches!(output, Output::Send(_) | Output::Disconnect));
-        self.wire.disconnected(reason, now_ms, &mut self.rng, &mut self.outputs);
         for room in self.rooms.values_mut() {
             room.disconnected();
         }
@@ -244,10 +255,6 @@ impl Client {
         }
         if let Some(me) = &mut self.me {
             me.inbox = people::InboxState::default();
-        }
-        let rooms: Vec<_> = self.rooms.keys().copied().collect();
-        for room in rooms {
-            self.tell_room(room);
         }
     }
 

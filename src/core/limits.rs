@@ -20,9 +20,9 @@ pub struct Limits {
     pub rooms_per_session_max: u32,
     /// Rooms that one device may create per hour. Default 256.
     pub rooms_created_per_hour_max: u32,
-    /// Publishes per second that one session may make for long. Default 200.
+    /// Publishes per second that one device may make for long, over all of its sessions. Default 200.
     pub publishes_per_second_max: u32,
-    /// Publishes that one session may make at once, above that rate. Default 400.
+    /// Publishes that one device may make at once, above that rate. Default 400.
     pub publish_burst_max: u32,
     /// Ephemeral envelopes per second that one session may send. Default 20.
     pub ephemerals_per_second_max: u32,

@@ -24,7 +24,7 @@ use std::{
 use crate::core::{
     close::{CloseCode, Refusal},
     id::{DeviceKey, Digest},
-    limits::Limits,
+    limits::{Limits, TokenBucket},
 };
 
 use outbox::Outbox;
@@ -79,6 +79,7 @@ struct Used {
     /// Rooms made since `since_ms`.
     created: u32,
     since_ms: u64,
+    publishes: Option<TokenBucket>,
 }
 
 impl Usage {
@@ -98,6 +99,13 @@ impl Usage {
             used.created += 1;
             Ok(())
         })
+    }
+
+    /// Counts one more publish of the device: its sessions share one rate.
+    fn publish(&self, now_ms: u64, limits: &Limits) -> Result<(), Refusal> {
+        let (rate, burst) = (limits.publishes_per_second_max, limits.publish_burst_max);
+        let take = |used: &mut Used| used.publishes.get_or_insert_with(|| TokenBucket::new(rate, burst, now_ms)).take(now_ms);
+        self.with(take).map_err(|retry_after_ms| Refusal::RateLimited { retry_after_ms })
     }
 
     fn is_idle(&self, now_ms: u64) -> bool {

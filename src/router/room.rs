@@ -229,6 +229,9 @@ impl Room {
         if !may || !self.deleting.is_empty() {
             return refuse(ctx, conn, &publish, Refusal::NoAccess);
         }
+        if let Err(why) = conn.usage.publish(ctx.now_ms, &ctx.limits) {
+            return refuse(ctx, conn, &publish, why);
+        }
         let Publish { room, producer, client_seq, .. } = publish;
         let refused = |ctx: &mut Context, why| {
             ctx.stats.refused(why);

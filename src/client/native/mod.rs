@@ -196,6 +196,8 @@ struct Runner {
     events: mpsc::Sender<Event>,
     damaged: Vec<String>,
     connecting: Connecting,
+    /// A better transport than the one in use, being tried.
+    moving_up: Connecting,
     link: Option<Link>,
     timer_ms: Option<u64>,
 }
@@ -208,10 +210,10 @@ struct Link {
     writing: JoinSet<Result<(), String>>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "one at a time, taken apart at once")]
 enum Happened {
     Command(Option<Command>),
     Connected(Result<Connection, String>),
+    MovedUp(Option<Connection>),
     Frame(Result<Option<Bytes>, transport::Error>),
     Writer(String),
     Backlog,
@@ -226,8 +228,8 @@ fn now_ms() -> u64 {
 
 impl Runner {
     fn new(client: Client, store: FileStore, options: Options, events: mpsc::Sender<Event>, damaged: Vec<String>) -> Self {
-        let connecting = JoinSet::new();
-        Self { client, store, options, events, damaged, connecting, link: None, timer_ms: None }
+        let (connecting, moving_up) = (JoinSet::new(), JoinSet::new());
+        Self { client, store, options, events, damaged, connecting, moving_up, link: None, timer_ms: None }
     }
 
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), StoreError> {
@@ -243,6 +245,12 @@ impl Runner {
                 Happened::Command(Some(command)) => self.client.command(command, now_ms()),
                 Happened::Command(None) => break,
                 Happened::Connected(Ok(connection)) => self.open(connection),
+                // Where WebSocket is all that gets through, it stays.
+                Happened::MovedUp(better) => {
+                    if let Some(connection) = better.filter(|_| self.link.is_some()) {
+                        self.open(connection);
+                    }
+                }
                 Happened::Connected(Err(error)) => self.client.disconnected(&error, now_ms()),
                 Happened::Frame(Ok(Some(frame))) => self.client.received_frame(&frame, now_ms()),
                 Happened::Frame(Ok(None)) => self.lost("the server closed the connection"),
@@ -263,11 +271,14 @@ impl Runner {
     /// Waits for whatever is next. Each branch may be dropped without losing anything.
     async fn next(&mut self, commands: &mut mpsc::Receiver<Command>) -> Happened {
         let timer = self.timer_ms.map(deadline);
-        let Self { connecting, link, .. } = self;
+        let Self { connecting, moving_up, link, .. } = self;
         tokio::select! {
             command = commands.recv() => Happened::Command(command),
             Some(result) = connecting.join_next(), if !connecting.is_empty() => {
                 Happened::Connected(result.unwrap_or_else(|_| Err("the attempt to connect was given up".to_owned())))
+            }
+            Some(result) = moving_up.join_next(), if !moving_up.is_empty() => {
+                Happened::MovedUp(result.ok().and_then(Result::ok))
             }
             happened = async {
                 match link {
@@ -343,6 +354,10 @@ impl Runner {
         let mut writing = JoinSet::new();
         writing.spawn(write(writer, queue));
         self.link = Some(Link { reader, frames, backlog: VecDeque::new(), writing });
+        self.moving_up = JoinSet::new();
+        if self.options.choice == Choice::Auto && info.kind == Kind::WebSocket {
+            self.moving_up.spawn(dial(Options { choice: Choice::Only(Kind::WebTransport), ..self.options.clone() }));
+        }
         self.client.connected(Connected { transport: info.kind.name(), exporter: info.exporter }, now_ms());
     }
 
