@@ -240,6 +240,19 @@ impl World {
         self.devices[index].client.disconnected("cut", self.now_ms);
     }
 
+    /// Another connection takes the place of one that works: the session moves to a better transport.
+    fn move_over(&mut self, index: usize) {
+        let device = &mut self.devices[index];
+        let Some(end) = device.end.take() else { return };
+        device.to_server.clear();
+        device.to_client.clear();
+        if let Some(conn) = end.conn {
+            conn.outbox.close();
+            self.shard.handle(ShardMessage::Closed { conn: end.id }, self.now_ms);
+        }
+        self.connect(index);
+    }
+
     /// A frame of the device reaches the server.
     fn serve(&mut self, index: usize) {
         let now_ms = self.now_ms;
@@ -375,7 +388,8 @@ impl World {
                     self.connect(index);
                 }
             }
-            90..94 => self.cut(index),
+            90..93 => self.cut(index),
+            93..94 => self.move_over(index),
             94..95 => self.crash_server(),
             95..96 => self.crash_client(index),
             96..97 => self.engine.fail_next(if self.rng.below(2) == 0 { Failure::DiskFull } else { Failure::OutcomeUnknown }),
