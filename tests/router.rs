@@ -601,7 +601,8 @@ impl Model {
             Step::Unsubscribe { client, room } => {
                 self.enter(client);
                 let conn = Arc::clone(&self.clients[client].conn);
-                if self.world.ask(&conn, ROOMS[room], Action::Unsubscribe) {
+                // Only with nothing unread: on one connection a client cannot tell the answers to two subscriptions apart.
+                if conn.outbox.bytes() == 0 && self.world.ask(&conn, ROOMS[room], Action::Unsubscribe) {
                     self.clients[client].rooms.get_mut(&ROOMS[room]).unwrap().subscribed = false;
                 }
             }
