@@ -16,8 +16,8 @@ pub struct Limits {
     pub handshake_timeout_ms: u32,
     /// Milliseconds without any byte from the client before the connection is closed. Default 60,000.
     pub idle_timeout_ms: u32,
-    /// Rooms that one session may have entered at a time. Default 1,024.
-    pub rooms_per_session_max: u32,
+    /// Rooms that one device may have entered at a time, over all of its sessions. Default 4,096.
+    pub rooms_per_device_max: u32,
     /// Rooms that one device may create per hour. Default 256.
     pub rooms_created_per_hour_max: u32,
     /// Publishes per second that one device may make for long, over all of its sessions. Default 200.
@@ -52,7 +52,7 @@ impl Default for Limits {
             unauthenticated_bytes_max: 4 << 10,
             handshake_timeout_ms: 10_000,
             idle_timeout_ms: 60_000,
-            rooms_per_session_max: 1024,
+            rooms_per_device_max: 4096,
             rooms_created_per_hour_max: 256,
             publishes_per_second_max: 200,
             publish_burst_max: 400,

@@ -10,8 +10,10 @@ use super::{
     login::{AGENT_LEN_MAX, AUTHORITY_LEN_MAX, TOKEN_LEN_MAX, Transcript},
 };
 
-/// Requests other than publishes that a session may make per second for long; at once, four for each room that it may enter.
+/// Requests other than publishes that a session may make per second for long.
 const REQUESTS_PER_SECOND: u32 = 100;
+/// Requests that a session may make at once: a client that comes back enters, subscribes and fetches in each of its rooms.
+const REQUESTS_BURST: u32 = 4096;
 
 /// What the session asks of the room's owner. The device is the authenticated one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -238,7 +240,7 @@ impl Open {
             device,
             binding,
             publishes: TokenBucket::new(limits.publishes_per_second_max, limits.publish_burst_max, now_ms),
-            requests: TokenBucket::new(REQUESTS_PER_SECOND, limits.rooms_per_session_max.saturating_mul(4), now_ms),
+            requests: TokenBucket::new(REQUESTS_PER_SECOND, REQUESTS_BURST, now_ms),
             ephemerals: TokenBucket::new(limits.ephemerals_per_second_max, limits.ephemerals_per_second_max, now_ms),
         }
     }

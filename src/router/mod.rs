@@ -56,14 +56,23 @@ impl Conn {
         Self { id, device, binding, outbox, usage, rooms: AtomicU32::new(0) }
     }
 
-    /// Counts one more entered room.
+    /// Counts one more entered room, of this connection and of its device.
     fn enter(&self, limits: &Limits) -> Result<(), Refusal> {
-        let more = |rooms: u32| (rooms < limits.rooms_per_session_max).then_some(rooms + 1);
-        self.rooms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map(drop).map_err(|_| Refusal::TooManyRooms)
+        self.usage.enter(limits)?;
+        self.rooms.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     fn leave(&self) {
         self.rooms.fetch_sub(1, Ordering::Relaxed);
+        self.usage.leave(1);
+    }
+}
+
+impl Drop for Conn {
+    /// The last shard that knew of the connection has forgotten it: its device may enter as many rooms again.
+    fn drop(&mut self) {
+        self.usage.leave(*self.rooms.get_mut());
     }
 }
 
@@ -76,6 +85,8 @@ pub struct Usage(Mutex<Used>);
 #[derive(Debug, Default)]
 struct Used {
     sessions: u32,
+    /// Rooms entered, over all of its sessions.
+    entered: u32,
     /// Rooms made since `since_ms`.
     created: u32,
     since_ms: u64,
@@ -101,6 +112,20 @@ impl Usage {
         })
     }
 
+    fn enter(&self, limits: &Limits) -> Result<(), Refusal> {
+        self.with(|used| {
+            if used.entered >= limits.rooms_per_device_max {
+                return Err(Refusal::TooManyRooms);
+            }
+            used.entered += 1;
+            Ok(())
+        })
+    }
+
+    fn leave(&self, rooms: u32) {
+        self.with(|used| used.entered -= rooms);
+    }
+
     /// Counts one more publish of the device: its sessions share one rate.
     fn publish(&self, now_ms: u64, limits: &Limits) -> Result<(), Refusal> {
         let (rate, burst) = (limits.publishes_per_second_max, limits.publish_burst_max);
@@ -109,7 +134,9 @@ impl Usage {
     }
 
     fn is_idle(&self, now_ms: u64) -> bool {
-        self.with(|used| used.sessions == 0 && (used.created == 0 || now_ms.saturating_sub(used.since_ms) >= HOUR_MS))
+        self.with(|used| {
+            used.sessions == 0 && used.entered == 0 && (used.created == 0 || now_ms.saturating_sub(used.since_ms) >= HOUR_MS)
+        })
     }
 }
 
@@ -165,6 +192,22 @@ impl Drop for DeviceSession {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entered_rooms_are_limited_per_device_and_given_back_with_the_connection() {
+        let limits = Limits { rooms_per_device_max: 2, ..Limits::default() };
+        let usage = Arc::new(Usage::default());
+        let conn = |id| Conn::new(ConnId(id), DeviceKey([1; 32]), Digest([2; 32]), Arc::new(Outbox::new(1)), Arc::clone(&usage));
+        let (first, second) = (conn(1), conn(2));
+        assert_eq!(first.enter(&limits), Ok(()));
+        assert_eq!(second.enter(&limits), Ok(()));
+        assert_eq!(first.enter(&limits), Err(Refusal::TooManyRooms), "counted over its connections");
+        second.leave();
+        assert_eq!(first.enter(&limits), Ok(()));
+        assert_eq!(second.enter(&limits), Err(Refusal::TooManyRooms));
+        drop(first);
+        assert_eq!(second.enter(&limits).and_then(|()| second.enter(&limits)), Ok(()), "a closed connection holds none");
+    }
 
     #[test]
     fn sessions_and_creations_are_limited_per_device() {
