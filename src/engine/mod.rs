@@ -4,7 +4,9 @@
 //! survive a crash; completions of one log's appends come in the order of their seqs, and one failure fails all that
 //! were submitted behind it, so that a log never has a gap.
 
+pub mod embedded;
 pub mod redb;
+pub mod wal;
 
 use std::{sync::Arc, time::Duration};
 
