@@ -155,19 +155,22 @@ fn medians(cells: &BTreeMap<Key, Vec<Cell>>, key: Key, of: fn(&Cell) -> f64) -> 
 
 fn report(args: &AcksArgs, kinds: &[Kind], cells: &BTreeMap<Key, Vec<Cell>>) -> anyhow::Result<()> {
     let mut table = Table::new(&[
-        "engine", "in flight", "acks/s", "of the floor", "p50 ms", "p99 ms", "CPU-µs/ack", "acks/batch", "syncs/batch",
+        "engine",
+        "in flight",
+        "acks/s",
+        "of the floor",
+        "p50 ms",
+        "p99 ms",
+        "CPU-µs/ack",
+        "acks/batch",
+        "syncs/batch",
     ]);
     for in_flight in &args.in_flight {
         for kind in kinds {
             let column = |of| medians(cells, (*in_flight, *kind), of);
             let (rate, ratio) = column(|cell| cell.rate);
-            let rest: [fn(&Cell) -> f64; 5] = [
-                |cell| cell.p50_ms,
-                |cell| cell.p99_ms,
-                |cell| cell.cpu_us,
-                |cell| cell.per_batch,
-                |cell| cell.syncs_per_batch,
-            ];
+            let rest: [fn(&Cell) -> f64; 5] =
+                [|cell| cell.p50_ms, |cell| cell.p99_ms, |cell| cell.cpu_us, |cell| cell.per_batch, |cell| cell.syncs_per_batch];
             let head = [kind.name().to_owned(), in_flight.to_string(), number(rate), number(ratio)];
             table.row(head.into_iter().chain(rest.map(|of| number(column(of).0))));
         }

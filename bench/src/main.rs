@@ -4,6 +4,9 @@
 //! the ratio to the floor of the same round. No part of this is a test: figures depend on the machine.
 
 mod acks;
+mod audit;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 mod count;
 mod driver;
 mod engines;
@@ -15,6 +18,8 @@ mod plot;
 mod reopen;
 mod report;
 mod scan;
+mod server;
+mod storm;
 mod volume;
 
 use std::path::PathBuf;
@@ -39,6 +44,13 @@ enum Command {
     /// What keeps rooms: durable appends, bytes written, opening after a crash, reading.
     #[command(subcommand)]
     Store(Store),
+    /// Ten thousand subscribers come back at once: the server's CPU time against delivering the same messages live.
+    Storm(storm::StormArgs),
+    /// Kills a server under load with SIGKILL, again and again, and holds it to every ack it gave.
+    Audit(audit::AuditArgs),
+    /// The server that is measured and killed.
+    #[command(hide = true)]
+    Serve(server::ServeArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -104,5 +116,8 @@ fn main() -> anyhow::Result<()> {
         Command::Store(Store::Open(args)) => reopen::run(&args),
         Command::Store(Store::Scan(args)) => scan::run(&args),
         Command::Store(Store::Write(args)) => reopen::write(&args),
+        Command::Storm(args) => storm::run(&args),
+        Command::Audit(args) => audit::run(&args),
+        Command::Serve(args) => server::serve(&args),
     }
 }

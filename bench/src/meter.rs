@@ -1,11 +1,6 @@
 //! What the kernel says about CPU time, writes and disks.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, bail};
 
@@ -58,9 +53,8 @@ fn rusage(who: libc::c_int) -> Duration {
         libc::getrusage(who, &raw mut usage);
         usage
     };
-    let time = |value: libc::timeval| {
-        Duration::from_micros(u64::try_from(value.tv_sec * 1_000_000 + value.tv_usec).unwrap_or_default())
-    };
+    let time =
+        |value: libc::timeval| Duration::from_micros(u64::try_from(value.tv_sec * 1_000_000 + value.tv_usec).unwrap_or_default());
     time(usage.ru_utime) + time(usage.ru_stime)
 }
 
@@ -71,6 +65,18 @@ pub fn ticks(pid: u32) -> anyhow::Result<Duration> {
     let fields: Vec<u64> = rest.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
     let [user, system] = fields[..] else { bail!("/proc/{pid}/stat is not understood") };
     Ok(Duration::from_millis((user + system) * 10))
+}
+
+/// Allows this process, and those that it starts, as many files as the system lets it.
+pub fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls read or fill the limit given.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
 }
 
 /// Refuses a file system in memory: a sync there costs nothing.

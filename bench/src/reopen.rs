@@ -56,7 +56,15 @@ pub fn run(args: &OpenArgs) -> anyhow::Result<()> {
     let dir = args.common.dir.join("open");
     drop(fs::remove_dir_all(&dir));
     meter::check_disk(&dir)?;
-    let mut table = Table::new(&["engine", "messages", "killed", "open ms, median", "open ms, worst", "first read ms, median", "sum ms, worst"]);
+    let mut table = Table::new(&[
+        "engine",
+        "messages",
+        "killed",
+        "open ms, median",
+        "open ms, worst",
+        "first read ms, median",
+        "sum ms, worst",
+    ]);
     let mut rounds = Vec::new();
     for kind in args.common.available(&args.engines) {
         let dir = dir.join(format!("{kind:?}"));
@@ -72,7 +80,9 @@ pub fn run(args: &OpenArgs) -> anyhow::Result<()> {
                 number(open_ms),
                 number(read_ms)
             );
-            rounds.push(json!({ "engine": kind.name(), "kill": kill, "messages": heads, "open_ms": open_ms, "first_read_ms": read_ms }));
+            rounds.push(
+                json!({ "engine": kind.name(), "kill": kill, "messages": heads, "open_ms": open_ms, "first_read_ms": read_ms }),
+            );
             opened.push(open_ms);
             read.push(read_ms);
         }

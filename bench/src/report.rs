@@ -49,7 +49,8 @@ impl Table {
     }
 
     fn to_csv(&self) -> String {
-        let quote = |cell: &str| if cell.contains([',', '"']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() };
+        let quote =
+            |cell: &str| if cell.contains([',', '"']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() };
         let mut text = self.header.iter().map(|name| quote(name)).collect::<Vec<_>>().join(",") + "\n";
         for row in &self.rows {
             text += &(row.iter().map(|cell| quote(cell)).collect::<Vec<_>>().join(",") + "\n");

@@ -164,7 +164,12 @@ fn times(driver: &Driver, count: usize, request: impl Fn() -> Request) -> anyhow
 
 fn report(args: &ScanArgs, floor: &Floor, candidates: &[Candidate]) -> anyhow::Result<()> {
     let mut table = Table::new(&["engine", "reading", "MB/s or µs", "of the sum loop in memory"]);
-    table.row(["memory, sum loop".into(), "the whole room".into(), format!("{} MB/s", number(median(floor.rates.clone()))), "1".into()]);
+    table.row([
+        "memory, sum loop".into(),
+        "the whole room".into(),
+        format!("{} MB/s", number(median(floor.rates.clone()))),
+        "1".into(),
+    ]);
     let mut rounds = vec![json!({ "engine": "memory", "megabytes_per_second": floor.rates })];
     for candidate in candidates {
         let name = candidate.kind.name();
@@ -178,11 +183,14 @@ fn report(args: &ScanArgs, floor: &Floor, candidates: &[Candidate]) -> anyhow::R
             ]);
             rounds.push(json!({ "engine": name, "page": page, "megabytes_per_second": rates }));
         }
-        for (what, values) in [("last 50, through the queue", &candidate.last), ("no such room, through the queue", &candidate.hop)] {
+        for (what, values) in
+            [("last 50, through the queue", &candidate.last), ("no such room, through the queue", &candidate.hop)]
+        {
             table.row([name.to_owned(), what.into(), format!("{} µs", number(median(values.clone()))), "–".into()]);
             rounds.push(json!({ "engine": name, "what": what, "microseconds": values }));
         }
     }
-    let settings = json!({ "messages": args.messages, "payload": args.common.payload, "rounds": args.rounds, "reads": args.reads });
+    let settings =
+        json!({ "messages": args.messages, "payload": args.common.payload, "rounds": args.rounds, "reads": args.reads });
     table.publish(&args.common.out, "store-scan", settings, rounds.into())
 }

@@ -59,12 +59,7 @@ pub fn run(args: &BytesArgs) -> anyhow::Result<()> {
     let mut volumes = Vec::new();
     for kind in args.common.available(&args.engines) {
         let volume = measure(args, kind, &dir.join(format!("{kind:?}")))?;
-        eprintln!(
-            "{:<24} {:>9} messages, {:>6} bytes to the device each",
-            kind.name(),
-            volume.messages,
-            number(volume.stored)
-        );
+        eprintln!("{:<24} {:>9} messages, {:>6} bytes to the device each", kind.name(), volume.messages, number(volume.stored));
         volumes.push(volume);
         drop(fs::remove_dir_all(&dir));
     }

@@ -135,7 +135,8 @@ fn listen(
             writer.lock().unwrap_or_else(PoisonError::into_inner).write_all(b"PONG\r\n")?;
         } else if line.starts_with("MSG") {
             let answer = body(reader, &line)?;
-            let token: Token = line.split_whitespace().nth(1).and_then(|subject| subject.strip_prefix("inbox.")).context("an inbox")?.parse()?;
+            let token: Token =
+                line.split_whitespace().nth(1).and_then(|subject| subject.strip_prefix("inbox.")).context("an inbox")?.parse()?;
             let stored = answer.windows(6).any(|part| part == b"\"seq\":") && !answer.windows(7).any(|part| part == b"\"error\"");
             if !stored {
                 eprintln!("JetStream: {}", String::from_utf8_lossy(&answer));

@@ -9,6 +9,7 @@ use std::{
     process::Command,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -40,6 +41,7 @@ impl Redis {
     pub fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let socket = TcpStream::connect(address)?;
         socket.set_nodelay(true)?;
+        await_loaded(&socket)?;
         let (queue, sink) = (Arc::new(Queue::default()), Arc::new(OnceLock::<Arc<dyn Complete>>::new()));
         let sent = Arc::new(Mutex::new(VecDeque::new()));
         let threads = vec![
@@ -54,6 +56,23 @@ impl Redis {
         ];
         Ok(Self { socket, queue, sink, threads })
     }
+}
+
+/// A server listens before it has read its file.
+fn await_loaded(mut socket: &TcpStream) -> anyhow::Result<()> {
+    let mut reader = BufReader::new(socket.try_clone()?);
+    let mut line = String::new();
+    while !line.starts_with("+PONG") {
+        if line.starts_with("-LOADING") {
+            thread::sleep(Duration::from_millis(5));
+        } else if !line.is_empty() {
+            anyhow::bail!("Redis: {line}");
+        }
+        socket.write_all(b"PING\r\n")?;
+        line.clear();
+        reader.read_line(&mut line)?;
+    }
+    Ok(())
 }
 
 fn push(queue: &Queue, sent: &Mutex<VecDeque<Token>>, socket: &mut TcpStream) {
