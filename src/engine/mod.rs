@@ -5,6 +5,7 @@
 //! were submitted behind it, so that a log never has a gap.
 
 pub mod embedded;
+mod queue;
 pub mod redb;
 pub mod wal;
 
@@ -124,6 +125,16 @@ pub trait Observer: Send + Sync {
     /// A batch is on disk: its writes, their envelope bytes, and how long storing and syncing took.
     fn committed(&self, requests: usize, bytes: usize, took: Duration) {
         let _ = (requests, bytes, took);
+    }
+
+    /// What was logged is in the history file now: its memory in bytes, and how long that took.
+    fn applied(&self, bytes: usize, took: Duration) {
+        let _ = (bytes, took);
+    }
+
+    /// What was logged could not be brought into the history file; it will be tried again.
+    fn apply_failed(&self, why: &str) {
+        let _ = why;
     }
 
     /// A load or read was answered with so many envelope bytes.
