@@ -3,4 +3,9 @@
 //! A write is acked when the log has it; a second thread applies what was logged to redb, much at a time and sorted by
 //! room. Until then it lies in a memtable, from which readers complete what redb has.
 
+mod apply;
+pub mod chunk;
+mod layout;
 mod memtable;
+mod read;
+mod tables;

@@ -6,6 +6,7 @@
 
 pub mod embedded;
 pub mod redb;
+mod rows;
 pub mod wal;
 
 use std::{sync::Arc, time::Duration};
