@@ -21,6 +21,7 @@ mod apply;
 mod chunk;
 mod database;
 mod layers;
+mod layout;
 mod memtable;
 mod read;
 mod reader;
@@ -39,8 +40,6 @@ use std::{
     time::Instant,
 };
 
-use serde::{Deserialize, Serialize};
-
 pub use self::storage::{Directory, OpenError, Storage};
 use self::{
     applier::Applier,
@@ -53,8 +52,7 @@ use self::{
 use super::{Busy, Complete, Engine, Observer, Request, Token, queue::Queue, wal};
 
 /// Settings of the embedded engine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The write-ahead log's own.
     pub wal: wal::Config,
@@ -172,26 +170,26 @@ impl EmbeddedEngine {
     pub fn open_in(storage: Arc<dyn Storage>, config: Config, observer: Arc<dyn Observer>) -> Result<Self, OpenError> {
         let database = Arc::new(storage::open_database(&storage, config.cache_bytes)?);
         let mut table = Memtable::default();
-        let (wal, recycler) = storage::open_log(&storage, &config, &database, &mut table)?;
+        let wal = storage::open_log(&storage, &config, &database, &mut table)?;
         storage::skip_applied(&database, &mut table)?;
         let layers = Arc::new(Layers::new(table));
         let health = Arc::new(Health { logging: AtomicBool::new(true), applying: AtomicBool::new(true) });
         let writes = Arc::new(Queue::new(config.queue_requests_max, config.queue_bytes_max));
         let reads = Arc::new(Queue::new(config.queue_requests_max, usize::MAX));
         let engine = Self { layers, database, health, writes, reads, threads: Mutex::default() };
-        engine.start(wal, recycler, storage, &config, &observer).map_err(OpenError::Start)?;
+        engine.start(wal, storage, &config, &observer).map_err(OpenError::Start)?;
         Ok(engine)
     }
 
     fn start(
         &self,
         wal: wal::Wal,
-        recycler: wal::Recycler,
         storage: Arc<dyn Storage>,
         config: &Config,
         observer: &Arc<dyn Observer>,
     ) -> io::Result<()> {
         let mut threads = Threads::default();
+        let recycler = wal.recycler();
         for number in 0..config.readers.max(1) {
             let (layers, database) = (Arc::clone(&self.layers), Arc::clone(&self.database));
             let (queue, observer) = (Arc::clone(&self.reads), Arc::clone(observer));
@@ -201,6 +199,7 @@ impl EmbeddedEngine {
         }
         let writer = Writer {
             wal,
+            recycler: recycler.clone(),
             layers: Arc::clone(&self.layers),
             database: Arc::clone(&self.database),
             queue: Arc::clone(&self.writes),
@@ -214,7 +213,7 @@ impl EmbeddedEngine {
         let applier = Applier {
             layers: Arc::clone(&self.layers),
             database: Arc::clone(&self.database),
-            wal: recycler,
+            recycler,
             health: Arc::clone(&self.health),
             config: config.clone(),
             observer: Arc::clone(observer),

@@ -7,6 +7,7 @@
 pub mod embedded;
 mod queue;
 pub mod redb;
+mod rows;
 pub mod wal;
 
 use std::{sync::Arc, time::Duration};
@@ -135,6 +136,11 @@ pub trait Observer: Send + Sync {
     /// What was logged could not be brought into the history file; it will be tried again.
     fn apply_failed(&self, why: &str) {
         let _ = why;
+    }
+
+    /// The history of a room is damaged: it takes no more, and what was acked and is not in it was put aside.
+    fn damaged(&self, room: RoomId, why: &str) {
+        let _ = (room, why);
     }
 
     /// A load or read was answered with so many envelope bytes.

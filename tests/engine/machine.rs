@@ -291,8 +291,8 @@ impl Files for Machine {
 }
 
 impl Storage for Machine {
-    fn files(&self) -> Arc<dyn Files> {
-        Arc::new(self.clone())
+    fn files(&self) -> io::Result<Arc<dyn Files>> {
+        Ok(Arc::new(self.clone()))
     }
 
     fn history(&self, builder: &redb::Builder) -> Result<redb::Database, redb::DatabaseError> {

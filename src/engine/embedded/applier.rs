@@ -1,12 +1,12 @@
 //! The applier: brings what was logged into redb, much at a time and sorted by room, and sweeps what is over.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use redb::WriteTransaction;
 
 use super::{
     Config, Health, clock,
-    apply::{self, Apply},
+    apply::Apply,
     database::Database,
     layers::{Layers, Next},
     memtable::{Memtable, RoomTail},
@@ -22,11 +22,13 @@ use crate::{
 
 /// How long the applier waits after a failure before it tries again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Rows that are swept in one transaction: enough to be quick, few enough not to hold up what was logged.
+const SWEEP_ROWS: usize = 1_000;
 
 pub(super) struct Applier {
     pub(super) layers: Arc<Layers>,
     pub(super) database: Arc<Database>,
-    pub(super) wal: Recycler,
+    pub(super) recycler: Recycler,
     pub(super) health: Arc<Health>,
     pub(super) config: Config,
     pub(super) observer: Arc<dyn Observer>,
@@ -39,10 +41,12 @@ impl Applier {
     pub(super) fn run(mut self) {
         let age = Duration::from_millis(self.config.apply_after_ms.into());
         loop {
+            self.prepare();
             let patience = self.sweeping.then_some(Duration::ZERO);
             match self.layers.next(age, patience) {
                 Next::Closed => return,
-                Next::Idle => self.sweep(),
+                Next::Idle if self.sweeping => self.sweep(),
+                Next::Idle => {}
                 Next::Apply(table) => {
                     if !self.apply(&table) && self.layers.pause(RETRY) {
                         return;
@@ -59,7 +63,7 @@ impl Applier {
             Ok(()) => {
                 self.layers.applied();
                 self.health.applying(true);
-                self.wal.release(table.last);
+                self.tidy(self.recycler.release(table.last));
                 self.sweeping = true;
                 self.observer.applied(table.bytes, begun.elapsed());
                 true
@@ -73,19 +77,33 @@ impl Applier {
         }
     }
 
+    /// The writer seldom has to make a segment itself, which takes long.
+    fn prepare(&self) {
+        if self.recycler.wants_preparation() {
+            self.tidy(self.recycler.prepare());
+        }
+    }
+
+    /// Nothing depends on it now; it is tried again.
+    fn tidy(&self, result: io::Result<()>) {
+        if let Err(error) = result {
+            self.observer.apply_failed(&error.to_string());
+        }
+    }
+
     fn try_apply(&self, table: &Memtable) -> Result<(), Error> {
         let mut rooms: Vec<(&RoomId, &RoomTail)> = table.rooms.iter().collect();
         rooms.sort_unstable_by_key(|(room, _)| **room);
         let mut slices = Slices { rooms: &rooms, bytes: self.config.slice_bytes as u64 };
         while let Some(slice) = slices.next() {
             let done = slices.rooms.is_empty().then_some(table.last);
-            self.database.write(|txn| apply_slice(txn, slice, done))?;
+            self.database.write(|txn| apply_slice(txn, slice, done, &*self.observer))?;
         }
         Ok(())
     }
 
     fn sweep(&mut self) {
-        match self.database.write(|txn| Apply::open(txn)?.sweep()) {
+        match self.database.write(|txn| Apply::open(txn)?.sweep(SWEEP_ROWS)) {
             Ok(more) => self.sweeping = more,
             Err(error) => {
                 self.observer.apply_failed(&error.to_string());
@@ -95,15 +113,25 @@ impl Applier {
     }
 }
 
-fn apply_slice(txn: &WriteTransaction, slice: &[(&RoomId, &RoomTail)], done: Option<Lsn>) -> Result<(), Error> {
+fn apply_slice(
+    txn: &WriteTransaction,
+    slice: &[(&RoomId, &RoomTail)],
+    done: Option<Lsn>,
+    observer: &dyn Observer,
+) -> Result<(), Error> {
     let mut apply = Apply::open(txn)?;
     for (room, tail) in slice {
-        apply.room(**room, tail)?;
+        match apply.apply_room(**room, tail) {
+            Err(Error::Storage(error)) => return Err(Error::Storage(error)),
+            // One log is damaged: what was acked of it is put aside, and the others go on.
+            Err(error) => {
+                observer.damaged(**room, &error.to_string());
+                apply.strand(tail, &error.to_string())?;
+            }
+            Ok(()) => {}
+        }
     }
-    if let Some(lsn) = done {
-        apply::set_applied(txn, lsn)?;
-    }
-    Ok(())
+    done.map_or(Ok(()), |lsn| apply.set_applied(lsn))
 }
 
 /// Rooms in slices of about so many bytes.

@@ -29,6 +29,8 @@ struct Tables {
     since: Option<Instant>,
     frozen: Option<Arc<Memtable>>,
     closing: bool,
+    /// Whether the applier has something else to do.
+    chore: bool,
 }
 
 /// Which life of its log a room has, as far as the tables know.
@@ -83,7 +85,7 @@ impl Tail {
 impl Layers {
     pub(super) fn new(active: Memtable) -> Self {
         let since = (!active.is_empty()).then(super::clock);
-        Self { tables: Mutex::new(Tables { active, since, frozen: None, closing: false }), changed: Condvar::new() }
+        Self { tables: Mutex::new(Tables { active, since, frozen: None, closing: false, chore: false }), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
@@ -136,7 +138,7 @@ impl Layers {
             }
             let until_old = old.map(|old| age.saturating_sub(old));
             let left = patience.map(|patience| patience.saturating_sub(begun.elapsed()));
-            if left.is_some_and(|left| left.is_zero()) {
+            if std::mem::take(&mut tables.chore) || left.is_some_and(|left| left.is_zero()) {
                 return Next::Idle;
             }
             let wait = [until_old, left].into_iter().flatten().min().unwrap_or(Duration::from_secs(3600));
@@ -154,6 +156,12 @@ impl Layers {
     /// The frozen table was applied.
     pub(super) fn applied(&self) {
         self.lock().frozen = None;
+        self.changed.notify_all();
+    }
+
+    /// Has the applier look after what else there is to do.
+    pub(super) fn chore(&self) {
+        self.lock().chore = true;
         self.changed.notify_all();
     }
 

@@ -1,6 +1,7 @@
 //! The readers: each answer is composed of one snapshot of redb and what the tables had before it was taken.
 
 use std::{
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -16,10 +17,10 @@ use super::{
 };
 use crate::{
     core::{
-        id::{RoomId, Seq, UnixMillis},
-        log::{Append, LoadedLog, LogMeta, LogState, Record, Records},
+        id::{Digest, RoomId, Seq},
+        log::{Append, LoadedLog, LogMeta, LogState, Producer, ProducerState, Record, Records},
     },
-    engine::{Answer, Complete, Completion, Failure, Observer, Token, queue::Queue},
+    engine::{Answer, Complete, Completion, Failure, Observer, Token, queue::Queue, rows},
 };
 
 /// How often a read begins anew because a log ended while it was read.
@@ -97,6 +98,7 @@ pub(super) fn answer(layers: &Layers, database: &Database, room: RoomId, read: R
 /// One log at one moment.
 struct View<'a> {
     txn: &'a ReadTransaction,
+    room: RoomId,
     meta: LogMeta,
     /// As redb has it, if it does.
     row: Option<LogRow>,
@@ -120,7 +122,7 @@ impl<'a> View<'a> {
         let base = row.as_ref().map_or_else(|| LogState::empty(room), |row| row.state);
         let applied = tail.records.iter().take_while(|record| record.seq <= base.head).count();
         let records = tail.records.get(applied..).unwrap_or_default();
-        Ok(Some(Some(View { txn, meta, state: tail.state(base), row, tail: records })))
+        Ok(Some(Some(View { txn, room, meta, state: tail.state(base), row, tail: records })))
     }
 
     /// The newest seq that redb has.
@@ -137,18 +139,18 @@ impl<'a> View<'a> {
     }
 
     fn load(&self) -> Result<LoadedLog, Error> {
-        let mut producers = match &self.row {
-            Some(row) => read::producers(self.txn, row)?,
-            None => Vec::new(),
-        };
-        super::apply::note_all(&mut producers, self.tail);
-        Ok(LoadedLog { meta: self.meta.clone(), state: self.state, producers })
+        let stored = self.row.as_ref().map(|row| read::producers(self.txn, row)).transpose()?;
+        let mut producers: BTreeMap<Producer, ProducerState> = stored.into_iter().flatten().collect();
+        for append in self.tail {
+            rows::note(producers.entry(append.producer).or_default(), append);
+        }
+        Ok(LoadedLog { meta: self.meta.clone(), state: self.state, producers: producers.into_iter().collect() })
     }
 
     fn after(&self, after: Seq, bytes_max: u32) -> Result<Records, Error> {
         let first = (after.min(self.state.head) + 1).max(self.state.floor);
         let mut page = match &self.row {
-            Some(row) if first <= row.state.head => read::after(self.txn, row, first - 1, bytes_max)?,
+            Some(row) if first <= row.state.head => read::chunks(self.txn, self.room, row)?.after(first - 1, row.state.head, bytes_max)?,
             _ => Records { state: self.state, before: self.chain_at(first - 1)?, records: Vec::new() },
         };
         page.state = self.state;
@@ -205,22 +207,23 @@ impl<'a> View<'a> {
     /// What precedes `taken` records, as far as the limits allow.
     fn older(&self, row: &LogRow, last: Seq, max: (u32, u32), taken: (usize, u64)) -> Result<Option<Records>, Error> {
         let (count, bytes) = taken;
+        let chunks = read::chunks(self.txn, self.room, row)?;
         if count == 0 {
-            return read::before(self.txn, row, last + 1, max.0, max.1).map(Some);
+            return chunks.before(last + 1, last, max.0, max.1).map(Some);
         }
         let count_left = max.0.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
         let bytes_left = u32::try_from(u64::from(max.1).saturating_sub(bytes)).unwrap_or(u32::MAX);
         if count_left == 0 {
             return Ok(None);
         }
-        let page = read::before(self.txn, row, last + 1, count_left, bytes_left)?;
+        let page = chunks.before(last + 1, last, count_left, bytes_left)?;
         // It gives at least one; beside those that were taken it must fit.
         let fits = page.records.iter().map(|record| record.envelope.len() as u64).sum::<u64>() <= u64::from(bytes_left);
         Ok((fits && !page.records.is_empty()).then_some(page))
     }
 
     /// The chain value at `seq`.
-    fn chain_at(&self, seq: Seq) -> Result<crate::core::id::Digest, Error> {
+    fn chain_at(&self, seq: Seq) -> Result<Digest, Error> {
         if seq == self.state.head {
             return Ok(self.state.chain);
         }
@@ -232,7 +235,7 @@ impl<'a> View<'a> {
             return found.map(|append| append.chain).ok_or(Error::Row("logs"));
         }
         match &self.row {
-            Some(row) => read::chain_at(self.txn, row, seq),
+            Some(row) => read::chunks(self.txn, self.room, row)?.chain_at(seq),
             None => Err(Error::Row("logs")),
         }
     }

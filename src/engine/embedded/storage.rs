@@ -23,7 +23,10 @@ use crate::engine::{
 /// Where a store lies: the segments of its log, and its history.
 pub trait Storage: Send + Sync {
     /// The log's segments.
-    fn files(&self) -> Arc<dyn wal::Files>;
+    ///
+    /// # Errors
+    /// When they cannot be reached.
+    fn files(&self) -> io::Result<Arc<dyn wal::Files>>;
 
     /// Opens the history, and makes an empty one if there is none: whole or not at all.
     ///
@@ -103,8 +106,8 @@ impl Directory {
 }
 
 impl Storage for Directory {
-    fn files(&self) -> Arc<dyn wal::Files> {
-        Arc::new(wal::Directory::new(&self.path))
+    fn files(&self) -> io::Result<Arc<dyn wal::Files>> {
+        Ok(Arc::new(wal::Directory::create(&self.path)?))
     }
 
     fn history(&self, builder: &Builder) -> Result<redb::Database, DatabaseError> {
@@ -161,9 +164,7 @@ fn stored_format(txn: &redb::ReadTransaction) -> Result<Stored, Error> {
         Err(TableError::Storage(error)) => return Err(error.into()),
         Err(_) => return Ok(Stored::Foreign),
     };
-    let row = meta.get(tables::FORMAT_ROW)?;
-    let format = row.and_then(|row| Some(u32::from_le_bytes(row.value().try_into().ok()?)));
-    Ok(format.map_or(Stored::Foreign, Stored::Format))
+    Ok(tables::format(&meta)?.map_or(Stored::Foreign, Stored::Format))
 }
 
 /// Opens the log, and puts into `table` what is not known to be applied.
@@ -172,10 +173,11 @@ pub(super) fn open_log(
     config: &Config,
     database: &Database,
     table: &mut Memtable,
-) -> Result<(wal::Wal, wal::Recycler), OpenError> {
-    let applied = database.read(read::applied).map_err(|error| damaged(storage.path(), &error))?;
+) -> Result<wal::Wal, OpenError> {
+    let applied = database.read(|txn| tables::applied(&txn.open_table(tables::META)?)).map_err(|error| damaged(storage.path(), &error))?;
+    let failed = |source| OpenError::from(direct::OpenError::from_io(storage.path(), source));
     let replay = |lsn, entry| table.insert(lsn, entry);
-    wal::Wal::open(storage.files(), config.wal.clone(), applied, random, replay)
+    wal::Wal::open(storage.files().map_err(failed)?, config.wal.clone(), applied, random, replay)
         .map_err(|source| OpenError::Log { path: storage.path().into(), source })
 }
 

@@ -24,7 +24,7 @@ use crate::{
     engine::{
         Answer, Complete, Completion, Failure, Observer, Token,
         queue::Queue,
-        wal::{Entry, Lsn, Wal},
+        wal::{CommitError, Entry, Full, Lsn, Recycler, Wal},
     },
 };
 
@@ -56,6 +56,14 @@ impl Write {
     }
 }
 
+/// Writes that are under one sync.
+struct Batch {
+    /// Which job, its number in the log, and what is logged.
+    entries: Vec<(usize, Lsn, Entry)>,
+    /// Of the jobs so far.
+    results: Vec<Result<(), Failure>>,
+}
+
 /// A log as the next write finds it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Known {
@@ -65,6 +73,7 @@ pub(super) struct Known {
 
 pub(super) struct Writer {
     pub(super) wal: Wal,
+    pub(super) recycler: Recycler,
     pub(super) layers: Arc<Layers>,
     pub(super) database: Arc<Database>,
     pub(super) queue: Arc<Queue<WriteJob>>,
@@ -131,16 +140,63 @@ impl Writer {
             self.known.clear();
         }
         let full = self.storage.free_space().is_ok_and(|free| free < self.config.disk_reserve_bytes);
-        let mut entries: Vec<(Lsn, Entry)> = Vec::with_capacity(jobs.len());
-        let mut results = Vec::with_capacity(jobs.len());
+        let mut batch = Batch { entries: Vec::with_capacity(jobs.len()), results: Vec::with_capacity(jobs.len()) };
         for job in jobs {
-            results.push(self.check(&job.write, full).map(|entry| entries.push((self.wal.push(&entry), entry))));
+            let result = match self.check(&job.write, full) {
+                Ok(entry) => self.push(entry, &mut batch)?,
+                Err(failure) => Err(failure),
+            };
+            batch.results.push(result);
         }
-        if !entries.is_empty() {
-            self.wal.commit()?;
-            self.layers.insert(entries);
+        self.commit(&mut batch)?;
+        Ok(batch.results)
+    }
+
+    /// Adds the entry to the batch, which is committed first if it has no room.
+    fn push(&mut self, entry: Entry, batch: &mut Batch) -> io::Result<Result<(), Failure>> {
+        let mut pushed = self.wal.push(&entry);
+        if pushed == Err(Full::Batch) {
+            self.commit(batch)?;
+            pushed = self.wal.push(&entry);
         }
-        Ok(results)
+        let Ok(lsn) = pushed else { return Ok(Err(Failure::DiskFull)) };
+        let (room, next) = match &entry {
+            Entry::Create { room, meta } => (*room, Some(Known { log: meta.log, head: 0 })),
+            Entry::Append { log, append } => (append.room, Some(Known { log: *log, head: append.seq })),
+            Entry::Delete { room, .. } => (*room, None),
+        };
+        self.known.insert(room, next);
+        batch.entries.push((batch.results.len(), lsn, entry));
+        Ok(Ok(()))
+    }
+
+    /// Makes the batch durable, and shows it to readers.
+    fn commit(&mut self, batch: &mut Batch) -> io::Result<()> {
+        if batch.entries.is_empty() {
+            return Ok(());
+        }
+        let entries = std::mem::take(&mut batch.entries);
+        match self.wal.commit() {
+            Ok(()) => {
+                self.layers.insert(entries.into_iter().map(|(_, lsn, entry)| (lsn, entry)));
+                if self.recycler.wants_preparation() {
+                    self.layers.chore();
+                }
+                Ok(())
+            }
+            Err(CommitError::NotStored(error)) => {
+                self.observer.apply_failed(&error.to_string());
+                for (job, ..) in entries {
+                    if let Some(result) = batch.results.get_mut(job) {
+                        *result = Err(Failure::DiskFull);
+                    }
+                }
+                // What was known included them.
+                self.known.clear();
+                Ok(())
+            }
+            Err(CommitError::Failed(error)) => Err(error),
+        }
     }
 
     /// What is to be logged, if the write can be done after all that precede it.
@@ -150,7 +206,7 @@ impl Writer {
             Write::Append(append) => append.room,
         };
         let known = self.known(room)?;
-        let entry = match (write, known) {
+        Ok(match (write, known) {
             (Write::Create { .. }, Some(_)) => return Err(Failure::Exists),
             (Write::Append(_) | Write::Delete { .. }, None) => return Err(Failure::NotFound),
             (Write::Create { .. } | Write::Append(_), _) if full => return Err(Failure::DiskFull),
@@ -158,17 +214,7 @@ impl Writer {
             (Write::Create { meta, .. }, None) => Entry::Create { room, meta: meta.clone() },
             (Write::Append(append), Some(known)) => Entry::Append { log: known.log, append: append.clone() },
             (Write::Delete { .. }, Some(known)) => Entry::Delete { room, log: known.log },
-        };
-        if !self.wal.has_room(&entry) {
-            return Err(Failure::DiskFull);
-        }
-        let next = match &entry {
-            Entry::Create { meta, .. } => Some(Known { log: meta.log, head: 0 }),
-            Entry::Append { log, append } => Some(Known { log: *log, head: append.seq }),
-            Entry::Delete { .. } => None,
-        };
-        self.known.insert(room, next);
-        Ok(entry)
+        })
     }
 
     /// The log of `room` after all that was logged before. Fails with [`Failure::Read`]: nothing changed.
@@ -182,7 +228,13 @@ impl Writer {
             (Life::Is(log), Some((head, _))) => Some(Known { log, head }),
             (Life::Is(log), None) if tail.made.is_some() => Some(Known { log, head: 0 }),
             _ => {
-                let row = self.database.read(|txn| read::row(txn, room)).map_err(|_: Error| Failure::Read)?;
+                let find = |txn: &redb::ReadTransaction| {
+                    let Some(row) = read::row(txn, room)? else { return Ok(None) };
+                    // A damaged log takes no more.
+                    let whole = !read::is_stranded(txn, row.meta.log)?;
+                    whole.then_some(Some(row)).ok_or_else(|| Error::Row("logs"))
+                };
+                let row = self.database.read(find).map_err(|_: Error| Failure::Read)?;
                 row.map(|row| Known { log: row.meta.log, head: row.state.head })
             }
         };
