@@ -92,10 +92,11 @@ impl Rooms {
     fn append(&mut self, room: usize) -> Request {
         self.heads[room] += 1;
         let (id, seq) = (Self::id(room), self.heads[room]);
+        // As a message begins: version, kind, suite, flags, room.
         let mut envelope = vec![0x5a; self.payload];
-        if let Some(place) = envelope.first_chunk_mut::<8>() {
-            *place = seq.to_le_bytes();
-        }
+        envelope[..4].copy_from_slice(&[1, 1, 1, 0]);
+        envelope[4..20].copy_from_slice(&id.0);
+        envelope[32..40].copy_from_slice(&seq.to_le_bytes());
         let mut chain = [0x11; 32];
         chain[..16].copy_from_slice(&id.0);
         chain[16..24].copy_from_slice(&seq.to_le_bytes());

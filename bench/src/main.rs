@@ -8,6 +8,7 @@ mod audit;
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod count;
+mod document;
 mod driver;
 mod engines;
 #[path = "../../src/cli/load/histogram.rs"]
@@ -15,6 +16,7 @@ mod engines;
 mod histogram;
 mod meter;
 mod plot;
+mod quiet;
 mod reopen;
 mod report;
 mod scan;
@@ -48,6 +50,8 @@ enum Command {
     Storm(storm::StormArgs),
     /// Kills a server under load with SIGKILL, again and again, and holds it to every ack it gave.
     Audit(audit::AuditArgs),
+    /// Puts the tables and plots of the latest runs into docs/performance.md.
+    Document(document::DocumentArgs),
     /// The server that is measured and killed.
     #[command(hide = true)]
     Serve(server::ServeArgs),
@@ -66,6 +70,11 @@ enum Store {
     Open(reopen::OpenArgs),
     /// Reads a whole room (beside the same loop over memory), and the last 50 messages of a warm one.
     Scan(scan::ScanArgs),
+    /// Memory of rooms that nobody uses.
+    Rooms(quiet::RoomsArgs),
+    /// The process that `rooms` looks at.
+    #[command(hide = true)]
+    Rest(quiet::RestArgs),
     /// The process that `open` kills.
     #[command(hide = true)]
     Write(reopen::WriteArgs),
@@ -87,7 +96,7 @@ struct Common {
     #[arg(long, value_name = "FILE", default_value = "redis-server", env = "REDIS_SERVER")]
     redis_server: PathBuf,
     /// Bytes of an envelope.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 300, value_parser = payload)]
     payload: usize,
     /// Rooms, among which messages are spread evenly and at random.
     #[arg(long, default_value_t = 1000)]
@@ -109,6 +118,12 @@ impl Common {
     }
 }
 
+/// An envelope has at least a header.
+fn payload(text: &str) -> Result<usize, String> {
+    let bytes = text.parse().map_err(|error| format!("{error}"))?;
+    if bytes >= 112 { Ok(bytes) } else { Err("an envelope has at least 112 bytes".into()) }
+}
+
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Store(Store::Acks(args)) => acks::run(&args),
@@ -116,6 +131,9 @@ fn main() -> anyhow::Result<()> {
         Command::Store(Store::Open(args)) => reopen::run(&args),
         Command::Store(Store::Scan(args)) => scan::run(&args),
         Command::Store(Store::Write(args)) => reopen::write(&args),
+        Command::Store(Store::Rooms(args)) => quiet::run(&args),
+        Command::Store(Store::Rest(args)) => quiet::rest(&args),
+        Command::Document(args) => document::run(&args),
         Command::Storm(args) => storm::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Serve(args) => server::serve(&args),

@@ -11,7 +11,7 @@ pub struct Usage {
     pub cpu: Duration,
     /// Bytes given to write calls.
     pub written: u64,
-    /// Bytes of pages made dirty: what goes to the device, but for the file system's own journal.
+    /// Bytes of memory made dirty, as the kernel accounts it: a large folio counts whole however little of it was written.
     pub stored: u64,
 }
 
@@ -98,18 +98,20 @@ pub fn check_disk(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes that the files below `dir` take on disk, and the same file by file.
-pub fn disk_usage(dir: &Path) -> anyhow::Result<(u64, Vec<(String, u64)>)> {
-    let (mut total, mut files) = (0, Vec::new());
+/// The files below `dir`, and the bytes that each takes on disk.
+pub fn files(dir: &Path) -> anyhow::Result<Vec<(String, u64)>> {
+    let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        let meta = entry.metadata()?;
-        let bytes = if meta.is_dir() { disk_usage(&entry.path())?.0 } else { meta.blocks() * 512 };
-        total += bytes;
-        files.push((entry.file_name().to_string_lossy().into_owned(), bytes));
+        let (meta, name) = (entry.metadata()?, entry.file_name().to_string_lossy().into_owned());
+        if meta.is_dir() {
+            files.extend(self::files(&entry.path())?.into_iter().map(|(below, bytes)| (format!("{name}/{below}"), bytes)));
+        } else {
+            files.push((name, meta.blocks() * 512));
+        }
     }
     files.sort();
-    Ok((total, files))
+    Ok(files)
 }
 
 /// Bytes written so far to the disk that holds `dir`, by everybody on this machine; `None` where that is not told.

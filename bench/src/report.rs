@@ -58,10 +58,11 @@ impl Table {
         text
     }
 
-    /// Prints the table and writes `name.csv`, and `name.json` with everything that was measured.
+    /// Prints the table and writes it as `name.md` and `name.csv`, and `name.json` with everything that was measured.
     pub fn publish(&self, out: &Path, name: &str, settings: Value, rounds: Value) -> anyhow::Result<()> {
         println!("\n{}", self.to_markdown());
         fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+        fs::write(out.join(format!("{name}.md")), self.to_markdown())?;
         fs::write(out.join(format!("{name}.csv")), self.to_csv())?;
         let all = json!({ "what": name, "settings": settings, "rounds": rounds });
         fs::write(out.join(format!("{name}.json")), serde_json::to_string_pretty(&all)? + "\n")?;

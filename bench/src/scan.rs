@@ -70,7 +70,10 @@ pub fn run(args: &ScanArgs) -> anyhow::Result<()> {
         let driver = Driver::new(store.engine.clone());
         driver.create(&rooms)?;
         driver.run(&mut rooms, 4096, Until { acks: args.messages, time: Duration::MAX })?;
-        store.settle()?;
+        store.settle();
+        drop((driver, store));
+        let store = Store::open(kind, &dir, &args.common.tools())?;
+        let driver = Driver::new(store.engine.clone());
         let scans = vec![Vec::new(); args.page.len()];
         candidates.push(Candidate { kind, driver, _store: store, scans, last: Vec::new(), hop: Vec::new() });
     }

@@ -74,7 +74,12 @@ pub fn run(args: &StormArgs) -> anyhow::Result<()> {
     drop(fs::remove_dir_all(&dir));
     meter::check_disk(&dir)?;
     meter::raise_file_limit();
-    let more = ["connections_per_address_max=50000", "limits.handshake_timeout_ms=60000", "limits.idle_timeout_ms=600000", "log_level=error"];
+    let more = [
+        "connections_per_address_max=50000",
+        "limits.handshake_timeout_ms=60000",
+        "limits.idle_timeout_ms=600000",
+        "log_level=error",
+    ];
     let command = server::command(&dir, &more)?;
     let runtime = tokio::runtime::Runtime::new()?;
     let rounds = runtime.block_on(async {

@@ -48,7 +48,9 @@ struct Volume {
     written: f64,
     stored: f64,
     device: f64,
-    on_disk: f64,
+    /// Without files of a write-ahead log, whose size does not depend on how much was stored.
+    kept: f64,
+    log_mib: f64,
     files: Vec<(String, u64)>,
 }
 
@@ -59,7 +61,7 @@ pub fn run(args: &BytesArgs) -> anyhow::Result<()> {
     let mut volumes = Vec::new();
     for kind in args.common.available(&args.engines) {
         let volume = measure(args, kind, &dir.join(format!("{kind:?}")))?;
-        eprintln!("{:<24} {:>9} messages, {:>6} bytes to the device each", kind.name(), volume.messages, number(volume.stored));
+        eprintln!("{:<24} {:>9} messages, {:>6} bytes to the device each", kind.name(), volume.messages, number(volume.device));
         volumes.push(volume);
         drop(fs::remove_dir_all(&dir));
     }
@@ -77,12 +79,14 @@ fn measure(args: &BytesArgs, kind: Kind, dir: &Path) -> anyhow::Result<Volume> {
     let (begin, device, usage) = (Instant::now(), meter::device_written(dir), Usage::of(store.pid())?);
     let until = Until { acks: args.messages, time: Duration::from_secs_f64(args.seconds) };
     let run = driver.run(&mut rooms, args.in_flight, until)?;
-    store.settle()?;
+    store.settle();
     let used = Usage::of(store.pid())?.since(usage);
     let seconds = begin.elapsed().as_secs_f64();
     meter::settle_disk();
     let device = meter::device_written(dir).zip(device).map_or(f64::NAN, |(after, before)| (after - before) as f64);
-    let (on_disk, files) = meter::disk_usage(dir)?;
+    let files = meter::files(dir)?;
+    let (log, kept): (Vec<_>, Vec<_>) = files.iter().partition(|(name, _)| name.contains("wal"));
+    let [log, kept] = [log, kept].map(|files| files.iter().map(|(_, bytes)| bytes).sum::<u64>());
     drop((driver, store));
     let each = |bytes: f64| bytes / run.acks as f64;
     Ok(Volume {
@@ -93,7 +97,8 @@ fn measure(args: &BytesArgs, kind: Kind, dir: &Path) -> anyhow::Result<Volume> {
         written: each(used.written as f64),
         stored: each(used.stored as f64),
         device: each(device),
-        on_disk: each(on_disk as f64),
+        kept: each(kept as f64),
+        log_mib: log as f64 / 1_048_576.0,
         files,
     })
 }
@@ -107,10 +112,11 @@ fn report(args: &BytesArgs, volumes: &[Volume]) -> anyhow::Result<()> {
         "messages/s, settled",
         "CPU-µs/message",
         "write calls, B",
-        "to the device, B",
         "× payload",
-        "device counter, B",
-        "on disk × payload",
+        "device, B",
+        "× payload",
+        "kept × payload",
+        "log, MiB",
     ]);
     for volume in volumes {
         table.row([
@@ -119,18 +125,20 @@ fn report(args: &BytesArgs, volumes: &[Volume]) -> anyhow::Result<()> {
             number(volume.messages as f64 / volume.seconds),
             number(volume.cpu_us),
             number(volume.written),
-            number(volume.stored),
-            number(volume.stored / payload),
+            number(volume.written / payload),
             number(volume.device),
-            number(volume.on_disk / payload),
+            number(volume.device / payload),
+            number(volume.kept / payload),
+            number(volume.log_mib),
         ]);
     }
     let rows = volumes.iter().map(|volume| {
         json!({
             "engine": volume.kind.name(), "messages": volume.messages, "seconds": volume.seconds,
             "cpu_us_per_message": volume.cpu_us, "write_call_bytes_per_message": volume.written,
-            "device_bytes_per_message": volume.stored, "device_counter_bytes_per_message": volume.device,
-            "disk_bytes_per_message": volume.on_disk, "files": volume.files,
+            "dirtied_bytes_per_message": volume.stored, "device_bytes_per_message": volume.device,
+            "kept_bytes_per_message": volume.kept,
+            "log_mib": volume.log_mib, "files": volume.files,
         })
     });
     let settings = json!({
@@ -141,7 +149,7 @@ fn report(args: &BytesArgs, volumes: &[Volume]) -> anyhow::Result<()> {
         title: "Bytes written to the device for a 300-byte message",
         unit: "as a multiple of the payload, log and tables together; logarithmic",
         groups: vec![String::new()],
-        series: volumes.iter().map(|volume| (volume.kind.name(), vec![volume.stored / payload])).collect(),
+        series: volumes.iter().map(|volume| (volume.kind.name(), vec![volume.device / payload])).collect(),
         log: true,
         mark: Some((3.0, "target: 3")),
     }

@@ -16,9 +16,9 @@ use waxwing::{
 
 use super::queue::Worker;
 
-/// Bytes that a log of ours writes with each envelope: length, checksum, LSN, place in its batch, kind, room, log, seq,
-/// chain, time, device, producer, its number, hash.
-pub const RECORD_OVERHEAD: usize = 4 + 4 + 8 + 4 + 1 + 16 + 16 + 8 + 32 + 8 + 32 + 16 + 8 + 16;
+/// Bytes that Waxwing's log writes with each envelope: a record's head (20), its kind, log, device, producer, chain, three
+/// numbers (about 12), and what fills it up to a multiple of 8.
+pub const RECORD_OVERHEAD: usize = 20 + 1 + 16 + 32 + 16 + 32 + 12 + 3;
 /// Bytes of the file, which is written over from its beginning once it is full.
 const FILE_BYTES: u64 = 128 << 20;
 
@@ -43,16 +43,13 @@ impl Log {
     }
 
     fn push(&mut self, append: &Append) {
-        let Append { room, seq, chain, time_ms, producer, client_seq, hash, envelope } = append;
-        self.buffer.extend_from_slice(&[0x11; 37]);
+        let Append { room, seq, chain, producer, envelope, .. } = append;
+        self.buffer.extend_from_slice(&[0x11; RECORD_OVERHEAD - 16 - 32 - 16 - 32 - 8]);
         self.buffer.extend_from_slice(&room.0);
-        self.buffer.extend_from_slice(&seq.to_le_bytes());
-        self.buffer.extend_from_slice(&chain.0);
-        self.buffer.extend_from_slice(&time_ms.to_le_bytes());
         self.buffer.extend_from_slice(&producer.device.0);
         self.buffer.extend_from_slice(&producer.id.0);
-        self.buffer.extend_from_slice(&client_seq.to_le_bytes());
-        self.buffer.extend_from_slice(hash);
+        self.buffer.extend_from_slice(&chain.0);
+        self.buffer.extend_from_slice(&seq.to_le_bytes());
         self.buffer.extend_from_slice(envelope);
     }
 

@@ -18,7 +18,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use waxwing::engine::{Engine, Observer, redb};
+use waxwing::engine::{Engine, Observer, embedded, redb};
 
 use self::process::Process;
 
@@ -33,6 +33,8 @@ pub enum Kind {
     Floor,
     /// Waxwing, every batch a transaction of redb.
     Redb,
+    /// Waxwing, a write-ahead log before redb.
+    Embedded,
     /// SQLite in WAL mode, `synchronous = FULL`, with group commit.
     Sqlite,
     /// NATS JetStream, `sync_interval: always`.
@@ -43,11 +45,11 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Bare, Self::Floor, Self::Redb, Self::Sqlite, Self::Nats, Self::Redis];
+    pub const ALL: [Self; 7] = [Self::Bare, Self::Floor, Self::Redb, Self::Embedded, Self::Sqlite, Self::Nats, Self::Redis];
     /// Our own.
-    pub const OURS: [Self; 1] = [Self::Redb];
+    pub const OURS: [Self; 2] = [Self::Redb, Self::Embedded];
     /// Those that are engines.
-    pub const WITH_QUEUE: [Self; 5] = [Self::Floor, Self::Redb, Self::Sqlite, Self::Nats, Self::Redis];
+    pub const WITH_QUEUE: [Self; 6] = [Self::Floor, Self::Redb, Self::Embedded, Self::Sqlite, Self::Nats, Self::Redis];
 
     /// As tables and plots name it.
     pub const fn name(self) -> &'static str {
@@ -55,6 +57,7 @@ impl Kind {
             Self::Bare => "floor, bare loop",
             Self::Floor => "floor",
             Self::Redb => "Waxwing, redb direct",
+            Self::Embedded => "Waxwing, log and redb",
             Self::Sqlite => "SQLite WAL FULL",
             Self::Nats => "JetStream, sync always",
             Self::Redis => "Redis, fsync always",
@@ -108,6 +111,7 @@ pub struct Store {
     pub engine: Arc<dyn Engine>,
     pub batches: Arc<Batches>,
     process: Option<Process>,
+    embedded: Option<Arc<embedded::EmbeddedEngine>>,
 }
 
 impl Store {
@@ -116,21 +120,28 @@ impl Store {
         self.process.as_ref().map(Process::id)
     }
 
-    /// Waits until nothing is left to be done for what was acked.
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "no engine here puts work off")]
-    pub fn settle(&self) -> anyhow::Result<()> {
-        Ok(())
+    /// Does at once what was put off for what was acked; nothing can be stored after it.
+    pub fn settle(&self) {
+        if let Some(embedded) = &self.embedded {
+            embedded.shutdown();
+        }
     }
 
     /// Opens the store in `dir`, or makes it.
     pub fn open(kind: Kind, dir: &Path, tools: &Tools) -> anyhow::Result<Self> {
         let batches = Arc::new(Batches::default());
         let observer = Arc::clone(&batches) as Arc<dyn Observer>;
-        let mut process = None;
+        let (mut process, mut embedded) = (None, None);
         let engine: Arc<dyn Engine> = match kind {
             Kind::Bare => anyhow::bail!("the bare loop is no engine"),
             Kind::Floor => Arc::new(floor::Floor::open(dir, observer)?),
             Kind::Redb => Arc::new(redb::RedbEngine::open(&dir.join("rooms.redb"), redb::Config::default(), observer)?),
+            Kind::Embedded => {
+                let engine = embedded::EmbeddedEngine::open(&dir.join("embedded"), embedded::Config::default(), observer)?;
+                let engine = Arc::new(engine);
+                embedded = Some(Arc::clone(&engine));
+                engine
+            }
             Kind::Sqlite => Arc::new(sqlite::Sqlite::open(dir, observer)?),
             Kind::Nats => {
                 let (server, address) = nats::start(&tools.nats, dir)?;
@@ -143,6 +154,6 @@ impl Store {
                 Arc::new(redis::Redis::connect(address)?)
             }
         };
-        Ok(Self { engine, batches, process })
+        Ok(Self { engine, batches, process, embedded })
     }
 }
