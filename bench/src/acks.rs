@@ -187,11 +187,11 @@ fn report(args: &AcksArgs, kinds: &[Kind], cells: &BTreeMap<Key, Vec<Cell>>) -> 
     });
     let out = &args.common.out;
     table.publish(out, "store-acks", settings, rounds.into())?;
-    let series = |of: fn((f64, f64)) -> f64| {
+    let series = |of: fn(&Cell) -> f64, pick: fn((f64, f64)) -> f64| {
         kinds
             .iter()
             .map(|kind| {
-                let value = |in_flight: &usize| of(medians(cells, (*in_flight, *kind), |cell| cell.rate));
+                let value = |in_flight: &usize| pick(medians(cells, (*in_flight, *kind), of));
                 (kind.name(), args.in_flight.iter().map(value).collect())
             })
             .collect::<Vec<_>>()
@@ -201,16 +201,25 @@ fn report(args: &AcksArgs, kinds: &[Kind], cells: &BTreeMap<Key, Vec<Cell>>) -> 
         title: "Durable acks a second",
         unit: "300-byte messages in 1,000 rooms; logarithmic",
         groups: groups.clone(),
-        series: series(|(rate, _)| rate),
+        series: series(|cell| cell.rate, |(rate, _)| rate),
         log: true,
         mark: None,
     }
     .write(out, "store-acks")?;
     Bars {
+        title: "Time from publish to durable ack, 99th percentile",
+        unit: "milliseconds; logarithmic",
+        groups: groups.clone(),
+        series: series(|cell| cell.p99_ms, |(p99, _)| p99),
+        log: true,
+        mark: None,
+    }
+    .write(out, "store-acks-p99")?;
+    Bars {
         title: "Durable acks, as a share of the floor",
         unit: "the floor: append and fdatasync with the same group commit, in the same round",
         groups,
-        series: series(|(_, ratio)| ratio),
+        series: series(|cell| cell.rate, |(_, ratio)| ratio),
         log: false,
         mark: Some((0.7, "target: 0.7")),
     }
