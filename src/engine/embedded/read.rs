@@ -1,5 +1,7 @@
 //! Reads of one snapshot of the tables.
 
+use std::collections::HashSet;
+
 use redb::{AccessGuard, Range, ReadTransaction, ReadableTable};
 
 use super::{
@@ -25,9 +27,9 @@ pub(super) fn row(txn: &ReadTransaction, room: RoomId) -> Result<Option<LogRow>,
     txn.open_table(LOGS)?.get(&room.0)?.map(|row| LogRow::decode(row.value())).transpose()
 }
 
-/// Whether the log could not take what was acked, because it is damaged.
-pub(super) fn is_stranded(txn: &ReadTransaction, log: LogId) -> Result<bool, Error> {
-    Ok(txn.open_table(STRANDED)?.range((&log.0, 0)..=(&log.0, u64::MAX))?.next().transpose()?.is_some())
+/// The logs that could not take what was acked, because they are damaged.
+pub(super) fn damaged(txn: &ReadTransaction) -> Result<HashSet<LogId>, Error> {
+    txn.open_table(STRANDED)?.iter()?.map(|entry| Ok(LogId(*entry?.0.value().0))).collect()
 }
 
 /// The producers of a log.
@@ -155,7 +157,7 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
     }
 
     /// The chain value at `seq`, which lies between `floor − 1` and `head`.
-    fn chain_at(&self, seq: Seq) -> Result<Digest, Error> {
+    pub(super) fn chain_at(&self, seq: Seq) -> Result<Digest, Error> {
         if seq >= self.row.state.head {
             return Ok(self.row.state.chain);
         }
