@@ -8,4 +8,7 @@ pub mod chunk;
 mod layout;
 mod memtable;
 mod read;
+mod retain;
 mod tables;
+#[cfg(test)]
+mod tests;
