@@ -25,8 +25,11 @@ mod layout;
 mod memtable;
 mod read;
 mod reader;
+mod retain;
 mod storage;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
