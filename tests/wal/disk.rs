@@ -96,13 +96,13 @@ impl State {
             return true;
         }
         self.ops += 1;
-        let left = match (&mut self.fault, kind) {
-            (Fault::Power(left), _)
-            | (Fault::Write(left), Kind::Write)
-            | (Fault::Sync(left), Kind::Sync)
-            | (Fault::Create(left), Kind::Create)
-            | (Fault::Remove(left), Kind::Remove) => left,
-            _ => return false,
+        let ((Fault::Power(left), _)
+        | (Fault::Write(left), Kind::Write)
+        | (Fault::Sync(left), Kind::Sync)
+        | (Fault::Create(left), Kind::Create)
+        | (Fault::Remove(left), Kind::Remove)) = (&mut self.fault, kind)
+        else {
+            return false;
         };
         if *left > 0 {
             *left -= 1;

@@ -144,7 +144,7 @@ impl Damage {
                 segment: segment_name,
                 offset: self.offset as u64,
                 lsn: self.lsn,
-                until: self.until.or(next.map(|next| next.base)),
+                until: self.until.or_else(|| next.map(|next| next.base)),
                 rooms: self.rooms,
             },
         }
