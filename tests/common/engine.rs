@@ -23,6 +23,8 @@ pub struct Log {
     pub state: LogState,
     pub producers: BTreeMap<Producer, ProducerState>,
     pub records: Vec<Record>,
+    /// The chain value after each record.
+    pub chains: Vec<waxwing::core::id::Digest>,
     /// The (producer, number) of each record.
     pub origins: Vec<(Producer, u64)>,
     /// An append failed and the log was not loaded since.
@@ -114,8 +116,8 @@ impl State {
                     return Err(Failure::Exists);
                 }
                 let state = LogState::empty(room);
-                let (producers, records, origins) = (BTreeMap::new(), Vec::new(), Vec::new());
-                self.logs.insert(room, Log { meta, state, producers, records, origins, broken: false });
+                let (producers, records, chains, origins) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
+                self.logs.insert(room, Log { meta, state, producers, records, chains, origins, broken: false });
                 Ok(Answer::Done)
             }
             Request::Append(append) => {
@@ -171,13 +173,14 @@ impl Log {
         self.state.chain = chain;
         self.state.bytes += envelope.len() as u64;
         self.origins.push((producer, client_seq));
-        self.records.push(Record { seq, chain, time_ms, envelope });
+        self.records.push(Record { seq, time_ms, envelope });
+        self.chains.push(chain);
     }
 
     fn chain_at(&self, seq: Seq) -> waxwing::core::id::Digest {
         match usize::try_from(seq).unwrap().checked_sub(1) {
             None => self.state.floor_chain,
-            Some(index) => self.records[index].chain,
+            Some(index) => self.chains[index],
         }
     }
 

@@ -1,0 +1,229 @@
+//! Reads of one snapshot of the tables.
+
+use redb::{AccessGuard, Range, ReadTransaction, ReadableTable};
+
+use super::{
+    chunk::Chunk,
+    tables::{self, CHUNKS, ChunkKey, Error, LOGS, LogRow, PRODUCERS, STRANDED, TAILS},
+};
+use crate::{
+    core::{
+        id::{Digest, LogId, RoomId, Seq},
+        log::{Producer, ProducerState, Record, Records},
+    },
+    engine::rows,
+};
+
+/// A table of chunks.
+pub(super) trait ChunkTable: ReadableTable<ChunkKey, &'static [u8]> {}
+impl<T: ReadableTable<ChunkKey, &'static [u8]>> ChunkTable for T {}
+
+type Row<'a> = (AccessGuard<'a, ChunkKey>, AccessGuard<'a, &'static [u8]>);
+
+/// The log of `room`, if there is one.
+pub(super) fn row(txn: &ReadTransaction, room: RoomId) -> Result<Option<LogRow>, Error> {
+    txn.open_table(LOGS)?.get(&room.0)?.map(|row| LogRow::decode(row.value())).transpose()
+}
+
+/// Whether the log could not take what was acked, because it is damaged.
+pub(super) fn is_stranded(txn: &ReadTransaction, log: LogId) -> Result<bool, Error> {
+    Ok(txn.open_table(STRANDED)?.range((&log.0, 0)..=(&log.0, u64::MAX))?.next().transpose()?.is_some())
+}
+
+/// The producers of a log.
+pub(super) fn producers(txn: &ReadTransaction, row: &LogRow) -> Result<Vec<(Producer, ProducerState)>, Error> {
+    rows::producers(&txn.open_table(PRODUCERS)?, row.meta.log)
+}
+
+/// The chunks of one log.
+pub(super) struct Chunks<'r, T> {
+    room: RoomId,
+    row: &'r LogRow,
+    chunks: T,
+    tails: T,
+}
+
+/// The chunks of the log `row` of `room`, in this snapshot.
+pub(super) fn chunks<'r>(
+    txn: &ReadTransaction,
+    room: RoomId,
+    row: &'r LogRow,
+) -> Result<Chunks<'r, redb::ReadOnlyTable<ChunkKey, &'static [u8]>>, Error> {
+    Ok(Chunks { room, row, chunks: txn.open_table(CHUNKS)?, tails: txn.open_table(TAILS)? })
+}
+
+impl<'r, T: ChunkTable> Chunks<'r, T> {
+    fn range<'t>(&self, table: &'t T, from: Seq, to: Seq) -> Result<Range<'t, ChunkKey, &'static [u8]>, Error> {
+        let log = &self.row.meta.log.0;
+        if from > to {
+            // redb refuses a range whose end comes before its start.
+            return Ok(table.range((log, 1)..(log, 1))?);
+        }
+        Ok(table.range((log, from)..=(log, to))?)
+    }
+
+    /// The first seq of the chunk with the record `seq`, which lies between `floor` and `head`.
+    fn start_of(&self, seq: Seq) -> Result<Seq, Error> {
+        let (floor, tails) = (self.row.state.floor, self.row.open.tails);
+        let rows = match seq < tails {
+            true => self.range(&self.chunks, floor, seq)?,
+            false => self.range(&self.tails, floor.max(tails), seq)?,
+        };
+        let row = { rows }.next_back().ok_or_else(|| self.missing(seq))??;
+        Ok(row.0.value().1)
+    }
+
+    fn missing(&self, seq: Seq) -> Error {
+        self.row.damaged(format!("record {seq} is missing"))
+    }
+
+    /// Calls `each` for the chunks with the records `from..=to`, which lie between `floor` and `head`, ascending, until it
+    /// says `false`. What it is given is dense.
+    pub(super) fn ascending(
+        &self,
+        from: Seq,
+        to: Seq,
+        mut each: impl FnMut(&Chunk<'_>) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        if from > to {
+            return Ok(());
+        }
+        let (start, tails) = (self.start_of(from)?, self.row.open.tails);
+        let mut expected = start;
+        let mut visit = |entry: Result<Row<'_>, redb::StorageError>| {
+            let (key, row) = entry?;
+            let chunk = tables::decode_chunk(self.row.meta.log, key.value().1, row.value())?;
+            if chunk.first() != expected || chunk.last() > self.row.state.head {
+                return Err(self.missing(expected));
+            }
+            expected = chunk.last() + 1;
+            each(&chunk)
+        };
+        if start < tails {
+            for entry in self.range(&self.chunks, start, to.min(tails - 1))? {
+                if !visit(entry)? {
+                    return Ok(());
+                }
+            }
+        }
+        if to >= tails {
+            for entry in self.range(&self.tails, start.max(tails), to)? {
+                if !visit(entry)? {
+                    return Ok(());
+                }
+            }
+        }
+        if expected > to { Ok(()) } else { Err(self.missing(expected)) }
+    }
+
+    /// As [`Self::ascending`], descending.
+    pub(super) fn descending(
+        &self,
+        from: Seq,
+        to: Seq,
+        mut each: impl FnMut(&Chunk<'_>) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        if from > to {
+            return Ok(());
+        }
+        let tails = self.row.open.tails;
+        // The chunk that is visited next must have this record.
+        let mut expected = to;
+        let mut visit = |entry: Result<Row<'_>, redb::StorageError>| {
+            let (key, row) = entry?;
+            let chunk = tables::decode_chunk(self.row.meta.log, key.value().1, row.value())?;
+            let joins = if expected == to { chunk.last() >= to } else { chunk.last() == expected };
+            if !joins || chunk.last() > self.row.state.head {
+                return Err(self.missing(expected));
+            }
+            expected = chunk.first() - 1;
+            Ok(each(&chunk)? && chunk.first() > from)
+        };
+        if to >= tails {
+            for entry in self.range(&self.tails, tails.max(self.row.state.floor), to)?.rev() {
+                if !visit(entry)? {
+                    return Ok(());
+                }
+            }
+        }
+        for entry in self.range(&self.chunks, self.row.state.floor, to.min(tails.saturating_sub(1)))?.rev() {
+            if !visit(entry)? {
+                return Ok(());
+            }
+        }
+        if expected < from { Ok(()) } else { Err(self.missing(expected)) }
+    }
+
+    /// The chain value at `seq`, which lies between `floor − 1` and `head`.
+    fn chain_at(&self, seq: Seq) -> Result<Digest, Error> {
+        if seq >= self.row.state.head {
+            return Ok(self.row.state.chain);
+        }
+        if seq < self.row.state.floor {
+            return Ok(self.row.state.floor_chain);
+        }
+        let mut value = self.row.state.chain;
+        self.ascending(seq, seq, |chunk| {
+            value = chunk.chain_at(self.room, seq);
+            Ok(false)
+        })?;
+        Ok(value)
+    }
+
+    fn page(&self, before: Digest, records: Vec<Record>) -> Records {
+        Records { state: self.row.state, before, records }
+    }
+
+    /// Records after `after`, none after `limit`: as many as fit `bytes_max`, but at least one if there is one.
+    pub(super) fn after(&self, after: Seq, limit: Seq, bytes_max: u32) -> Result<Records, Error> {
+        let (end, bytes_max) = (self.row.state.head.min(limit), u64::from(bytes_max));
+        let first = (after.min(end) + 1).max(self.row.state.floor);
+        if first > end {
+            return Ok(self.page(self.chain_at(first - 1)?, Vec::new()));
+        }
+        let (mut records, mut bytes, mut before) = (Vec::new(), 0, None);
+        self.ascending(first, end, |chunk| {
+            let start = chunk.first().max(first);
+            before.get_or_insert_with(|| chunk.chain_at(self.room, start - 1));
+            let last = chunk.last().min(end);
+            let fitting = (start..=last).take_while(|seq| {
+                bytes += chunk.envelope_len(*seq) as u64;
+                *seq == first || bytes <= bytes_max
+            });
+            let fitting = fitting.count() as u64;
+            if fitting > 0 {
+                chunk.copy(start, start + fitting - 1, &mut records);
+            }
+            Ok(start + fitting > last)
+        })?;
+        Ok(self.page(before.ok_or_else(|| self.missing(first))?, records))
+    }
+
+    /// The newest records before `before`, none after `limit`, ascending: as many as fit both limits, but at least one if
+    /// there is one.
+    pub(super) fn before(&self, before: Seq, limit: Seq, count_max: u32, bytes_max: u32) -> Result<Records, Error> {
+        let (floor, bytes_max) = (self.row.state.floor, u64::from(bytes_max));
+        let last = before.saturating_sub(1).min(self.row.state.head).min(limit);
+        if last < floor {
+            return Ok(self.page(self.chain_at(last)?, Vec::new()));
+        }
+        let from = floor.max((last + 1).saturating_sub(u64::from(count_max.max(1))));
+        let (mut parts, mut bytes, mut chain) = (Vec::new(), 0, self.row.state.chain);
+        self.descending(from, last, |chunk| {
+            let (low, high) = (chunk.first().max(from), chunk.last().min(last));
+            let fitting = (low..=high).rev().take_while(|seq| {
+                bytes += chunk.envelope_len(*seq) as u64;
+                *seq == last || bytes <= bytes_max
+            });
+            let fitting = fitting.count() as u64;
+            if fitting > 0 {
+                let mut part = Vec::new();
+                chunk.copy(high + 1 - fitting, high, &mut part);
+                chain = chunk.chain_at(self.room, high - fitting);
+                parts.push(part);
+            }
+            Ok(high + 1 - fitting == low)
+        })?;
+        Ok(self.page(chain, parts.into_iter().rev().flatten().collect()))
+    }
+}
