@@ -64,7 +64,8 @@ fn write_the_seeds() {
         ("frames", vec![19, 11, 0xef, 0xfd, 0xb6, 0xf5, 0x0d, 0, 0, 0, 1, 5, 9, 12]),
     ] {
         write("session_ops", format!("seed-{name}"), &ops);
-    }    let batches: Vec<u8> = (0..40).flat_map(|n| [0, n * 7, n % 5, n]).collect();
+    }
+    let batches: Vec<u8> = (0..40_u8).flat_map(|n| [0, n.wrapping_mul(7), n % 5, n]).collect();
     for (name, log) in [
         ("whole", [&[0][..], &batches].concat()),
         ("changed", [&[0][..], &batches, &[1, 0x40, 0x10, 0xff]].concat()),
