@@ -37,7 +37,7 @@ use waxwing::{
     router::{
         Conn, ConnId, Usage,
         outbox::{Outbox, Permit},
-        shard::{Message, Setup, Shard},
+        shard::{Message, Setup, Shard, Slices},
     },
 };
 
@@ -61,7 +61,22 @@ struct World {
     mailbox: Arc<Collector>,
     shard: Shard,
     limits: Arc<Limits>,
+    size: Size,
     next_conn: u64,
+    now_ms: u64,
+}
+
+/// How much a shard does at once, and keeps.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    slices: Slices,
+    recent_bytes_max: usize,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self { slices: Slices::default(), recent_bytes_max: 1 << 20 }
+    }
 }
 
 impl World {
@@ -70,14 +85,20 @@ impl World {
     }
 
     fn with_queue(limits: Limits, queue_max: usize) -> Self {
-        let (engine, mailbox, limits) = (ModelEngine::new(queue_max), Arc::default(), Arc::new(limits));
-        let shard = Self::shard(&engine, &mailbox, &limits);
-        Self { engine, mailbox, shard, limits, next_conn: 0 }
+        Self::with_size(limits, queue_max, Size::default())
     }
 
-    fn shard(engine: &Arc<ModelEngine>, mailbox: &Arc<Collector>, limits: &Arc<Limits>) -> Shard {
+    fn with_size(limits: Limits, queue_max: usize, size: Size) -> Self {
+        let (engine, mailbox, limits) = (ModelEngine::new(queue_max), Arc::default(), Arc::new(limits));
+        let shard = Self::shard(&engine, &mailbox, &limits, size);
+        Self { engine, mailbox, shard, limits, size, next_conn: 0, now_ms: 7 }
+    }
+
+    fn shard(engine: &Arc<ModelEngine>, mailbox: &Arc<Collector>, limits: &Arc<Limits>, size: Size) -> Shard {
         let mut log = 0;
         Shard::new(Setup {
+            slices: size.slices,
+            recent_bytes_max: size.recent_bytes_max,
             index: 5,
             limits: Arc::clone(limits),
             engine: Arc::clone(engine) as Arc<dyn Engine>,
@@ -107,7 +128,7 @@ impl World {
             _ => 512,
         };
         let permit = Permit::new(&conn.outbox, weight);
-        self.shard.handle(Message::Request { conn: Arc::clone(conn), request: RoomRequest { room, action }, permit }, 7);
+        self.shard.handle(Message::Request { conn: Arc::clone(conn), request: RoomRequest { room, action }, permit }, self.now_ms);
         true
     }
 
@@ -129,7 +150,7 @@ impl World {
     fn turn_with(&mut self, count: usize) {
         let done = self.mailbox.take_some(count);
         if !done.is_empty() {
-            self.shard.handle(Message::Completed(done), 7);
+            self.shard.handle(Message::Completed(done), self.now_ms);
         }
         if self.shard.wants_tick() {
             self.shard.tick();
@@ -141,8 +162,8 @@ impl World {
     fn settle(&mut self) {
         loop {
             self.turn();
-            if self.engine.step(100) == 0 && !self.shard.wants_tick() {
-                return self.turn();
+            if self.engine.step(100) == 0 && !self.shard.wants_tick() && !self.shard.wants_turn() && self.mailbox.is_empty() {
+                return;
             }
         }
     }
@@ -166,7 +187,7 @@ impl World {
     fn crash(&mut self) {
         self.engine.crash();
         self.mailbox.take();
-        self.shard = Self::shard(&self.engine, &self.mailbox, &self.limits);
+        self.shard = Self::shard(&self.engine, &self.mailbox, &self.limits, self.size);
     }
 }
 

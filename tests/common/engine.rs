@@ -154,6 +154,10 @@ impl State {
                 let records = log.records[first..end].to_vec();
                 Ok(Answer::Records(Records { state: log.state, before: log.chain_at(first as u64), records }))
             }
+            Request::Seek { room, time_ms } => {
+                let log = self.logs.get(&room).ok_or(Failure::NotFound)?;
+                Ok(Answer::Sought(log.records.iter().find(|record| record.time_ms >= time_ms).map_or(log.state.head + 1, |r| r.seq)))
+            }
             Request::Delete { room } => self.logs.remove(&room).map(|_| Answer::Done).ok_or(Failure::NotFound),
         }
     }
@@ -202,6 +206,10 @@ pub struct Collector(Mutex<Vec<Completion>>);
 impl Collector {
     pub fn take(&self) -> Vec<Completion> {
         mem::take(&mut self.0.lock().unwrap())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().unwrap().is_empty()
     }
 
     /// The first so many.
