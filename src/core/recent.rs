@@ -111,6 +111,9 @@ impl Recent {
         let end = usize::try_from(last.checked_sub(self.after)?).ok()?;
         let (mut first, mut bytes) = (end, 0);
         while end - first < count_max.max(1) as usize && self.after + first as u64 >= floor {
+            if first < end && bytes >= bytes_max {
+                break;
+            }
             let (item, _) = self.items.get(first.checked_sub(1)?)?;
             bytes += item.envelope.len();
             if first < end && bytes > bytes_max {
