@@ -248,7 +248,8 @@ impl RoomLog {
         }
         // An older state lacks bytes that nobody can add up here.
         if state.head >= durable.head {
-            let bytes = |appends: &mut dyn Iterator<Item = &Append>| appends.map(|append| append.envelope.len() as u64).sum::<u64>();
+            let bytes =
+                |appends: &mut dyn Iterator<Item = &Append>| appends.map(|append| append.envelope.len() as u64).sum::<u64>();
             let counted = bytes(&mut self.pending.iter().filter(|append| append.seq <= state.head));
             let uncounted = bytes(&mut self.pending.iter().filter(|append| append.seq > state.head));
             durable.bytes = state.bytes.saturating_sub(counted);

@@ -139,6 +139,8 @@ pub(super) struct Context {
     pub(super) stats: Stats,
     /// Units of work done since the turn ended before.
     pub(super) work: u64,
+    /// Requests that wait for a slice of their rooms.
+    pub(super) queued: usize,
     pub(super) setup: Setup,
     pub(super) ops: HashMap<Token, Op>,
     next_token: Token,
@@ -164,6 +166,7 @@ impl Context {
             now_ms: 0,
             stats: Stats::default(),
             work: 0,
+            queued: 0,
             setup,
             ops: HashMap::new(),
             next_token: 0,
@@ -223,4 +226,3 @@ impl Context {
         self.next_life
     }
 }
-

@@ -211,6 +211,7 @@ impl Room {
             self.request(&conn, action, permit, ctx);
         } else if self.inbox.len() < super::shard::WAITING_MAX {
             self.inbox.push_back((conn, action, permit));
+            ctx.queued += 1;
         } else {
             return Some((conn, action, permit));
         }
@@ -224,6 +225,7 @@ impl Room {
             && let Some((conn, action, permit)) = self.inbox.pop_front()
         {
             ctx.work += work_of(&action);
+            ctx.queued -= 1;
             self.request(&conn, action, permit, ctx);
         }
     }

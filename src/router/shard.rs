@@ -154,6 +154,7 @@ impl Shard {
         self.tails.count(&mut room.tail, 0);
         if fate == Fate::Close {
             let (members, waiting) = room.into_rest();
+            self.ctx.queued -= waiting.len();
             let frame = ServerFrame::Deleted { room: id }.encode();
             self.rooms.insert(id, Slot::Closing(Box::new(Closing { members, frame, waiting })));
             self.say_farewell(id);
@@ -217,6 +218,13 @@ impl Shard {
         !self.ctx.retry.is_empty()
     }
 
+    /// Whether so many requests wait for their rooms that the shell lets further messages wait in the mailbox, and so their
+    /// connections.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        self.ctx.queued >= WAITING_MAX
+    }
+
     /// Tries again what the engine was too busy for. A turn ends after it.
     pub fn tick(&mut self) {
         for id in mem::take(&mut self.ctx.retry) {
@@ -267,7 +275,9 @@ impl Shard {
                 }
             }
             Some(Slot::Loading(waiting)) if waiting.len() < WAITING_MAX => waiting.push_back((conn, action, permit)),
-            Some(Slot::Closing(closing)) if closing.waiting.len() < WAITING_MAX => closing.waiting.push_back((conn, action, permit)),
+            Some(Slot::Closing(closing)) if closing.waiting.len() < WAITING_MAX => {
+                closing.waiting.push_back((conn, action, permit))
+            }
             Some(Slot::Loading(_) | Slot::Closing(_)) => reject(&mut self.ctx, &conn, id, &action, Refusal::Overloaded),
             None => {
                 // Only these mean anything in a room that the session has not entered.

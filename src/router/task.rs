@@ -193,7 +193,7 @@ async fn run(mut shard: Shard, index: usize, mut mailbox: mpsc::Receiver<Message
         let first = if shard.wants_turn() {
             // The writers of the frames that were just queued go first.
             tokio::task::yield_now().await;
-            match mailbox.try_recv() {
+            match if shard.is_full() { Err(TryRecvError::Empty) } else { mailbox.try_recv() } {
                 Ok(message) => Some(message),
                 Err(TryRecvError::Empty) => None,
                 Err(TryRecvError::Disconnected) => return,
@@ -226,6 +226,6 @@ fn take_in(shard: &mut Shard, first: Option<Message>, mailbox: &mut mpsc::Receiv
     while let Some(now) = message {
         taken += if let Message::Completed(batch) = &now { batch.len() } else { 1 };
         shard.handle(now, now_ms);
-        message = if taken < TURN_MAX { mailbox.try_recv().ok() } else { None };
+        message = if taken < TURN_MAX && !shard.is_full() { mailbox.try_recv().ok() } else { None };
     }
 }

@@ -190,7 +190,8 @@ impl State {
             Request::Seek { room, time_ms } => {
                 let log = self.logs.get(&room).ok_or(Failure::NotFound)?;
                 let kept = log.records.iter().filter(|record| record.seq >= log.state.floor);
-                let seq = kept.into_iter().find(|record| record.time_ms >= time_ms).map_or(log.state.head + 1, |record| record.seq);
+                let seq =
+                    kept.into_iter().find(|record| record.time_ms >= time_ms).map_or(log.state.head + 1, |record| record.seq);
                 Ok(Answer::Sought(seq))
             }
             Request::Delete { room } => self.logs.remove(&room).map(|_| Answer::Done).ok_or(Failure::NotFound),

@@ -9,9 +9,9 @@
     reason = "a test fails by panicking, and says what it does"
 )]
 
+mod answers;
 #[path = "../common/mod.rs"]
 mod common;
-mod answers;
 mod contract;
 mod model;
 mod scale;

@@ -107,13 +107,17 @@ impl World {
         if conn.outbox.relieved().now_or_never().is_none() {
             return false;
         }
+        while self.shard.is_full() {
+            self.turn();
+        }
         let weight = match &action {
             Action::Publish(publish) => publish.envelope.len() + 256,
             Action::Fetch { .. } => self.limits.page_bytes_max as usize + 256,
             _ => 512,
         };
         let permit = Permit::new(&conn.outbox, weight);
-        self.shard.handle(Message::Request { conn: Arc::clone(conn), request: RoomRequest { room, action }, permit }, self.now_ms);
+        self.shard
+            .handle(Message::Request { conn: Arc::clone(conn), request: RoomRequest { room, action }, permit }, self.now_ms);
         true
     }
 
