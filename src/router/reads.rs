@@ -311,7 +311,7 @@ impl Room {
         };
         self.adopt(&mut read, ctx);
         let Records { state, before, records } = read;
-        let first = records.first().map_or(after.max(state.floor - 1), |record| record.seq - 1);
+        let first = records.first().map_or_else(|| after.max(state.floor - 1), |record| record.seq - 1);
         // Who waits before the first record was overtaken by the floor.
         let from = if first > after { 0 } else { after };
         let mut held = Held { from, after: first, before, records, waiting: VecDeque::new(), encoded: None };

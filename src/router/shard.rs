@@ -354,7 +354,7 @@ impl Shard {
             }),
             Some(Op::Seek { room: id, life, conn, request, permit }) => {
                 self.with(id, Some(life), |room, ctx| {
-                    room.sought(&conn, request, result.and_then(sought), ctx);
+                    room.sought(&conn, request, result.and_then(|answer| sought(&answer)), ctx);
                     Fate::Keep
                 });
                 drop(permit);
@@ -460,9 +460,9 @@ fn records(answer: Answer) -> Result<crate::core::log::Records, Failure> {
     }
 }
 
-fn sought(answer: Answer) -> Result<crate::core::id::Seq, Failure> {
+const fn sought(answer: &Answer) -> Result<crate::core::id::Seq, Failure> {
     match answer {
-        Answer::Sought(seq) => Ok(seq),
+        Answer::Sought(seq) => Ok(*seq),
         _ => Err(Failure::Read),
     }
 }

@@ -181,7 +181,7 @@ fn a_time_is_found_in_the_log() {
         world.now_ms = 1000 * n;
         assert_eq!(say(&mut world, &conn, n, b"a"), Ok(n));
     }
-    let mut seek = |world: &mut World, time_ms| {
+    let seek = |world: &mut World, time_ms| {
         world.ask(&conn, ROOM, Action::Seek { request: 3, time_ms });
         let frames = world.read_all(&conn);
         let [ServerFrame::Sought { request: 3, room: ROOM, seq }] = frames[..] else { panic!("{frames:?}") };

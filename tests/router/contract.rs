@@ -1,7 +1,5 @@
 //! The contract, scenario by scenario.
 
-use std::sync::Arc;
-
 use waxwing::{
     core::{
         close::Refusal,
@@ -16,7 +14,7 @@ use waxwing::{
 };
 
 use crate::{
-    common::{self, device_of, envelope, key, proof},
+    common::{device_of, envelope, key, proof},
     world::{ROOMS, World, limits, one_room, publish, take, why},
 };
 
