@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use super::{
     frame::Item,
-    id::{Digest, Seq},
-    log::Record,
+    id::{Digest, RoomId, Seq},
+    log::Records,
 };
 
 /// Consecutive records up to the newest durable one. A record is shared with whoever still writes it, not copied.
@@ -62,20 +62,21 @@ impl Recent {
     }
 
     /// Puts records that were read in front, newest first, as many as `bytes_max` has room for; nothing unless the last of
-    /// them is the one before the first item. `before` is the chain value before the first of them.
-    pub(super) fn put_before(&mut self, before: Digest, records: &[Record], bytes_max: usize) {
-        if records.last().is_none_or(|record| record.seq != self.after) {
+    /// them is the one before the first item.
+    pub(super) fn put_before(&mut self, room: RoomId, read: &Records, bytes_max: usize) {
+        if read.records.last().is_none_or(|record| record.seq != self.after) {
             return;
         }
-        for (index, record) in records.iter().enumerate().rev() {
+        let chains: Vec<Digest> = read.chains(room).collect();
+        let befores = [read.before].into_iter().chain(chains.iter().copied()).collect::<Vec<_>>();
+        for ((record, chain), before) in read.records.iter().zip(chains).zip(befores).rev() {
             if self.bytes + record.envelope.len() > bytes_max {
                 return;
             }
-            let chain = index.checked_sub(1).and_then(|index| records.get(index)).map_or(before, |record| record.chain);
             self.bytes += record.envelope.len();
-            self.items.push_front((Item { time_ms: record.time_ms, envelope: record.envelope.clone() }, record.chain));
+            self.items.push_front((Item { time_ms: record.time_ms, envelope: record.envelope.clone() }, chain));
             self.after -= 1;
-            self.before = chain;
+            self.before = before;
         }
     }
 

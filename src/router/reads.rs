@@ -24,8 +24,8 @@ use crate::{
     core::{
         close::Refusal,
         frame::{Item, Operation, Page, ServerFrame},
-        id::{Digest, Seq, UnixMillis},
-        log::{Record, Records},
+        id::{Digest, RoomId, Seq, UnixMillis},
+        log::{self, Record, Records},
     },
     engine::{self, Failure},
 };
@@ -133,9 +133,9 @@ impl Held {
         usize::try_from(cursor.saturating_sub(self.after)).unwrap_or(usize::MAX)
     }
 
-    fn chain_at(&self, cursor: Seq) -> Digest {
-        let before = self.skip(cursor).checked_sub(1).and_then(|index| self.records.get(index));
-        before.map_or(self.before, |record| record.chain)
+    fn chain_at(&self, room: RoomId, cursor: Seq) -> Digest {
+        let skipped = self.records.get(..self.skip(cursor)).unwrap_or_default();
+        log::chains(room, self.before, skipped).last().unwrap_or(self.before)
     }
 }
 
@@ -264,7 +264,7 @@ impl Room {
             self.move_to(id, after);
         }
         if !self.is_announced(id) {
-            self.announce(id, after, held.chain_at(after));
+            self.announce(id, after, held.chain_at(self.id, after));
         }
         if after >= self.shown || after >= held.last() {
             return self.hunger(id);
@@ -274,7 +274,7 @@ impl Room {
             _ => {
                 let upto = usize::try_from(self.shown - after).unwrap_or(usize::MAX);
                 let items = held.records.iter().skip(held.skip(after)).take(upto).map(item).collect();
-                let (position, chain) = (self.log.position(), held.chain_at(after));
+                let (position, chain) = (self.log.position(), held.chain_at(self.id, after));
                 let page = Encoded::new(Page { room: self.id, position, first: after + 1, chain, items }, ctx);
                 held.encoded = Some((after, page.clone()));
                 page

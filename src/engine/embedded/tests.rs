@@ -123,7 +123,8 @@ impl Log {
     /// Compares the log with the store; returns its floor.
     fn check(&self, store: &Store, limits: &[(u64, u32)]) -> Seq {
         let txn = store.0.begin_read().unwrap();
-        let (row, producers) = read::load(&txn, self.room).unwrap().expect("the log is there");
+        let row = read::row(&txn, self.room).unwrap().expect("the log is there");
+        let producers = read::producers(&txn, &row).unwrap();
         let state = row.state;
         let head = self.records.len() as u64;
         assert_eq!((row.meta.clone(), state.head, state.chain), (self.meta.clone(), head, self.chain(head)));
@@ -468,6 +469,7 @@ fn a_tail_that_does_not_fit_is_refused() {
     log.records.truncate(10);
     log.producers.clear();
     let txn = store.0.begin_read().unwrap();
-    let (row, producers) = read::load(&txn, log.room).unwrap().unwrap();
+    let row = read::row(&txn, log.room).unwrap().unwrap();
+    let producers = read::producers(&txn, &row).unwrap();
     assert_eq!((row.state.head, producers[0].1.last), (10, 10));
 }
