@@ -18,18 +18,22 @@
 
 mod applier;
 mod apply;
-mod chunk;
+pub mod chunk;
 mod database;
 mod layers;
 mod layout;
 mod memtable;
 mod read;
 mod reader;
+mod retain;
 mod storage;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
+    collections::HashSet,
     fmt, io,
     path::Path,
     sync::{
@@ -50,6 +54,7 @@ use self::{
     writer::{Write, WriteJob, Writer},
 };
 use super::{Busy, Complete, Engine, Observer, Request, Token, queue::Queue, wal};
+use crate::core::id::LogId;
 
 /// Settings of the embedded engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +78,8 @@ pub struct Config {
     pub apply_bytes: usize,
     /// Milliseconds after which the oldest logged write is applied at the latest. Default 60,000.
     pub apply_after_ms: u32,
+    /// Milliseconds to wait before a failed applying is tried again. Default 1,000.
+    pub apply_retry_ms: u32,
     /// Envelope bytes that one redb transaction applies, roughly. Default 4 MiB.
     pub slice_bytes: usize,
     /// Free bytes of the file system below which nothing is stored; reading and deleting go on. Default 512 MiB.
@@ -93,6 +100,7 @@ impl Default for Config {
             commit_wait_us: 0,
             apply_bytes: 32 << 20,
             apply_after_ms: 60_000,
+            apply_retry_ms: 1_000,
             slice_bytes: 4 << 20,
             disk_reserve_bytes: 512 << 20,
             readers: 2,
@@ -105,9 +113,26 @@ impl Default for Config {
 struct Health {
     logging: AtomicBool,
     applying: AtomicBool,
+    /// Whether there is a damaged log, and which: they take no more.
+    any_damaged: AtomicBool,
+    damaged: Mutex<HashSet<LogId>>,
 }
 
 impl Health {
+    fn new(damaged: HashSet<LogId>) -> Self {
+        let (logging, applying) = (AtomicBool::new(true), AtomicBool::new(true));
+        Self { logging, applying, any_damaged: AtomicBool::new(!damaged.is_empty()), damaged: Mutex::new(damaged) }
+    }
+
+    fn is_damaged(&self, log: LogId) -> bool {
+        self.any_damaged.load(Ordering::Acquire) && self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(&log)
+    }
+
+    fn damaged(&self, log: Option<LogId>) {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).extend(log);
+        self.any_damaged.store(true, Ordering::Release);
+    }
+
     fn can_log(&self) -> bool {
         self.logging.load(Ordering::Acquire)
     }
@@ -173,7 +198,7 @@ impl EmbeddedEngine {
         let wal = storage::open_log(&storage, &config, &database, &mut table)?;
         storage::skip_applied(&database, &mut table)?;
         let layers = Arc::new(Layers::new(table));
-        let health = Arc::new(Health { logging: AtomicBool::new(true), applying: AtomicBool::new(true) });
+        let health = Arc::new(Health::new(storage::damaged(&database)?));
         let writes = Arc::new(Queue::new(config.queue_requests_max, config.queue_bytes_max));
         let reads = Arc::new(Queue::new(config.queue_requests_max, usize::MAX));
         let engine = Self { layers, database, health, writes, reads, threads: Mutex::default() };

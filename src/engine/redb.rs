@@ -9,7 +9,7 @@
 //! The rows are described in `tables`.
 
 mod batch;
-mod guard;
+pub(super) mod guard;
 mod read;
 mod store;
 mod tables;

@@ -295,9 +295,9 @@ impl Storage for Machine {
         Ok(Arc::new(self.clone()))
     }
 
-    fn history(&self, builder: &redb::Builder) -> Result<redb::Database, redb::DatabaseError> {
+    fn history(&self) -> Result<Box<dyn redb::StorageBackend>, redb::DatabaseError> {
         self.lock().files.entry(HISTORY.to_owned()).or_default();
-        builder.create_with_backend(Handle { machine: self.clone(), name: HISTORY.to_owned() })
+        Ok(Box::new(Handle { machine: self.clone(), name: HISTORY.to_owned() }))
     }
 
     fn free_space(&self) -> io::Result<u64> {

@@ -20,8 +20,6 @@ use crate::{
     },
 };
 
-/// How long the applier waits after a failure before it tries again.
-const RETRY: Duration = Duration::from_secs(1);
 /// Rows that are swept in one transaction: enough to be quick, few enough not to hold up what was logged.
 const SWEEP_ROWS: usize = 1_000;
 
@@ -48,7 +46,7 @@ impl Applier {
                 Next::Idle if self.sweeping => self.sweep(),
                 Next::Idle => {}
                 Next::Apply(table) => {
-                    if !self.apply(&table) && self.layers.pause(RETRY) {
+                    if !self.apply(&table) && self.layers.pause(self.retry()) {
                         return;
                     }
                 }
@@ -95,11 +93,19 @@ impl Applier {
         let mut rooms: Vec<(&RoomId, &RoomTail)> = table.rooms.iter().collect();
         rooms.sort_unstable_by_key(|(room, _)| **room);
         let mut slices = Slices { rooms: &rooms, bytes: self.config.slice_bytes as u64 };
+        let mut damaged = |room, tail: &RoomTail, error: &Error| {
+            self.health.damaged(tail.log);
+            self.observer.damaged(room, &error.to_string());
+        };
         while let Some(slice) = slices.next() {
             let done = slices.rooms.is_empty().then_some(table.last);
-            self.database.write(|txn| apply_slice(txn, slice, done, &*self.observer))?;
+            self.database.write(|txn| apply_slice(txn, slice, done, &mut damaged))?;
         }
         Ok(())
+    }
+
+    fn retry(&self) -> Duration {
+        Duration::from_millis(self.config.apply_retry_ms.into())
     }
 
     fn sweep(&mut self) {
@@ -107,7 +113,7 @@ impl Applier {
             Ok(more) => self.sweeping = more,
             Err(error) => {
                 self.observer.apply_failed(&error.to_string());
-                self.layers.pause(RETRY);
+                self.layers.pause(self.retry());
             }
         }
     }
@@ -117,7 +123,7 @@ fn apply_slice(
     txn: &WriteTransaction,
     slice: &[(&RoomId, &RoomTail)],
     done: Option<Lsn>,
-    observer: &dyn Observer,
+    damaged: &mut dyn FnMut(RoomId, &RoomTail, &Error),
 ) -> Result<(), Error> {
     let mut apply = Apply::open(txn)?;
     for (room, tail) in slice {
@@ -125,7 +131,7 @@ fn apply_slice(
             Err(Error::Storage(error)) => return Err(Error::Storage(error)),
             // One log is damaged: what was acked of it is put aside, and the others go on.
             Err(error) => {
-                observer.damaged(**room, &error.to_string());
+                damaged(**room, tail, &error);
                 apply.strand(tail, &error.to_string())?;
             }
             Ok(()) => {}

@@ -242,5 +242,5 @@ impl<'a> View<'a> {
 }
 
 fn record(append: &Append) -> Record {
-    Record { seq: append.seq, chain: append.chain, time_ms: append.time_ms, envelope: append.envelope.clone() }
+    Record { seq: append.seq, time_ms: append.time_ms, envelope: append.envelope.clone() }
 }

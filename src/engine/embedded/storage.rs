@@ -1,12 +1,13 @@
 //! Where a store lies, and how it is opened.
 
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use redb::{Builder, DatabaseError, TableError, backends::FileBackend};
+use redb::{Builder, DatabaseError, StorageBackend, TableError, backends::FileBackend};
 
 use super::{
     Config,
@@ -15,6 +16,7 @@ use super::{
     read,
     tables::{self, Error},
 };
+use crate::core::id::LogId;
 use crate::engine::{
     redb::{self as direct, free_bytes, make_directory},
     wal,
@@ -28,11 +30,11 @@ pub trait Storage: Send + Sync {
     /// When they cannot be reached.
     fn files(&self) -> io::Result<Arc<dyn wal::Files>>;
 
-    /// Opens the history, and makes an empty one if there is none: whole or not at all.
+    /// The history's file; if there is none, an empty database is made first: whole or not at all.
     ///
     /// # Errors
     /// Whatever redb says.
-    fn history(&self, builder: &Builder) -> Result<redb::Database, DatabaseError>;
+    fn history(&self) -> Result<Box<dyn StorageBackend>, DatabaseError>;
 
     /// Bytes that may still be written.
     ///
@@ -85,7 +87,7 @@ impl Directory {
     }
 
     /// Makes an empty history under another name first, so that a crash leaves either none or a whole one.
-    fn make_history(&self, builder: &Builder) -> Result<(), DatabaseError> {
+    fn make_history(&self) -> Result<(), DatabaseError> {
         let failed = |error: io::Error| DatabaseError::Storage(error.into());
         let fresh = self.path.join(format!("history.redb.new.{}", std::process::id()));
         let mut options = fs::OpenOptions::new();
@@ -93,7 +95,7 @@ impl Directory {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let file = options.open(&fresh).map_err(failed)?;
-        drop(builder.create_with_backend(FileBackend::new(file)?)?);
+        drop(Builder::new().create_with_backend(FileBackend::new(file)?)?);
         // A link, and not a rename, so that a store which another process makes meanwhile is not replaced.
         let linked = fs::hard_link(&fresh, self.history_path());
         fs::remove_file(&fresh).map_err(failed)?;
@@ -110,14 +112,14 @@ impl Storage for Directory {
         Ok(Arc::new(wal::Directory::create(&self.path)?))
     }
 
-    fn history(&self, builder: &Builder) -> Result<redb::Database, DatabaseError> {
+    fn history(&self) -> Result<Box<dyn StorageBackend>, DatabaseError> {
         let path = self.history_path();
         let failed = |error: io::Error| DatabaseError::Storage(error.into());
         if !path.try_exists().map_err(failed)? {
-            self.make_history(builder)?;
+            self.make_history()?;
         }
         let file = fs::OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
-        builder.create_with_backend(FileBackend::new(file)?)
+        Ok(Box::new(FileBackend::new(file)?))
     }
 
     fn free_space(&self) -> io::Result<u64> {
@@ -133,18 +135,18 @@ impl Storage for Directory {
 pub(super) fn open_database(storage: &Arc<dyn Storage>, cache_bytes: usize) -> Result<Database, OpenError> {
     let path = storage.path();
     let database = Database::open(Arc::clone(storage), cache_bytes).map_err(|error| direct::OpenError::from_redb(path, error))?;
-    match database.read(stored_format).map_err(|error| damaged(path, &error))? {
+    match database.read(stored_format).map_err(|error| damaged_file(path, &error))? {
         Stored::Format(tables::FORMAT) => {}
         Stored::Format(found) if found > tables::FORMAT => {
             return Err(direct::OpenError::NewerFormat { path: path.into(), found, supported: tables::FORMAT }.into());
         }
-        Stored::Empty => database.write(tables::make).map_err(|error| damaged(path, &error))?,
+        Stored::Empty => database.write(tables::make).map_err(|error| damaged_file(path, &error))?,
         Stored::Format(_) | Stored::Foreign => return Err(direct::OpenError::NotAStore { path: path.into() }.into()),
     }
     Ok(database)
 }
 
-fn damaged(path: &Path, error: &Error) -> OpenError {
+fn damaged_file(path: &Path, error: &Error) -> OpenError {
     direct::OpenError::Corrupted { path: path.into(), why: error.to_string() }.into()
 }
 
@@ -174,7 +176,7 @@ pub(super) fn open_log(
     database: &Database,
     table: &mut Memtable,
 ) -> Result<wal::Wal, OpenError> {
-    let applied = database.read(|txn| tables::applied(&txn.open_table(tables::META)?)).map_err(|error| damaged(storage.path(), &error))?;
+    let applied = database.read(|txn| tables::applied(&txn.open_table(tables::META)?)).map_err(|error| damaged_file(storage.path(), &error))?;
     let failed = |source| OpenError::from(direct::OpenError::from_io(storage.path(), source));
     let replay = |lsn, entry| table.insert(lsn, entry);
     wal::Wal::open(storage.files().map_err(failed)?, config.wal.clone(), applied, random, replay)
@@ -186,6 +188,11 @@ fn random() -> u64 {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).expect("the system has random numbers, or nothing here could begin");
     u64::from_le_bytes(bytes)
+}
+
+/// The logs that are damaged, as far as that has been found.
+pub(super) fn damaged(database: &Database) -> Result<HashSet<LogId>, OpenError> {
+    database.read(read::damaged).map_err(|error| damaged_file(Path::new("the history"), &error))
 }
 
 /// Forgets records that redb has already: those of slices that were applied when the process ended.
@@ -202,7 +209,7 @@ pub(super) fn skip_applied(database: &Database, table: &mut Memtable) -> Result<
         }
         Ok(heads)
     };
-    for (room, head) in database.read(skip).map_err(|error| damaged(path, &error))? {
+    for (room, head) in database.read(skip).map_err(|error| damaged_file(path, &error))? {
         table.forget(room, head);
     }
     Ok(())

@@ -210,6 +210,7 @@ impl Writer {
             (Write::Create { .. }, Some(_)) => return Err(Failure::Exists),
             (Write::Append(_) | Write::Delete { .. }, None) => return Err(Failure::NotFound),
             (Write::Create { .. } | Write::Append(_), _) if full => return Err(Failure::DiskFull),
+            (Write::Append(_), Some(known)) if self.health.is_damaged(known.log) => return Err(Failure::Read),
             (Write::Append(append), Some(known)) if append.seq != known.head + 1 => return Err(Failure::Gap),
             (Write::Create { meta, .. }, None) => Entry::Create { room, meta: meta.clone() },
             (Write::Append(append), Some(known)) => Entry::Append { log: known.log, append: append.clone() },
@@ -226,16 +227,13 @@ impl Writer {
         let known = match (tail.life, tail.head) {
             (Life::Gone, _) => None,
             (Life::Is(log), Some((head, _))) => Some(Known { log, head }),
-            (Life::Is(log), None) if tail.made.is_some() => Some(Known { log, head: 0 }),
-            _ => {
-                let find = |txn: &redb::ReadTransaction| {
-                    let Some(row) = read::row(txn, room)? else { return Ok(None) };
-                    // A damaged log takes no more.
-                    let whole = !read::is_stranded(txn, row.meta.log)?;
-                    whole.then_some(Some(row)).ok_or_else(|| Error::Row("logs"))
-                };
-                let row = self.database.read(find).map_err(|_: Error| Failure::Read)?;
-                row.map(|row| Known { log: row.meta.log, head: row.state.head })
+            (life, None) | (life @ Life::Unknown, _) => {
+                let row = self.database.read(|txn| read::row(txn, room)).map_err(|_: Error| Failure::Read)?;
+                let stored = row.map(|row| Known { log: row.meta.log, head: row.state.head });
+                match life {
+                    Life::Is(log) => Some(stored.filter(|stored| stored.log == log).unwrap_or(Known { log, head: 0 })),
+                    _ => stored,
+                }
             }
         };
         self.known.insert(room, known);

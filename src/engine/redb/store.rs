@@ -38,7 +38,7 @@ impl Store {
         cache_bytes: usize,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, OpenError> {
-        let guard = Guard::new(backend);
+        let guard = Guard::new(Box::new(backend));
         let db = Builder::new()
             .set_cache_size(cache_bytes)
             .create_with_backend(Guarded(Arc::clone(&guard)))
