@@ -459,8 +459,8 @@ fn a_tail_that_does_not_fit_is_refused() {
     let (store, mut log) = filled(10, 300, 3);
     let _skipped = log.append(300, 1, 0);
     let Entry::Append { append, .. } = log.append(300, 1, 0) else { unreachable!() };
-    let gap = RoomTail { log: Some(log.meta.log), made: None, records: vec![append.clone()] };
-    let nowhere = RoomTail { log: Some(LogId([9; 16])), made: None, records: vec![append] };
+    let gap = RoomTail { log: Some(log.meta.log), made: None, records: vec![append.clone()], envelope_bytes: 0 };
+    let nowhere = RoomTail { log: Some(LogId([9; 16])), made: None, records: vec![append], envelope_bytes: 0 };
     store.write(|apply| {
         assert!(matches!(apply.apply_room(log.room, &gap), Err(Error::Log { .. })));
         assert!(matches!(apply.apply_room(log.room, &nowhere), Err(Error::Log { .. })));
