@@ -310,8 +310,9 @@ impl Room {
             }
         };
         self.adopt(&mut read, ctx);
-        let Records { state, before, records } = read;
-        let first = records.first().map_or_else(|| after.max(state.floor - 1), |record| record.seq - 1);
+        let Records { before, records, .. } = read;
+        let first = records.first().map_or_else(|| after.max(self.log.durable().floor - 1), |record| record.seq - 1);
+        let before = if records.is_empty() { self.log.chain_at(first).unwrap_or(before) } else { before };
         // Who waits before the first record was overtaken by the floor.
         let from = if first > after { 0 } else { after };
         let mut held = Held { from, after: first, before, records, waiting: VecDeque::new(), encoded: None };
@@ -382,9 +383,11 @@ impl Room {
     fn page(&self, records: &Records) -> Page {
         let mut position = self.log.position();
         position.head = position.head.max(records.state.head);
-        let first = records.records.first().map_or(records.state.floor, |record| record.seq);
+        let state = self.log.durable();
+        let (first, chain) =
+            records.records.first().map_or((state.floor, state.floor_chain), |record| (record.seq, records.before));
         let items = records.records.iter().map(item).collect();
-        Page { room: self.id, position, first, chain: records.before, items }
+        Page { room: self.id, position, first, chain, items }
     }
 
     pub(super) fn seek(&mut self, conn: &Arc<Conn>, request: u32, time_ms: UnixMillis, permit: Permit, ctx: &mut Context) {
