@@ -25,6 +25,8 @@ pub struct Log {
     pub producers: BTreeMap<Producer, ProducerState>,
     /// All that there ever were: what lies below the floor is only kept to compare with.
     pub records: Vec<Record>,
+    /// The chain value after each record.
+    pub chains: Vec<waxwing::core::id::Digest>,
     /// The (producer, number) of each record.
     pub origins: Vec<(Producer, u64)>,
     /// An append failed and the log was not loaded since.
@@ -146,8 +148,8 @@ impl State {
                     return Err(Failure::Exists);
                 }
                 let state = LogState::empty(room);
-                let (producers, records, origins) = (BTreeMap::new(), Vec::new(), Vec::new());
-                self.logs.insert(room, Log { room, meta, state, producers, records, origins, broken: false });
+                let (producers, records, chains, origins) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
+                self.logs.insert(room, Log { room, meta, state, producers, records, chains, origins, broken: false });
                 Ok(Answer::Done)
             }
             Request::Append(append) => {
@@ -211,13 +213,14 @@ impl Log {
         self.state.chain = chain;
         self.state.bytes += envelope.len() as u64;
         self.origins.push((producer, client_seq));
-        self.records.push(Record { seq, chain, time_ms, envelope });
+        self.records.push(Record { seq, time_ms, envelope });
+        self.chains.push(chain);
     }
 
     pub fn chain_at(&self, seq: Seq) -> waxwing::core::id::Digest {
         match usize::try_from(seq).unwrap().checked_sub(1) {
             None => chain::start(self.room),
-            Some(index) => self.records[index].chain,
+            Some(index) => self.chains[index],
         }
     }
 

@@ -9,9 +9,8 @@ use bytes::Bytes;
 use redb::ReadTransaction;
 
 use super::{
-    super::{Answer, Complete, Completion, Failure, Observer, Token},
+    super::{Answer, Complete, Completion, Failure, Observer, Token, queue::Queue, rows},
     clock,
-    queue::Queue,
     store::Store,
     tables::{self, Error, LogRow},
 };
@@ -93,12 +92,7 @@ fn seek(txn: &ReadTransaction, row: &LogRow, time_ms: UnixMillis) -> Result<Seq,
 }
 
 fn load(txn: &ReadTransaction, row: LogRow) -> Result<LoadedLog, Error> {
-    let (low, high) = tables::producer_range(row.meta.log, None);
-    let mut producers = Vec::new();
-    for entry in txn.open_table(tables::PRODUCERS)?.range::<&tables::ProducerKey>(&low..=&high)? {
-        let (key, state) = entry?;
-        producers.push((tables::producer_of(key.value()), tables::decode_producer(state.value())?));
-    }
+    let producers = rows::producers(&txn.open_table(tables::PRODUCERS)?, row.meta.log)?;
     Ok(LoadedLog { meta: row.meta, state: row.state, producers })
 }
 
@@ -113,12 +107,12 @@ fn collect<'a>(
     let (mut records, mut bytes) = (Vec::new(), 0_u64);
     for entry in rows {
         let (key, row) = entry?;
-        let (chain, time_ms, envelope) = tables::split_record(row.value())?;
+        let (_, time_ms, envelope) = tables::split_record(row.value())?;
         bytes += envelope.len() as u64;
         if !records.is_empty() && (records.len() >= count_max || bytes > u64::from(bytes_max)) {
             break;
         }
-        records.push(Record { seq: key.value().1, chain, time_ms, envelope: Bytes::copy_from_slice(envelope) });
+        records.push(Record { seq: key.value().1, time_ms, envelope: Bytes::copy_from_slice(envelope) });
     }
     Ok(records)
 }
