@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 
 use super::{
+    chain,
     frame::Item,
-    id::{Digest, Seq},
+    id::{Digest, RoomId, Seq},
     log::Record,
 };
 
@@ -63,19 +64,22 @@ impl Recent {
 
     /// Puts records that were read in front, newest first, as many as `bytes_max` has room for; nothing unless the last of
     /// them is the one before the first item. `before` is the chain value before the first of them.
-    pub(super) fn put_before(&mut self, before: Digest, records: &[Record], bytes_max: usize) {
-        if records.last().is_none_or(|record| record.seq != self.after) {
+    pub(super) fn put_before(&mut self, room: RoomId, before: Digest, records: &[Record], bytes_max: usize) {
+        let Some(last) = records.last().filter(|last| last.seq == self.after) else { return };
+        if self.bytes + last.envelope.len() > bytes_max {
             return;
         }
-        for (index, record) in records.iter().enumerate().rev() {
+        let chains: Vec<Digest> = chain::along(room, before, records).collect();
+        let befores = std::iter::once(&before).chain(&chains);
+        let mut linked: Vec<_> = records.iter().zip(befores).zip(&chains).collect();
+        while let Some(((record, before), chain)) = linked.pop() {
             if self.bytes + record.envelope.len() > bytes_max {
                 return;
             }
-            let chain = index.checked_sub(1).and_then(|index| records.get(index)).map_or(before, |record| record.chain);
             self.bytes += record.envelope.len();
-            self.items.push_front((Item { time_ms: record.time_ms, envelope: record.envelope.clone() }, record.chain));
+            self.items.push_front((Item { time_ms: record.time_ms, envelope: record.envelope.clone() }, *chain));
             self.after -= 1;
-            self.before = chain;
+            self.before = *before;
         }
     }
 

@@ -259,7 +259,7 @@ impl RoomLog {
 
     /// Keeps records that were read, when the recent tail begins right behind them.
     pub fn remember(&mut self, read: &Records, recent_bytes_max: u32) {
-        self.recent.put_before(read.before, &read.records, recent_bytes_max as usize);
+        self.recent.put_before(self.id, read.before, &read.records, recent_bytes_max as usize);
         self.recent.trim(self.durable.floor);
     }
 
@@ -520,11 +520,12 @@ mod tests {
 
     #[test]
     fn what_was_read_is_kept_in_front_of_the_tail() {
-        let (mut room, mut read) = (room(), Vec::new());
+        let (mut room, mut read, mut chains) = (room(), Vec::new(), Vec::new());
         let size = u32::try_from(envelope(1, 1).len()).unwrap();
         for n in 1..=6 {
             let Verdict::Append(Append { seq, chain, time_ms, envelope, .. }) = go(&mut room, n, 1) else { panic!() };
-            read.push(super::super::log::Record { seq, chain, time_ms, envelope });
+            chains.push(chain);
+            read.push(super::super::log::Record { seq, time_ms, envelope });
             room.persisted(size);
         }
         let before = chain::start(ROOM);
@@ -535,7 +536,7 @@ mod tests {
         room.remember(&whole, 4 * size);
         assert_eq!((room.recent_bytes(), room.recent_after(1, 1)), (4 * size as usize, None), "as many as may be kept");
         let page = room.recent_after(2, u32::MAX).unwrap();
-        assert_eq!((page.first, page.chain, page.items.len()), (3, read[1].chain, 4));
+        assert_eq!((page.first, page.chain, page.items.len()), (3, chains[1], 4));
         room.shrink_recent(2 * size);
         assert!(room.recent_covers(4) && !room.recent_covers(3));
     }
