@@ -104,8 +104,14 @@ pub fn encode(log: LogId, first: Seq, before: Digest, items: &[Item<'_>], out: &
         rest.put(item.envelope);
     }
     assert!(rest.0.is_empty(), "the chunk is as long as was computed");
-    let (crc, body) = out.split_at_mut(CRC_LEN);
-    crc.copy_from_slice(&checksum(log, first, body).to_le_bytes());
+    seal(log, first, out);
+}
+
+/// Gives the bytes the checksum that a chunk of them must have.
+pub fn seal(log: LogId, first: Seq, row: &mut [u8]) {
+    if let Some((crc, body)) = row.split_first_chunk_mut::<CRC_LEN>() {
+        *crc = checksum(log, first, body).to_le_bytes();
+    }
 }
 
 fn checksum(log: LogId, first: Seq, body: &[u8]) -> u32 {
@@ -386,13 +392,6 @@ mod tests {
         row
     }
 
-    /// Gives the row a checksum that matches.
-    fn seal(first: Seq, row: &mut [u8]) {
-        if let Some((crc, body)) = row.split_first_chunk_mut::<CRC_LEN>() {
-            *crc = checksum(LOG, first, body).to_le_bytes();
-        }
-    }
-
     fn records() -> impl Strategy<Value = Plain> {
         let time = prop_oneof![4 => 1_000..1_100_u64, 1 => any::<u64>()];
         let len = prop_oneof![8 => 0..200_usize, 1 => 4_090..4_100_usize];
@@ -462,7 +461,7 @@ mod tests {
             if let Some(cut) = cut {
                 row.truncate(cut.index(row.len()));
             }
-            seal(first, &mut row);
+            seal(LOG, first, &mut row);
             respell(first, &row);
         }
     }
