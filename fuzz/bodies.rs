@@ -1,6 +1,8 @@
 //! What each fuzz target does with its bytes. The fuzz crate and `tests/corpus.rs` share this file, so that the committed
 //! corpus runs with the ordinary tests, on stable.
 
+mod wal;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::OnceLock,
@@ -26,12 +28,13 @@ use waxwing::engine::embedded::chunk::{self, Chunk};
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub(crate) const TARGETS: [Target; 5] = [
+pub(crate) const TARGETS: [Target; 6] = [
     ("client_frame", client_frame),
     ("server_frame", server_frame),
     ("envelope", envelope),
     ("session_ops", session_ops),
     ("chunk", chunk),
+    ("wal", wal::wal),
 ];
 
 /// Bytes from a client: they decode to a frame that encodes and decodes to itself, or to nothing; and a stream of them

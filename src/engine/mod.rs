@@ -5,6 +5,7 @@
 //! were submitted behind it, so that a log never has a gap.
 
 pub mod embedded;
+mod queue;
 pub mod redb;
 mod rows;
 pub mod wal;
@@ -125,6 +126,21 @@ pub trait Observer: Send + Sync {
     /// A batch is on disk: its writes, their envelope bytes, and how long storing and syncing took.
     fn committed(&self, requests: usize, bytes: usize, took: Duration) {
         let _ = (requests, bytes, took);
+    }
+
+    /// What was logged is in the history file now: its memory in bytes, and how long that took.
+    fn applied(&self, bytes: usize, took: Duration) {
+        let _ = (bytes, took);
+    }
+
+    /// What was logged could not be brought into the history file; it will be tried again.
+    fn apply_failed(&self, why: &str) {
+        let _ = why;
+    }
+
+    /// The history of a room is damaged: it takes no more, and what was acked and is not in it was put aside.
+    fn damaged(&self, room: RoomId, why: &str) {
+        let _ = (room, why);
     }
 
     /// A load or read was answered with so many envelope bytes.

@@ -9,8 +9,7 @@
 //! The rows are described in `tables`.
 
 mod batch;
-mod guard;
-mod queue;
+pub(super) mod guard;
 mod read;
 mod store;
 mod tables;
@@ -24,15 +23,15 @@ use std::{
     time::Instant,
 };
 
+pub(super) use self::store::make_directory;
 use serde::{Deserialize, Serialize};
 
 use self::{
-    queue::Queue,
     read::{Read, ReadJob},
     store::Store,
     write::{FreeSpace, Write, WriteJob, Writer},
 };
-use super::{Busy, Complete, Engine, Observer, Request, Token};
+use super::{Busy, Complete, Engine, Observer, Request, Token, queue::Queue};
 
 /// Settings of the embedded engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -259,12 +258,12 @@ fn clock() -> Instant {
 }
 
 #[cfg(unix)]
-fn free_bytes(path: &Path) -> io::Result<u64> {
+pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(not(unix))]
-fn free_bytes(_path: &Path) -> io::Result<u64> {
+pub(super) fn free_bytes(_path: &Path) -> io::Result<u64> {
     Err(io::ErrorKind::Unsupported.into())
 }

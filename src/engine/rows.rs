@@ -100,6 +100,16 @@ pub(super) fn producers(
     Ok(producers)
 }
 
+/// Notes the publish. Its number decides: where the outbox was forgotten in between, what came before cannot be recognised
+/// any more.
+pub(super) fn note(state: &mut ProducerState, append: &Append) {
+    if state.last + 1 != append.client_seq {
+        state.ring.clear();
+        state.last = append.client_seq.saturating_sub(1);
+    }
+    state.push(Stored { seq: append.seq, hash: append.hash }, append.time_ms);
+}
+
 /// The producers that a transaction changes: each is read once and written once.
 pub(super) struct Producers<'t> {
     table: Table<'t, &'static ProducerKey, &'static [u8]>,
@@ -142,15 +152,11 @@ impl<'t> Producers<'t> {
         Ok(())
     }
 
-    /// Notes the publish, whose producer was loaded. Its number decides: where the outbox was forgotten in between, what
-    /// came before cannot be recognised any more.
+    /// Notes the publish, whose producer was loaded.
     pub(super) fn note(&mut self, log: LogId, append: &Append) {
-        let Some(state) = self.states.get_mut(&producer_key(log, &append.producer)) else { return };
-        if state.last + 1 != append.client_seq {
-            state.ring.clear();
-            state.last = append.client_seq.saturating_sub(1);
+        if let Some(state) = self.states.get_mut(&producer_key(log, &append.producer)) {
+            note(state, append);
         }
-        state.push(Stored { seq: append.seq, hash: append.hash }, append.time_ms);
     }
 
     /// Drops what was loaded and noted of `log`.

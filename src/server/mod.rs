@@ -32,7 +32,7 @@ use crate::{
     core::close::CloseCode,
     engine::{
         Engine,
-        redb::{self, RedbEngine},
+        embedded::{self, EmbeddedEngine},
     },
     metrics::{KeyExchange, Metrics, Name},
     transport::{Connection, tls},
@@ -76,7 +76,7 @@ pub struct Shared {
     abort: CancellationToken,
     handler: Handler,
     /// Gone when the server is stopping, or has none.
-    store: Weak<RedbEngine>,
+    store: Weak<EmbeddedEngine>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -147,7 +147,7 @@ pub enum StartError {
     Auth(#[from] auth::SecretError),
     /// The store cannot be opened.
     #[error(transparent)]
-    Store(#[from] redb::OpenError),
+    Store(#[from] embedded::OpenError),
     /// Something else that has to do with files or sockets.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -165,7 +165,7 @@ pub struct Running {
 #[derive(Debug)]
 struct Core {
     service: Arc<Service>,
-    store: Arc<RedbEngine>,
+    store: Arc<EmbeddedEngine>,
 }
 
 /// Starts a server that drives sessions.

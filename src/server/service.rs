@@ -16,7 +16,7 @@ use crate::{
     },
     engine::{
         self, Engine, Failure,
-        redb::{self, RedbEngine},
+        embedded::{self, EmbeddedEngine},
     },
     metrics::Metrics,
     router::{self, shard::Stats},
@@ -25,8 +25,8 @@ use crate::{
 
 /// Messages that may wait for one shard.
 const MAILBOX_MAX: usize = 4096;
-/// The store's file within the data directory.
-const STORE: &str = "waxwing.redb";
+/// The store within the data directory.
+const STORE: &str = "store";
 
 /// The store, the router, and the names of this server.
 pub struct Service {
@@ -42,10 +42,10 @@ impl fmt::Debug for Service {
 }
 
 /// Opens the store of a configuration.
-pub(super) fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<RedbEngine>, redb::OpenError> {
-    let settings = redb::Config { disk_reserve_bytes: config.disk_reserve_bytes, ..redb::Config::default() };
+pub(super) fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<EmbeddedEngine>, embedded::OpenError> {
+    let settings = embedded::Config { disk_reserve_bytes: config.disk_reserve_bytes, ..embedded::Config::default() };
     let observer = Arc::new(StoreMetrics(Arc::clone(metrics)));
-    RedbEngine::open(&config.data.join(STORE), settings, observer).map(Arc::new)
+    EmbeddedEngine::open(&config.data.join(STORE), settings, observer).map(Arc::new)
 }
 
 impl Service {
@@ -146,5 +146,9 @@ impl engine::Observer for StoreMetrics {
 
     fn latched(&self, why: &str) {
         tracing::error!(why, "the store accepts nothing until the process starts again; reading goes on");
+    }
+
+    fn apply_failed(&self, why: &str) {
+        tracing::warn!(why, "the history file failed; the log goes on and it is tried again");
     }
 }

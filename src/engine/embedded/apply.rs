@@ -9,7 +9,7 @@ use super::{
     chunk::{self, Chunk, Item},
     layout::{Layout, Sizes},
     memtable::RoomTail,
-    tables::{self, ChunkKey, Error, LogRow},
+    tables::{self, ChunkKey, Error, LogRow, Stranded, StrandedRecord},
 };
 use crate::{
     core::{
@@ -26,6 +26,7 @@ pub(super) struct Apply<'t> {
     pub(super) logs: Table<'t, &'static [u8; 16], &'static [u8]>,
     pub(super) chunks: Table<'t, ChunkKey, &'static [u8]>,
     pub(super) tails: Table<'t, ChunkKey, &'static [u8]>,
+    stranded: Table<'t, ChunkKey, &'static [u8]>,
     producers: Producers<'t>,
     deleting: Table<'t, &'static [u8; 16], ()>,
     meta: Table<'t, &'static str, &'static [u8]>,
@@ -40,6 +41,7 @@ impl<'t> Apply<'t> {
             logs: txn.open_table(tables::LOGS)?,
             chunks: txn.open_table(tables::CHUNKS)?,
             tails: txn.open_table(tables::TAILS)?,
+            stranded: txn.open_table(tables::STRANDED)?,
             producers: Producers::open(txn)?,
             deleting: txn.open_table(tables::DELETING)?,
             meta: txn.open_table(tables::META)?,
@@ -181,6 +183,22 @@ impl<'t> Apply<'t> {
         Ok(())
     }
 
+    /// Puts aside what a damaged log cannot take, so that nothing acked is thrown away; the log takes no more.
+    pub(super) fn strand(&mut self, tail: &RoomTail, why: &str) -> Result<(), Error> {
+        let (Some(log), Some(first)) = (tail.log, tail.records.first()) else { return Ok(()) };
+        let records = tail.records.iter().map(|record| StrandedRecord {
+            seq: record.seq,
+            time_ms: record.time_ms,
+            producer: record.producer,
+            client_seq: record.client_seq,
+            envelope: record.envelope.clone(),
+        });
+        let row = Stranded { why: why.to_owned(), records: records.collect() };
+        let row = postcard::to_allocvec(&row).expect("a list of known length encodes into memory");
+        self.stranded.insert((&log.0, first.seq), row.as_slice())?;
+        Ok(())
+    }
+
     /// Notes that every entry up to `lsn` is in the tables.
     pub(super) fn set_applied(&mut self, lsn: Lsn) -> Result<(), Error> {
         self.meta.insert(tables::APPLIED_ROW, lsn.to_le_bytes().as_slice())?;
@@ -191,7 +209,7 @@ impl<'t> Apply<'t> {
     pub(super) fn sweep(&mut self, rows_max: usize) -> Result<bool, Error> {
         let Some(log) = self.deleting.first()?.map(|(log, _)| LogId(*log.value())) else { return Ok(false) };
         let mut left = rows_max.max(1);
-        for table in [&mut self.chunks, &mut self.tails] {
+        for table in [&mut self.chunks, &mut self.tails, &mut self.stranded] {
             for entry in table.extract_from_if((&log.0, 0)..=(&log.0, u64::MAX), |_, _| true)?.take(left) {
                 entry?;
                 left -= 1;

@@ -25,6 +25,8 @@ pub(super) struct RoomTail {
     pub(super) made: Option<LogMeta>,
     /// Records of the life `log`, dense and ascending.
     pub(super) records: Vec<Append>,
+    /// Their envelopes' bytes.
+    pub(super) envelope_bytes: u64,
 }
 
 impl RoomTail {
@@ -74,16 +76,27 @@ impl Memtable {
                 self.bytes += RECORD_BYTES + append.envelope.len();
                 let tail = self.room(append.room);
                 tail.log = Some(log);
+                tail.envelope_bytes += append.envelope.len() as u64;
                 tail.records.push(append);
             }
             Entry::Delete { room, .. } => {
                 let tail = self.room(room);
                 tail.log = None;
                 tail.made = None;
+                tail.envelope_bytes = 0;
                 let records = std::mem::take(&mut tail.records);
                 self.bytes -= records.iter().map(|record| RECORD_BYTES + record.envelope.len()).sum::<usize>();
             }
         }
+    }
+
+    /// Forgets the records of `room` up to `head`, which redb has.
+    pub(super) fn forget(&mut self, room: RoomId, head: Seq) {
+        let Some(tail) = self.rooms.get_mut(&room) else { return };
+        let kept = tail.after(head).len();
+        let forgotten = tail.records.drain(..tail.records.len() - kept);
+        let envelope_bytes: usize = forgotten.map(|record| record.envelope.len()).sum();
+        tail.envelope_bytes -= envelope_bytes as u64;
     }
 
     fn room(&mut self, room: RoomId) -> &mut RoomTail {

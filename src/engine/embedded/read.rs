@@ -1,15 +1,17 @@
 //! Reads of one snapshot of the tables.
 
+use std::collections::HashSet;
+
 use redb::{AccessGuard, Range, ReadTransaction, ReadableTable};
 
 use super::{
     chunk::Chunk,
-    tables::{self, CHUNKS, ChunkKey, Error, LOGS, LogRow, PRODUCERS, TAILS},
+    tables::{self, CHUNKS, ChunkKey, Error, LOGS, LogRow, PRODUCERS, STRANDED, TAILS},
 };
 use crate::{
     core::{
         chain,
-        id::{Digest, RoomId, Seq, UnixMillis},
+        id::{Digest, LogId, RoomId, Seq, UnixMillis},
         log::{Producer, ProducerState, Record, Records},
     },
     engine::rows,
@@ -26,12 +28,14 @@ pub(super) fn row(txn: &ReadTransaction, room: RoomId) -> Result<Option<LogRow>,
     txn.open_table(LOGS)?.get(&room.0)?.map(|row| LogRow::decode(row.value())).transpose()
 }
 
-/// The log of `room`, if there is one, with its producers.
-#[expect(clippy::type_complexity, reason = "a row and its producers")]
-pub(super) fn load(txn: &ReadTransaction, room: RoomId) -> Result<Option<(LogRow, Vec<(Producer, ProducerState)>)>, Error> {
-    let Some(row) = row(txn, room)? else { return Ok(None) };
-    let producers = rows::producers(&txn.open_table(PRODUCERS)?, row.meta.log)?;
-    Ok(Some((row, producers)))
+/// The logs that could not take what was acked, because they are damaged.
+pub(super) fn damaged(txn: &ReadTransaction) -> Result<HashSet<LogId>, Error> {
+    txn.open_table(STRANDED)?.iter()?.map(|entry| Ok(LogId(*entry?.0.value().0))).collect()
+}
+
+/// The producers of a log.
+pub(super) fn producers(txn: &ReadTransaction, row: &LogRow) -> Result<Vec<(Producer, ProducerState)>, Error> {
+    rows::producers(&txn.open_table(PRODUCERS)?, row.meta.log)
 }
 
 /// The chunks of one log.
@@ -154,7 +158,7 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
     }
 
     /// The chain value at `seq`, which lies between `floor − 1` and `head`.
-    fn chain_at(&self, seq: Seq) -> Result<Digest, Error> {
+    pub(super) fn chain_at(&self, seq: Seq) -> Result<Digest, Error> {
         if seq >= self.row.state.head {
             return Ok(self.row.state.chain);
         }

@@ -7,6 +7,7 @@
 //! | `logs` | room id, 16 | postcard ([`LogMeta`], [`LogState`], [`Open`]) |
 //! | `chunks` | (log id, 16; first seq, u64) | a chunk (see `chunk`) that fills the pages it lies in |
 //! | `tails` | (log id, 16; first seq, u64) | a chunk that fills no page |
+//! | `stranded` | (log id, 16; first seq, u64) | postcard ([`Stranded`]): acked records that a damaged log could not take |
 //! | `producers` | log id, 16 ‖ device, 32 ‖ producer, 16 | postcard [`ProducerState`] |
 //! | `deleting` | log id, 16 | nothing |
 //!
@@ -17,15 +18,16 @@
 //! All but the log's row hang on the log id, not on the room id: when a life ends, its log row goes and its log id enters
 //! `deleting` in one step, and the rows are swept in later steps, while the room may be made again with a new log id.
 
+use bytes::Bytes;
 use redb::{ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use super::chunk::{Chunk, DecodeError};
+use super::chunk::{Chunk, DecodeError, SEQ_END};
 pub(super) use crate::engine::rows::{DELETING, Error, FORMAT_ROW, META, PRODUCERS};
 use crate::{
     core::{
-        id::{LogId, RoomId, Seq},
-        log::{LogMeta, LogState},
+        id::{ClientSeq, LogId, RoomId, Seq, UnixMillis},
+        log::{LogMeta, LogState, Producer},
     },
     engine::wal::Lsn,
 };
@@ -41,6 +43,7 @@ pub(super) type ChunkKey = (&'static [u8; 16], u64);
 pub(super) const LOGS: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("logs");
 pub(super) const CHUNKS: TableDefinition<'_, ChunkKey, &[u8]> = TableDefinition::new("chunks");
 pub(super) const TAILS: TableDefinition<'_, ChunkKey, &[u8]> = TableDefinition::new("tails");
+pub(super) const STRANDED: TableDefinition<'_, ChunkKey, &[u8]> = TableDefinition::new("stranded");
 
 /// Where the part of a log begins whose records may still be moved into other chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +78,7 @@ impl LogRow {
         let end = state.head.saturating_add(1);
         // What follows reckons with these.
         let plausible = (1..=open.first).contains(&state.floor) && open.first <= open.tails && open.tails <= end;
-        if plausible && state.head < Seq::MAX / 2 { Ok(row) } else { Err(Error::Row("logs")) }
+        if plausible && state.head < SEQ_END { Ok(row) } else { Err(Error::Row("logs")) }
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -86,6 +89,25 @@ impl LogRow {
     pub(super) fn damaged(&self, why: impl Into<String>) -> Error {
         Error::Log { log: self.meta.log, why: why.into() }
     }
+}
+
+/// Acked records that could not be applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stranded {
+    /// What is wrong with the log.
+    pub(super) why: String,
+    /// The records.
+    pub(super) records: Vec<StrandedRecord>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StrandedRecord {
+    pub(super) seq: Seq,
+    pub(super) time_ms: UnixMillis,
+    pub(super) producer: Producer,
+    pub(super) client_seq: ClientSeq,
+    pub(super) envelope: Bytes,
 }
 
 /// The chunk of `log` at `first`, or which one is damaged, and how.
@@ -111,6 +133,7 @@ pub(super) fn make(txn: &redb::WriteTransaction) -> Result<(), Error> {
     txn.open_table(LOGS)?;
     txn.open_table(CHUNKS)?;
     txn.open_table(TAILS)?;
+    txn.open_table(STRANDED)?;
     txn.open_table(PRODUCERS)?;
     txn.open_table(DELETING)?;
     Ok(())

@@ -9,9 +9,8 @@ use bytes::Bytes;
 use redb::ReadTransaction;
 
 use super::{
-    super::{Answer, Complete, Completion, Failure, Observer, Token, rows},
+    super::{Answer, Complete, Completion, Failure, Observer, Token, queue::Queue, rows},
     clock,
-    queue::Queue,
     store::Store,
     tables::{self, Error, LogRow},
 };

@@ -38,7 +38,7 @@ impl Store {
         cache_bytes: usize,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, OpenError> {
-        let guard = Guard::new(backend);
+        let guard = Guard::new(Box::new(backend));
         let db = Builder::new()
             .set_cache_size(cache_bytes)
             .create_with_backend(Guarded(Arc::clone(&guard)))
@@ -193,7 +193,7 @@ fn make_file(path: &Path) -> Result<(), OpenError> {
     fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
 }
 
-fn make_directory(directory: &Path) -> io::Result<()> {
+pub(in crate::engine) fn make_directory(directory: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -202,7 +202,7 @@ fn make_directory(directory: &Path) -> io::Result<()> {
 }
 
 impl OpenError {
-    fn from_io(path: &Path, source: io::Error) -> Self {
+    pub(in crate::engine) fn from_io(path: &Path, source: io::Error) -> Self {
         let path = path.into();
         match source.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Permission { path, source },
@@ -211,7 +211,7 @@ impl OpenError {
         }
     }
 
-    fn from_redb(path: &Path, error: DatabaseError) -> Self {
+    pub(in crate::engine) fn from_redb(path: &Path, error: DatabaseError) -> Self {
         match error {
             DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => Self::Locked { path: path.into() },
             DatabaseError::Storage(StorageError::Io(source)) => Self::from_io(path, source),

@@ -5,7 +5,7 @@ use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use super::super::Busy;
+use super::Busy;
 
 #[derive(Debug)]
 pub(super) struct Queue<T> {

@@ -1,0 +1,118 @@
+//! The redb file, and how it is opened again after it failed.
+//!
+//! redb latches after any I/O error. What was logged is safe without it, so the file is simply opened again, as a restart
+//! would do. Where even that cannot be written, what was durable is read on through an overlay.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use redb::{Builder, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, WriteTransaction};
+
+use super::{Storage, tables::Error};
+use crate::engine::redb::guard::{Guard, Guarded, Overlay};
+
+pub(super) struct Database {
+    storage: Arc<dyn Storage>,
+    cache_bytes: usize,
+    /// Those who use it hold it shared; opening it again waits for them, as the old one must have let go of the file.
+    open: RwLock<Option<Opened>>,
+    /// How often it was opened.
+    generation: AtomicU64,
+}
+
+struct Opened {
+    database: redb::Database,
+    /// Whether it writes to the file, and not to an overlay.
+    writes: bool,
+}
+
+impl Database {
+    pub(super) fn open(storage: Arc<dyn Storage>, cache_bytes: usize) -> Result<Self, DatabaseError> {
+        let history = storage.history()?;
+        // redb panics over some damages of the file.
+        let opened = catch_unwind(AssertUnwindSafe(|| builder(cache_bytes).create_with_backend(Guarded(Guard::new(history)))));
+        let damaged = |_| DatabaseError::Storage(redb::StorageError::Corrupted("it cannot be made sense of".to_owned()));
+        let database = opened.unwrap_or_else(|panic| Err(damaged(panic)))?;
+        let open = RwLock::new(Some(Opened { database, writes: true }));
+        Ok(Self { storage, cache_bytes, open, generation: AtomicU64::new(0) })
+    }
+
+    /// Reads from one snapshot. After a failure of the storage, once more from the file opened anew.
+    pub(super) fn read<T>(&self, read: impl Fn(&ReadTransaction) -> Result<T, Error>) -> Result<T, Error> {
+        let attempt = || self.with(|opened| read(&opened.database.begin_read()?));
+        let generation = self.generation.load(Ordering::Acquire);
+        match attempt() {
+            Err(error) if is_latching(&error) => {
+                self.reopen(generation)?;
+                attempt()
+            }
+            result => result,
+        }
+    }
+
+    /// Writes in one transaction, durably. After a failure the file is opened anew.
+    pub(super) fn write<T>(&self, write: impl FnOnce(&WriteTransaction) -> Result<T, Error>) -> Result<T, Error> {
+        let generation = self.generation.load(Ordering::Acquire);
+        if !self.with(|opened| Ok(opened.writes)).unwrap_or(false) {
+            self.reopen(generation)?;
+        }
+        let generation = self.generation.load(Ordering::Acquire);
+        let result = self.with(|opened| {
+            if !opened.writes {
+                return Err(Error::Storage(redb::Error::PreviousIo));
+            }
+            let mut txn = opened.database.begin_write()?;
+            txn.set_durability(Durability::Immediate).map_err(|error| Error::Storage(error.into()))?;
+            // Opens after a crash without a scan of the whole file.
+            txn.set_quick_repair(true);
+            let done = write(&txn)?;
+            txn.commit()?;
+            Ok(done)
+        });
+        if result.as_ref().is_err_and(is_latching) {
+            self.reopen(generation)?;
+        }
+        result
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&Opened) -> Result<T, Error>) -> Result<T, Error> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.as_ref().map_or(Err(Error::Storage(redb::Error::PreviousIo)), act)
+    }
+
+    /// Opens the file anew, unless somebody has done so since `failed`.
+    fn reopen(&self, failed: u64) -> Result<(), Error> {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if self.generation.load(Ordering::Acquire) == failed {
+            *open = None;
+            *open = Some(self.open_again().map_err(|error| Error::Storage(error.into()))?);
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    fn open_again(&self) -> Result<Opened, DatabaseError> {
+        let guard = Guard::new(self.storage.history()?);
+        if let Ok(database) = builder(self.cache_bytes).create_with_backend(Guarded(Arc::clone(&guard))) {
+            return Ok(Opened { database, writes: true });
+        }
+        let overlay = Overlay::new(guard).map_err(redb::StorageError::from)?;
+        Ok(Opened { database: builder(self.cache_bytes).create_with_backend(overlay)?, writes: false })
+    }
+}
+
+fn builder(cache_bytes: usize) -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_bytes);
+    builder
+}
+
+/// A damaged page fails who asks for it; a failed operation ends the use of this opening of the file.
+fn is_latching(error: &Error) -> bool {
+    matches!(error, Error::Storage(error) if !matches!(error, redb::Error::Corrupted(_)))
+}
