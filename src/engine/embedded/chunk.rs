@@ -225,9 +225,9 @@ impl<'a> Chunk<'a> {
     }
 
     fn entries(rest: &mut Reader<'_>, first: Seq, count: u32, mut time_ms: UnixMillis) -> Result<Vec<Entry>, DecodeError> {
-        let end = first.saturating_add(u64::from(count));
+        let seqs = first..first.saturating_add(u64::from(count));
         let count = usize::try_from(count).map_err(|_| DecodeError::Malformed)?;
-        if first == 0 || count == 0 || end > SEQ_END {
+        if first == 0 || count == 0 || seqs.end > SEQ_END {
             return Err(DecodeError::Malformed);
         }
         // Each entry has two bytes at least.
@@ -236,7 +236,7 @@ impl<'a> Chunk<'a> {
         }
         let (mut end, mut chains) = (0_u32, 0);
         let mut entries = Vec::with_capacity(count);
-        for seq in first..end {
+        for seq in seqs {
             let len = u32::try_from(rest.varint()?).map_err(|_| DecodeError::Malformed)?;
             let delta = rest.varint()?;
             if seq == first && delta != 0 {

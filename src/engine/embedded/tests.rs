@@ -20,7 +20,7 @@ use crate::{
         id::{AccessKey, DeviceKey, Digest, LogId, ProducerId, RoomId, Seq},
         log::{Append, LogMeta, Producer, ProducerState, Record, Stored},
     },
-    engine::{rows, wal::Entry},
+    engine::wal::Entry,
 };
 
 /// A database in memory.
@@ -124,7 +124,7 @@ impl Log {
     fn check(&self, store: &Store, limits: &[(u64, u32)]) -> Seq {
         let txn = store.0.begin_read().unwrap();
         let row = read::row(&txn, self.room).unwrap().expect("the log is there");
-        let producers = rows::producers(&txn.open_table(tables::PRODUCERS).unwrap(), row.meta.log).unwrap();
+        let producers = read::producers(&txn, &row).unwrap();
         let state = row.state;
         let head = self.records.len() as u64;
         assert_eq!((row.meta.clone(), state.head, state.chain), (self.meta.clone(), head, self.chain(head)));
@@ -475,11 +475,12 @@ fn a_tail_that_does_not_fit_is_refused() {
     log.producers.clear();
     let txn = store.0.begin_read().unwrap();
     let row = read::row(&txn, log.room).unwrap().unwrap();
-    let producers = rows::producers(&txn.open_table(tables::PRODUCERS).unwrap(), row.meta.log).unwrap();
+    let producers = read::producers(&txn, &row).unwrap();
     assert_eq!((row.state.head, producers[0].1.last), (10, 10));
 }
 
-/// Applies `count` records of `len` bytes to each of `rooms` logs, `each` at a time, to a file; what of the file is in use, over the payload.
+/// Applies `count` records of `len` bytes to each of `rooms` logs, `each` at a time, to a file; what of the file is in use,
+/// over the payload.
 fn size_on_disk(rooms: u8, count: usize, len: usize, each: usize) -> f64 {
     let file = tempfile::NamedTempFile::new().unwrap();
     let store = Store::on(redb::backends::FileBackend::new(file.reopen().unwrap()).unwrap());
