@@ -27,7 +27,6 @@ pub(super) use self::store::make_directory;
 use serde::{Deserialize, Serialize};
 
 use self::{
-
     read::{Read, ReadJob},
     store::Store,
     write::{FreeSpace, Write, WriteJob, Writer},
