@@ -123,7 +123,8 @@ impl Log {
     /// Compares the log with the store; returns its floor.
     fn check(&self, store: &Store, limits: &[(u64, u32)]) -> Seq {
         let txn = store.0.begin_read().unwrap();
-        let (row, producers) = read::load(&txn, self.room).unwrap().expect("the log is there");
+        let row = read::row(&txn, self.room).unwrap().expect("the log is there");
+        let producers = read::producers(&txn, &row).unwrap();
         let state = row.state;
         let head = self.records.len() as u64;
         assert_eq!((row.meta.clone(), state.head, state.chain), (self.meta.clone(), head, self.chain(head)));
@@ -458,8 +459,8 @@ fn a_tail_that_does_not_fit_is_refused() {
     let (store, mut log) = filled(10, 300, 3);
     let _skipped = log.append(300, 1, 0);
     let Entry::Append { append, .. } = log.append(300, 1, 0) else { unreachable!() };
-    let gap = RoomTail { log: Some(log.meta.log), made: None, records: vec![append.clone()] };
-    let nowhere = RoomTail { log: Some(LogId([9; 16])), made: None, records: vec![append] };
+    let gap = RoomTail { log: Some(log.meta.log), made: None, records: vec![append.clone()], envelope_bytes: 0 };
+    let nowhere = RoomTail { log: Some(LogId([9; 16])), made: None, records: vec![append], envelope_bytes: 0 };
     store.write(|apply| {
         assert!(matches!(apply.apply_room(log.room, &gap), Err(Error::Log { .. })));
         assert!(matches!(apply.apply_room(log.room, &nowhere), Err(Error::Log { .. })));
@@ -468,6 +469,7 @@ fn a_tail_that_does_not_fit_is_refused() {
     log.records.truncate(10);
     log.producers.clear();
     let txn = store.0.begin_read().unwrap();
-    let (row, producers) = read::load(&txn, log.room).unwrap().unwrap();
+    let row = read::row(&txn, log.room).unwrap().unwrap();
+    let producers = read::producers(&txn, &row).unwrap();
     assert_eq!((row.state.head, producers[0].1.last), (10, 10));
 }
