@@ -259,7 +259,7 @@ impl RoomLog {
 
     /// Keeps records that were read, when the recent tail begins right behind them.
     pub fn remember(&mut self, read: &Records, recent_bytes_max: u32) {
-        self.recent.put_before(self.id, read, recent_bytes_max as usize);
+        self.recent.put_before(self.id, read.before, &read.records, recent_bytes_max as usize);
         self.recent.trim(self.durable.floor);
     }
 

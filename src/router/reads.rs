@@ -22,10 +22,11 @@ use super::{
 };
 use crate::{
     core::{
+        chain,
         close::Refusal,
         frame::{Item, Operation, Page, ServerFrame},
         id::{Digest, RoomId, Seq, UnixMillis},
-        log::{self, Record, Records},
+        log::{Record, Records},
     },
     engine::{self, Failure},
 };
@@ -141,7 +142,7 @@ impl Held {
         let missing = self.records.get(known..skip).unwrap_or_default();
         let last = self.chains.last().copied().unwrap_or(self.before);
         ctx.work += missing.iter().map(|record| 2 + work_of_bytes(record.envelope.len())).sum::<u64>();
-        self.chains.extend(log::chains(room, last, missing));
+        self.chains.extend(chain::along(room, last, missing));
         skip.checked_sub(1).and_then(|index| self.chains.get(index)).copied().unwrap_or(self.before)
     }
 }
