@@ -24,13 +24,13 @@ pub struct BytesArgs {
     #[command(flatten)]
     common: Common,
     /// Messages that each stores at most.
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(long, default_value_t = 3_000_000)]
     messages: u64,
     /// Messages that are stored before anything is counted: files that are filled with zeros once are there by then.
     #[arg(long, default_value_t = 400_000)]
     warm_up: u64,
     /// Seconds that each may store at most.
-    #[arg(long, default_value_t = 25.0)]
+    #[arg(long, default_value_t = 40.0)]
     seconds: f64,
     /// Publishers in flight.
     #[arg(long, default_value_t = 256)]
@@ -80,7 +80,6 @@ fn measure(args: &BytesArgs, kind: Kind, dir: &Path) -> anyhow::Result<Volume> {
     driver.create(&rooms)?;
     let warm = Until { acks: args.warm_up, time: Duration::from_secs_f64(args.seconds) };
     driver.run(&mut rooms, args.in_flight, warm)?;
-    store.settle();
     meter::settle_disk();
     let (begin, device, usage) = (Instant::now(), meter::device_written(dir), Usage::of(store.pid())?);
     let until = Until { acks: args.messages, time: Duration::from_secs_f64(args.seconds) };
