@@ -1,6 +1,8 @@
 //! What each fuzz target does with its bytes. The fuzz crate and `tests/corpus.rs` share this file, so that the committed
 //! corpus runs with the ordinary tests, on stable.
 
+mod wal;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::OnceLock,
@@ -25,8 +27,13 @@ use waxwing::core::{
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub(crate) const TARGETS: [Target; 4] =
-    [("client_frame", client_frame), ("server_frame", server_frame), ("envelope", envelope), ("session_ops", session_ops)];
+pub(crate) const TARGETS: [Target; 5] = [
+    ("client_frame", client_frame),
+    ("server_frame", server_frame),
+    ("envelope", envelope),
+    ("session_ops", session_ops),
+    ("wal", wal::wal),
+];
 
 /// Bytes from a client: they decode to a frame that encodes and decodes to itself, or to nothing; and a stream of them
 /// splits in the same way however it is cut.

@@ -80,6 +80,8 @@ pub struct Metrics {
     pub outbox_bytes: Gauge,
     /// Subscriptions that fell behind and are fed from the log.
     pub catchups: Counter,
+    /// Bytes of recent messages that rooms keep in memory.
+    pub recent_bytes: Gauge,
     /// Payload bytes received.
     pub received_bytes: Family<Transport, Counter>,
     /// Payload bytes sent.
@@ -112,6 +114,7 @@ impl Metrics {
             refusals: Family::default(),
             outbox_bytes: Gauge::default(),
             catchups: Counter::default(),
+            recent_bytes: Gauge::default(),
             received_bytes: Family::default(),
             sent_bytes: Family::default(),
             commit_batch: Histogram::new(powers(1.0, 13)),
@@ -138,6 +141,7 @@ impl Metrics {
         r.register("refusals", "Operations refused", self.refusals.clone());
         r.register_with_unit("outbox", "Waiting in outboxes", Unit::Bytes, self.outbox_bytes.clone());
         r.register("catchups", "Subscriptions that fell behind", self.catchups.clone());
+        r.register_with_unit("recent", "Recent messages in memory", Unit::Bytes, self.recent_bytes.clone());
         r.register_with_unit("received", "Payload received", Unit::Bytes, self.received_bytes.clone());
         r.register_with_unit("sent", "Payload sent", Unit::Bytes, self.sent_bytes.clone());
         r.register("commit_batch_size", "Appends in one commit", self.commit_batch.clone());

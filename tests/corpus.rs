@@ -65,4 +65,14 @@ fn write_the_seeds() {
     ] {
         write("session_ops", format!("seed-{name}"), &ops);
     }
+    let batches: Vec<u8> = (0..40_u8).flat_map(|n| [0, n.wrapping_mul(7), n % 5, n]).collect();
+    for (name, log) in [
+        ("whole", [&[0][..], &batches].concat()),
+        ("changed", [&[0][..], &batches, &[1, 0x40, 0x10, 0xff]].concat()),
+        ("changed-header", [&[0][..], &batches, &[1, 0x10, 0, 0xff, 1, 0x10, 2, 0xff]].concat()),
+        ("records", [&[1, 0, 0, 0, 0][..], &[77, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], &[0; 90]].concat()),
+        ("file", [&[2][..], b"waxwal\r\n", &[1, 0, 0, 0], &[0; 600]].concat()),
+    ] {
+        write("wal", format!("seed-{name}"), &log);
+    }
 }

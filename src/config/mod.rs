@@ -79,6 +79,8 @@ pub struct Config {
     pub token_secret_file: Option<PathBuf>,
     /// Shards of the router; 0, the default, is one for each core.
     pub shards: u16,
+    /// Bytes of recent messages that all rooms together keep in memory. Default 64 MiB.
+    pub recent_total_bytes_max: u64,
     /// Bytes of the disk that stay free: below, publishes are refused. Default 256 MiB.
     pub disk_reserve_bytes: u64,
     /// Connections at a time. Default 50,000.
@@ -115,6 +117,7 @@ impl Default for Config {
             token_secret: None,
             token_secret_file: None,
             shards: 0,
+            recent_total_bytes_max: 64 << 20,
             disk_reserve_bytes: 256 << 20,
             connections_max: 50_000,
             connections_per_address_max: 512,

@@ -25,8 +25,11 @@ mod layout;
 mod memtable;
 mod read;
 mod reader;
+mod retain;
 mod storage;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
@@ -293,6 +296,7 @@ impl Engine for EmbeddedEngine {
             Request::ReadBefore { room, before, count_max, bytes_max } => {
                 read(room, Read::Before { before, count_max, bytes_max }, to)
             }
+            Request::Seek { room, time_ms } => read(room, Read::Seek { time_ms }, to),
             Request::Create { room, meta } => write(Write::Create { room, meta }, to),
             Request::Append(append) => write(Write::Append(append), to),
             Request::Delete { room } => write(Write::Delete { room }, to),

@@ -13,7 +13,7 @@ pub mod wal;
 use std::{sync::Arc, time::Duration};
 
 use crate::core::{
-    id::{RoomId, Seq},
+    id::{RoomId, Seq, UnixMillis},
     log::{Append, LoadedLog, LogMeta, Records},
 };
 
@@ -62,6 +62,14 @@ pub enum Request {
         /// The log.
         room: RoomId,
     },
+    /// Where a time lies. A log's times ascend as far as the clock that gave them never went back; where it did, the answer is
+    /// one of the places that the time fits.
+    Seek {
+        /// The log.
+        room: RoomId,
+        /// The time.
+        time_ms: UnixMillis,
+    },
 }
 
 /// What comes back.
@@ -73,6 +81,8 @@ pub enum Answer {
     Done,
     /// To [`Request::ReadAfter`] and [`Request::ReadBefore`].
     Records(Records),
+    /// To [`Request::Seek`]: the first seq kept that was accepted at or after that time; `head + 1` when there is none.
+    Sought(Seq),
 }
 
 /// Why a request was not carried out.

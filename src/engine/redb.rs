@@ -227,6 +227,7 @@ impl Engine for RedbEngine {
             Request::ReadBefore { room, before, count_max, bytes_max } => {
                 read(room, Read::Before { before, count_max, bytes_max }, to)
             }
+            Request::Seek { room, time_ms } => read(room, Read::Seek { time_ms }, to),
             Request::Create { room, meta } => write(Write::Create { room, meta }, to),
             Request::Append(append) => write(Write::Append(append), to),
             Request::Delete { room } => write(Write::Delete { room }, to),

@@ -302,19 +302,17 @@ impl Wal {
         let pool = Arc::new(Pool::new(files, config));
         let slots = survey.segments.iter().map(|segment| &segment.slot).chain(&survey.blank);
         slots.for_each(|slot| pool.count(slot));
-        let (mut free, mut superseded) = (survey.blank, Vec::new());
+        pool.free(survey.blank)?;
+        let mut useless = Vec::new();
         let mut segments = survey.segments.into_iter().enumerate().peekable();
         while let Some((number, segment)) = segments.next() {
             let end = segments.peek().map_or(first_unproven, |(_, next)| next.header.base);
-            if end == segment.header.base {
-                superseded.push(segment.slot);
-            } else if number >= replayed.needed_from && end > applied.saturating_add(1) {
+            if number >= replayed.needed_from && end > applied.saturating_add(1) && end > segment.header.base {
                 pool.fill(segment.slot, end);
             } else {
-                free.push(segment.slot);
+                useless.push(segment.slot);
             }
         }
-        pool.free(free)?;
         let mut wal = Self {
             pool,
             salt: Box::new(salt),
@@ -328,14 +326,15 @@ impl Wal {
             failed: false,
         };
         wal.rewrite(&replayed.unproven)?;
-        // Until then they may be all that there is of the last batch.
-        wal.pool.free(superseded)?;
+        // Until now they may have been all that the disk has of the last batch, whatever a newer header says that may be in
+        // a cache alone.
+        wal.pool.free(useless)?;
         wal.over_limit = wal.pool.is_over_limit();
         Ok(wal)
     }
 
-    /// Puts the last batch, which may not be durable, into a new segment. Its header comes last, because it takes the older
-    /// copy out of force.
+    /// Puts the last batch, which may not be durable, into a new segment, in a file that has no header yet. Its header comes
+    /// last, because it takes the older copy out of force.
     fn rewrite(&mut self, bodies: &[Vec<u8>]) -> io::Result<()> {
         if bodies.is_empty() {
             return Ok(());
@@ -346,11 +345,9 @@ impl Wal {
         }
         let header = self.next_header();
         let slot = self.pool.slot_beyond_limit(self.buffer.len() as u64)?;
-        let (block, records) = self.buffer.split_at_mut(HEADER_LEN);
+        let records = self.buffer.get_mut(HEADER_LEN..).unwrap_or_default();
         record::stamp(records, header.key());
-        // Whatever header the file has must not speak for these records.
-        block.fill(0);
-        slot.file.write_at(&self.buffer, 0)?;
+        slot.file.write_at(records, HEADER_LEN as u64)?;
         slot.file.sync_data()?;
         header.put(&mut self.buffer);
         slot.file.write_at(self.buffer.get(..HEADER_LEN).unwrap_or_default(), 0)?;

@@ -1,8 +1,25 @@
-//! Which devices are subscribed to a room. A device with several sessions is there once.
+//! Which devices are subscribed to a room, and telling its subscribers. A device with several sessions is there once.
+//!
+//! What changes in a turn is told once. It costs as much as there are subscribers, so it is done only where there are few
+//! of them: coming and going in a large room is a matter of two maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::core::id::DeviceKey;
+use bytes::Bytes;
+
+use super::{ConnId, context::Context, room::Room};
+use crate::core::{frame::ServerFrame, id::DeviceKey};
+
+/// What a subscriber knows of who is there.
+#[derive(Debug)]
+pub(super) enum Knows {
+    /// Nothing: it must be given the whole list.
+    Nothing,
+    /// Everything.
+    All,
+    /// All but what became of these devices.
+    AllBut(BTreeSet<DeviceKey>),
+}
 
 /// The devices that are there, and what changed since the last turn.
 #[derive(Debug)]
@@ -95,6 +112,79 @@ impl Presence {
             }
         }
         if online.is_empty() && offline.is_empty() { Change::Nothing } else { Change::Delta { online, offline } }
+    }
+}
+
+/// What changed, and the frame that says so.
+type Delta = Option<(Vec<DeviceKey>, Bytes)>;
+
+impl Room {
+    /// Tells the subscribers who came and went, and newcomers who is there.
+    pub(super) fn tell_presence(&mut self, ctx: &mut Context) {
+        let delta = match self.presence.turn(ctx.limits.presence_sessions_max) {
+            Change::Nothing => None,
+            Change::Delta { online, offline } => {
+                let devices: Vec<DeviceKey> = online.iter().chain(&offline).copied().collect();
+                Some((devices, ServerFrame::Presence { room: self.id, online, offline }.encode()))
+            }
+            Change::Restart => {
+                for id in &self.subscribers {
+                    if let Some(member) = self.members.get_mut(id) {
+                        member.knows = Knows::Nothing;
+                    }
+                }
+                self.uninformed = self.subscribers.iter().copied().collect();
+                None
+            }
+        };
+        let mut hearers = std::mem::take(&mut self.uninformed);
+        if delta.is_some() {
+            hearers = self.subscribers.iter().copied().collect();
+        }
+        ctx.work += hearers.len() as u64;
+        let mut all = None;
+        for id in hearers {
+            self.tell_member(id, &delta, &mut all, ctx);
+        }
+    }
+
+    fn tell_member(&mut self, id: ConnId, delta: &Delta, all: &mut Option<Bytes>, ctx: &mut Context) {
+        let (room, presence) = (self.id, &self.presence);
+        let Some(member) = self.members.get_mut(&id).filter(|member| member.is_subscribed() && member.announced) else { return };
+        match &mut member.knows {
+            Knows::Nothing if presence.is_on() => {
+                let list = || ServerFrame::Presence { room, online: presence.online(), offline: Vec::new() }.encode();
+                let frame = all.get_or_insert_with(list).clone();
+                if member.push_page(&frame, room, ctx) {
+                    member.knows = Knows::All;
+                }
+            }
+            Knows::Nothing => {}
+            Knows::All => {
+                if let Some((devices, frame)) = delta
+                    && !member.push_page(frame, room, ctx)
+                {
+                    member.knows = Knows::AllBut(devices.iter().copied().collect());
+                }
+            }
+            Knows::AllBut(missed) => {
+                missed.extend(delta.iter().flat_map(|(devices, _)| devices));
+                // Best effort beyond this: a reader that slow learns of these when they change again.
+                while missed.len() > 2 * ctx.limits.presence_sessions_max as usize {
+                    missed.pop_first();
+                }
+                if member.stalled {
+                    return;
+                }
+                // Where presence is off, nobody is there for anybody.
+                let is_online = |device: &&DeviceKey| presence.is_on() && presence.is_online(device);
+                let (online, offline) = missed.iter().partition(is_online);
+                let frame = ServerFrame::Presence { room, online, offline }.encode();
+                if member.push_page(&frame, room, ctx) {
+                    member.knows = Knows::All;
+                }
+            }
+        }
     }
 }
 

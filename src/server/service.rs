@@ -57,6 +57,7 @@ impl Service {
             shards: if config.shards == 0 { cores() } else { config.shards.into() },
             mailbox_max: MAILBOX_MAX,
             limits: Arc::new(config.limits.clone()),
+            recent_bytes_max: config.recent_total_bytes_max,
             engine,
             clock: Arc::new(clock::unix_millis),
             log_id: Arc::new(move || LogId(fill(random))),
@@ -123,6 +124,7 @@ fn observe(metrics: Arc<Metrics>) -> Arc<dyn Fn(usize, i64, Stats) + Send + Sync
         metrics.acks.inc_by(stats.acks);
         metrics.ephemerals.inc_by(stats.ephemerals);
         metrics.catchups.inc_by(stats.catch_ups);
+        metrics.recent_bytes.inc_by(stats.recent_bytes);
         for (why, count) in stats.refusals {
             metrics.refused_by_name(why, count);
         }

@@ -110,14 +110,10 @@ fn what_was_committed_is_replayed_whatever_stops() {
 /// was over before.
 fn power_cut_at(seed: u64, op: usize) -> bool {
     let mut rng = Rng(seed);
-    let disk = Disk::new(op as u64);
+    let disk = Disk::new(seed ^ op as u64);
     let mut model = Model::default();
     disk.arm(Fault::Power(op));
-    let good = match model.reopen(&disk) {
-        Ok(mut wal) => work(&mut wal, &mut model, &mut rng, &disk, 25),
-        Err(OpenError::Io(_)) => false,
-        Err(other) => panic!("{other}"),
-    };
+    work(&mut model.reopen(&disk).unwrap(), &mut model, &mut rng, &disk, 25);
     for op in 0..6 {
         for stopped in [disk.power_cut(), disk.killed()] {
             let mut model = model.clone();
@@ -130,7 +126,7 @@ fn power_cut_at(seed: u64, op: usize) -> bool {
             finish(&stopped.power_cut(), &mut model, &mut rng);
         }
     }
-    !good
+    disk.is_dead()
 }
 
 #[test]

@@ -96,13 +96,13 @@ impl State {
             return true;
         }
         self.ops += 1;
-        let left = match (&mut self.fault, kind) {
-            (Fault::Power(left), _)
-            | (Fault::Write(left), Kind::Write)
-            | (Fault::Sync(left), Kind::Sync)
-            | (Fault::Create(left), Kind::Create)
-            | (Fault::Remove(left), Kind::Remove) => left,
-            _ => return false,
+        let ((Fault::Power(left), _)
+        | (Fault::Write(left), Kind::Write)
+        | (Fault::Sync(left), Kind::Sync)
+        | (Fault::Create(left), Kind::Create)
+        | (Fault::Remove(left), Kind::Remove)) = (&mut self.fault, kind)
+        else {
+            return false;
         };
         if *left > 0 {
             *left -= 1;
@@ -162,6 +162,11 @@ impl Disk {
         self.lock().ops
     }
 
+    /// Whether the power has failed.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.lock().dead
+    }
+
     pub(crate) fn files(&self) -> Arc<dyn Files> {
         Arc::new(self.clone())
     }
@@ -219,10 +224,11 @@ impl Files for Disk {
         let state = &mut *self.lock();
         assert!(!state.files.contains_key(name), "{name} exists");
         let mut len = usize::try_from(len).unwrap();
+        let was_dead = state.dead;
         let fails = state.fails(Kind::Create);
         if fails {
             // Half a file may be left.
-            if state.rng.one_in(2) {
+            if was_dead || state.rng.one_in(2) {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             len = state.rng.below(len + 1);
@@ -238,8 +244,9 @@ impl Files for Disk {
     fn remove(&self, name: &str) -> io::Result<()> {
         let state = &mut *self.lock();
         state.file(name)?;
+        let was_dead = state.dead;
         let fails = state.fails(Kind::Remove);
-        if !fails || (state.dead && state.rng.one_in(2)) {
+        if !fails || (state.dead && !was_dead && state.rng.one_in(2)) {
             state.files.remove(name);
         }
         if fails { Err(injected()) } else { Ok(()) }

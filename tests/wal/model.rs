@@ -65,8 +65,8 @@ pub(crate) struct Model {
     pub(crate) acked: Lsn,
     /// Of these, what the store has.
     pub(crate) applied: Lsn,
-    /// The first entry of the last batch that was begun.
-    pub(crate) last_batch: Lsn,
+    /// The first entries of the batches that were begun.
+    pub(crate) batches: Vec<Lsn>,
 }
 
 impl Model {
@@ -115,7 +115,7 @@ impl Model {
             }
         }
         if self.entries.len() > begun {
-            self.last_batch = begun as u64 + 1;
+            self.batches.push(begun as u64 + 1);
         }
         self.entries.len() > begun
     }

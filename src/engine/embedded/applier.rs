@@ -59,9 +59,10 @@ impl Applier {
         let begun = clock();
         match self.try_apply(table) {
             Ok(()) => {
-                self.layers.applied();
-                self.health.applying(true);
+                // Freed before anybody who waits for room hears that it was applied.
                 self.tidy(self.recycler.release(table.last));
+                self.health.applying(true);
+                self.layers.applied();
                 self.sweeping = true;
                 self.observer.applied(table.bytes, begun.elapsed());
                 true

@@ -349,3 +349,148 @@ impl<'a> Chunk<'a> {
 fn offset(value: u32) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ROOM: RoomId = RoomId([1; 16]);
+    const LOG: LogId = LogId([2; 16]);
+    const BEFORE: Digest = Digest([3; 32]);
+
+    /// Times and envelopes, and the chain values after them.
+    type Plain = Vec<(UnixMillis, Vec<u8>)>;
+
+    fn chains(first: Seq, records: &Plain) -> Vec<Digest> {
+        let next = |value: &mut Digest, (seq, (_, envelope)): (Seq, &(UnixMillis, Vec<u8>))| {
+            *value = chain::next(ROOM, *value, seq, envelope);
+            Some(*value)
+        };
+        (first..).zip(records).scan(BEFORE, next).collect()
+    }
+
+    fn items<'a>(records: &'a Plain, chains: &[Digest]) -> Vec<Item<'a>> {
+        let item = |(record, chain): (&'a (UnixMillis, Vec<u8>), &Digest)| Item {
+            time_ms: record.0,
+            envelope: &record.1,
+            chain: Some(*chain),
+        };
+        records.iter().zip(chains).map(item).collect()
+    }
+
+    fn row(first: Seq, items: &[Item<'_>]) -> Vec<u8> {
+        let mut row = vec![0; encoded_len(first, items)];
+        encode(LOG, first, BEFORE, items, &mut row);
+        row
+    }
+
+    /// Gives the row a checksum that matches.
+    fn seal(first: Seq, row: &mut [u8]) {
+        if let Some((crc, body)) = row.split_first_chunk_mut::<CRC_LEN>() {
+            *crc = checksum(LOG, first, body).to_le_bytes();
+        }
+    }
+
+    fn records() -> impl Strategy<Value = Plain> {
+        let time = prop_oneof![4 => 1_000..1_100_u64, 1 => any::<u64>()];
+        let len = prop_oneof![8 => 0..200_usize, 1 => 4_090..4_100_usize];
+        let record = (time, len, any::<u8>()).prop_map(|(time, len, byte)| (time, vec![byte; len]));
+        proptest::collection::vec(record, 1..40)
+    }
+
+    proptest! {
+        #[test]
+        fn a_chunk_holds_its_records(records in records(), first in prop_oneof![1..20_u64, Just(u64::MAX - 100)]) {
+            let chains = chains(first, &records);
+            let items = items(&records, &chains);
+            let row = row(first, &items);
+            let chunk = Chunk::decode(LOG, first, &row).unwrap();
+            prop_assert_eq!((chunk.first(), chunk.last(), chunk.before()), (first, first + records.len() as u64 - 1, BEFORE));
+            for (((seq, item), record), value) in (first..).zip(chunk.items()).zip(&records).zip(&chains) {
+                prop_assert_eq!((item.time_ms, item.envelope), (record.0, record.1.as_slice()));
+                prop_assert_eq!(item.chain, keeps_chain(seq, record.1.len()).then_some(*value));
+                prop_assert_eq!(chunk.chain_at(ROOM, seq), *value);
+                prop_assert_eq!(chunk.envelope_len(seq), record.1.len());
+            }
+            prop_assert_eq!(chunk.items().len(), records.len());
+            prop_assert_eq!(chunk.chain_at(ROOM, first - 1), BEFORE);
+            let (from, to) = (first + 1, first + 5);
+            let mut copied = Vec::new();
+            chunk.copy(from, to, &mut copied);
+            let expected: Vec<_> = (first..).zip(&records).filter(|(seq, _)| (from..=to).contains(seq)).collect();
+            prop_assert_eq!(copied.len(), expected.len());
+            for (copy, (seq, (time_ms, envelope))) in copied.iter().zip(expected) {
+                prop_assert_eq!((copy.seq, copy.time_ms, copy.envelope.as_ref()), (seq, *time_ms, envelope.as_slice()));
+            }
+            prop_assert_eq!(chunk.latest_ms(), records.iter().map(|record| record.0).max().unwrap());
+        }
+
+        #[test]
+        fn changed_bytes_are_found(records in records(), at in any::<prop::sample::Index>(), bit in 0..8_u8) {
+            let chains = chains(9, &records);
+            let mut row = row(9, &items(&records, &chains));
+            let other_log = Chunk::decode(LogId([9; 16]), 9, &row).map(drop);
+            prop_assert_eq!((other_log, Chunk::decode(LOG, 10, &row).map(drop)), (Err(DecodeError::Checksum), Err(DecodeError::Checksum)));
+            let at = at.index(row.len());
+            prop_assert!(Chunk::decode(LOG, 9, &row[..at]).is_err());
+            row[at] ^= 1 << bit;
+            prop_assert_eq!(Chunk::decode(LOG, 9, &row).map(drop), Err(DecodeError::Checksum));
+        }
+
+        /// With a checksum that matches, whatever else the bytes are: it is an error, or a chunk that is spelled in no other way.
+        #[test]
+        fn hostile_bytes_are_a_chunk_or_an_error(
+            records in records(),
+            first in prop_oneof![0..20_u64, Just(u64::MAX - 3), Just(u64::MAX)],
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            near in proptest::collection::vec((CRC_LEN..80_usize, any::<u8>()), 0..4),
+            cut in proptest::option::of(any::<prop::sample::Index>()),
+        ) {
+            let chains = chains(16, &records);
+            let mut row = row(16, &items(&records, &chains));
+            for (at, byte) in changes {
+                let at = at.index(row.len());
+                row[at] = byte;
+            }
+            for (at, byte) in near {
+                if let Some(place) = row.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            if let Some(cut) = cut {
+                row.truncate(cut.index(row.len()));
+            }
+            seal(first, &mut row);
+            respell(first, &row);
+        }
+    }
+
+    fn respell(first: Seq, row: &[u8]) {
+        let Ok(chunk) = Chunk::decode(LOG, first, row) else { return };
+        for seq in [first - 1, first, first + 3, chunk.last(), chunk.last().saturating_add(1)] {
+            let _ = (chunk.chain_at(ROOM, seq), chunk.envelope_len(seq));
+        }
+        let items: Vec<_> = chunk.items().collect();
+        let mut again = vec![0; encoded_len(first, &items)];
+        encode(LOG, first, chunk.before(), &items, &mut again);
+        assert_eq!(again, row);
+    }
+
+    #[test]
+    fn chain_values_are_near() {
+        for len in [0, 300, 4_095] {
+            assert!((1..100).all(|first: Seq| (first..first + 8).any(|seq| keeps_chain(seq, len))));
+        }
+        assert!((1..100).all(|seq| keeps_chain(seq, 4_096)));
+    }
+
+    #[test]
+    fn a_chunk_of_small_records_takes_little_more_than_they_do() {
+        let records: Plain = (0..52).map(|number| (1_700_000_000_000 + number * 50, vec![1; 300])).collect();
+        let chains = chains(1, &records);
+        let row = row(1, &items(&records, &chains));
+        assert!(row.len() < 52 * 300 * 103 / 100 + 1, "{}", row.len());
+    }
+}

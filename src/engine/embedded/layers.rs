@@ -119,6 +119,18 @@ impl Layers {
         }
     }
 
+    /// Waits until everything is applied, or cannot be.
+    pub(super) fn drain(&self, health: &Health) {
+        let mut tables = self.lock();
+        while (tables.frozen.is_some() || !tables.active.is_empty()) && !tables.closing && health.can_apply() {
+            if tables.frozen.is_none() {
+                tables.freeze();
+                self.changed.notify_all();
+            }
+            tables = self.changed.wait(tables).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Waits until there is a frozen table, and freezes the active one when it is older than `age`, or on closing. With
     /// `patience`, it waits no longer than that.
     pub(super) fn next(&self, age: Duration, patience: Option<Duration>) -> Next {

@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     core::{
-        id::{Digest, LogId, RoomId, Seq},
+        chain,
+        id::{Digest, LogId, RoomId, Seq, UnixMillis},
         log::{Producer, ProducerState, Record, Records},
     },
     engine::rows,
@@ -227,5 +228,70 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
             Ok(high + 1 - fitting == low)
         })?;
         Ok(self.page(chain, parts.into_iter().rev().flatten().collect()))
+    }
+
+    /// The first record whose time is at least `time_ms`; `None` if all are older. It is exact as long as the clock did not
+    /// step back. Otherwise: by bisection a chunk is found that begins earlier than that and is followed by one that does
+    /// not (or by nothing); it is the first such record from there on.
+    pub(super) fn seek(&self, time_ms: UnixMillis) -> Result<Option<Seq>, Error> {
+        let (floor, head) = (self.row.state.floor, self.row.state.head);
+        // Records before `low` lie in or before a chunk that begins earlier; `high` does not, or is beyond the head.
+        let (mut low, mut high) = (floor, head + 1);
+        let mut found = floor;
+        while low < high {
+            let middle = low.midpoint(high);
+            let (mut first, mut next, mut earlier) = (middle, middle + 1, false);
+            self.ascending(middle, middle, |chunk| {
+                (first, next, earlier) = (chunk.first(), chunk.last() + 1, chunk.first_ms() < time_ms);
+                Ok(false)
+            })?;
+            if earlier {
+                (found, low) = (first, next);
+            } else {
+                high = first.max(low);
+            }
+        }
+        let mut seq = None;
+        self.ascending(found, head, |chunk| {
+            seq = chunk.since(time_ms);
+            Ok(seq.is_none())
+        })?;
+        Ok(seq)
+    }
+
+    /// Shows every chunk to `visit`, ascending, and checks all of the log: checksums, that no record is missing, the hash
+    /// chain from the floor to the head, the sum of the envelopes, and that the log has no other rows.
+    pub(super) fn verify(&self, mut visit: impl FnMut(&Chunk<'_>) -> Result<(), Error>) -> Result<(), Error> {
+        let state = &self.row.state;
+        let (mut value, mut bytes, mut rows) = (state.floor_chain, 0, 0_u64);
+        self.ascending(state.floor, state.head, |chunk| {
+            if chunk.before() != value {
+                return Err(self.row.damaged(format!("the hash chain breaks before record {}", chunk.first())));
+            }
+            for (seq, item) in (chunk.first()..).zip(chunk.items()) {
+                value = chain::next(self.room, value, seq, item.envelope);
+                if item.chain.is_some_and(|kept| kept != value) {
+                    return Err(self.row.damaged(format!("the hash chain breaks at record {seq}")));
+                }
+            }
+            bytes += chunk.envelopes().len() as u64;
+            rows += 1;
+            visit(chunk)?;
+            Ok(true)
+        })?;
+        if state.floor == 0 || state.floor > state.head + 1 {
+            return Err(self.row.damaged(format!("its floor is {} and its head {}", state.floor, state.head)));
+        }
+        if value != state.chain {
+            return Err(self.row.damaged("the hash chain does not end in the head's value"));
+        }
+        if bytes != state.bytes {
+            return Err(self.row.damaged(format!("its records have {bytes} bytes, not {}", state.bytes)));
+        }
+        let stored = self.range(&self.chunks, 0, Seq::MAX)?.count() + self.range(&self.tails, 0, Seq::MAX)?.count();
+        if stored as u64 != rows {
+            return Err(self.row.damaged(format!("it has {stored} chunks, not {rows}")));
+        }
+        Ok(())
     }
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     core::{
-        id::{Digest, RoomId, Seq},
+        id::{Digest, RoomId, Seq, UnixMillis},
         log::{Append, LoadedLog, LogMeta, LogState, Producer, ProducerState, Record, Records},
     },
     engine::{Answer, Complete, Completion, Failure, Observer, Token, queue::Queue, rows},
@@ -32,6 +32,7 @@ pub(super) enum Read {
     Load,
     After { after: Seq, bytes_max: u32 },
     Before { before: Seq, count_max: u32, bytes_max: u32 },
+    Seek { time_ms: UnixMillis },
 }
 
 /// A read, and where its result goes.
@@ -69,7 +70,8 @@ fn answer_bytes(answer: &Answer) -> usize {
 /// Answers one read.
 pub(super) fn answer(layers: &Layers, database: &Database, room: RoomId, read: Read) -> Result<Answer, Failure> {
     let want = match read {
-        Read::Load => Want::All,
+        // Which records a time lies among is not known before: all handles, no bytes.
+        Read::Load | Read::Seek { .. } => Want::All,
         Read::After { after, bytes_max } => Want::From { seq: after, bytes_max: bytes_max.into() },
         Read::Before { before, count_max, bytes_max } => Want::Before {
             seq: before,
@@ -135,6 +137,7 @@ impl<'a> View<'a> {
             Read::Load => self.load().map(|log| Answer::Loaded(Some(Box::new(log)))),
             Read::After { after, bytes_max } => self.after(after, bytes_max).map(Answer::Records),
             Read::Before { before, count_max, bytes_max } => self.before(before, count_max, bytes_max).map(Answer::Records),
+            Read::Seek { time_ms } => self.seek(time_ms).map(Answer::Sought),
         }
     }
 
@@ -165,6 +168,15 @@ impl<'a> View<'a> {
             page.records.push(record(append));
         }
         Ok(page)
+    }
+
+    fn seek(&self, time_ms: UnixMillis) -> Result<Seq, Error> {
+        let applied = match &self.row {
+            Some(row) => read::chunks(self.txn, self.room, row)?.seek(time_ms)?,
+            None => None,
+        };
+        let unapplied = || self.tail.iter().find(|append| append.time_ms >= time_ms).map(|append| append.seq);
+        Ok(applied.or_else(unapplied).unwrap_or(self.state.head + 1))
     }
 
     fn before(&self, before: Seq, count_max: u32, bytes_max: u32) -> Result<Records, Error> {

@@ -73,7 +73,12 @@ impl LogRow {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        postcard::from_bytes(bytes).map_err(|_| Error::Row("logs"))
+        let row: Self = postcard::from_bytes(bytes).map_err(|_| Error::Row("logs"))?;
+        let (state, open) = (&row.state, &row.open);
+        let end = state.head.saturating_add(1);
+        // What follows reckons with these.
+        let plausible = (1..=open.first).contains(&state.floor) && open.first <= open.tails && open.tails <= end;
+        if plausible && state.head < Seq::MAX / 2 { Ok(row) } else { Err(Error::Row("logs")) }
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {

@@ -159,6 +159,11 @@ impl Writer {
             self.commit(batch)?;
             pushed = self.wal.push(&entry);
         }
+        if pushed == Err(Full::Log) {
+            self.commit(batch)?;
+            self.layers.drain(&self.health);
+            pushed = self.wal.push(&entry);
+        }
         let Ok(lsn) = pushed else { return Ok(Err(Failure::DiskFull)) };
         let (room, next) = match &entry {
             Entry::Create { room, meta } => (*room, Some(Known { log: meta.log, head: 0 })),

@@ -15,7 +15,7 @@ use super::{
     tables::{self, Error, LogRow},
 };
 use crate::core::{
-    id::{RoomId, Seq},
+    id::{RoomId, Seq, UnixMillis},
     log::{LoadedLog, Record, Records},
 };
 
@@ -25,6 +25,7 @@ pub(super) enum Read {
     Load,
     After { after: Seq, bytes_max: u32 },
     Before { before: Seq, count_max: u32, bytes_max: u32 },
+    Seek { time_ms: UnixMillis },
 }
 
 /// A read, and where its result goes.
@@ -58,7 +59,7 @@ pub(super) fn run(store: &Store, queue: &Queue<ReadJob>, observer: &dyn Observer
 fn answer_bytes(answer: &Answer) -> usize {
     match answer {
         Answer::Records(page) => page.records.iter().map(|record| record.envelope.len()).sum(),
-        Answer::Loaded(_) | Answer::Done => 0,
+        Answer::Loaded(_) | Answer::Done | Answer::Sought(_) => 0,
     }
 }
 
@@ -73,7 +74,21 @@ fn answer(txn: &ReadTransaction, room: RoomId, read: Read) -> Result<Result<Answ
         Read::Load => load(txn, row).map(|log| Ok(Answer::Loaded(Some(Box::new(log))))),
         Read::After { after, bytes_max } => after_cursor(txn, &row, after, bytes_max),
         Read::Before { before, count_max, bytes_max } => before_cursor(txn, &row, before, count_max, bytes_max),
+        Read::Seek { time_ms } => seek(txn, &row, time_ms).map(|seq| Ok(Answer::Sought(seq))),
     }
+}
+
+/// Halves the seqs that may be the answer.
+fn seek(txn: &ReadTransaction, row: &LogRow, time_ms: UnixMillis) -> Result<Seq, Error> {
+    let table = txn.open_table(tables::RECORDS)?;
+    let (mut low, mut high) = (row.state.floor, row.state.head + 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let record = table.get((&row.meta.log.0, middle))?.ok_or(Error::Row("records"))?;
+        let (_, stored_ms, _) = tables::split_record(record.value())?;
+        if stored_ms < time_ms { low = middle + 1 } else { high = middle }
+    }
+    Ok(low)
 }
 
 fn load(txn: &ReadTransaction, row: LogRow) -> Result<LoadedLog, Error> {

@@ -87,7 +87,7 @@ impl Pool {
         Some(Next::Make)
     }
 
-    /// A file of `len` bytes at least, whatever the limit.
+    /// A file of `len` bytes at least, whatever the limit. While the log is opened, only files without a header are free.
     pub(super) fn slot_beyond_limit(&self, len: u64) -> io::Result<Slot> {
         let len = len.next_multiple_of(4096).max(self.config.segment_bytes);
         let free = if len == self.config.segment_bytes { self.lock().free.pop() } else { None };

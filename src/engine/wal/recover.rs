@@ -144,7 +144,7 @@ impl Damage {
                 segment: segment_name,
                 offset: self.offset as u64,
                 lsn: self.lsn,
-                until: self.until.or(next.map(|next| next.base)),
+                until: self.until.or_else(|| next.map(|next| next.base)),
                 rooms: self.rooms,
             },
         }
@@ -208,17 +208,19 @@ impl<'a> Scan<'a> {
         let first = self.applied.saturating_add(1);
         let needed = lsn.max(first);
         let mut from = at;
+        let mut until = None;
         while let Some((offset, record)) = self.find(from, at, lsn) {
             if record.lsn <= first {
                 return Ok(Some((offset, record.lsn)));
             }
             // A batch begins only when the one before is durable.
             if record.lsn.saturating_sub(record.index.into()) > needed {
-                return Err(self.damage(at, lsn, Some((offset, record.lsn))));
+                return Err(self.damage(at, lsn, until.or(Some((offset, record.lsn)))));
             }
+            until = until.or(Some((offset, record.lsn)));
             from = offset + record.len();
         }
-        if self.end.is_some() { Err(self.damage(at, lsn, None)) } else { Ok(None) }
+        if self.end.is_some() { Err(self.damage(at, lsn, until)) } else { Ok(None) }
     }
 
     /// The first good record from `from` on whose number follows the `lsn` expected at `bad`.

@@ -29,7 +29,7 @@ pub(super) struct Header {
 pub(super) enum State {
     /// A header.
     Valid(Header),
-    /// Zeros: the file was never used.
+    /// Zeros, in one copy at least: the file was never used.
     Blank,
     /// A header of a format that this build does not know.
     Newer(u32),
@@ -74,8 +74,9 @@ impl Header {
             (State::Valid(one), State::Valid(two)) => State::Valid(if one.generation >= two.generation { one } else { two }),
             (State::Newer(version), _) | (_, State::Newer(version)) => State::Newer(version),
             (State::Valid(header), _) | (_, State::Valid(header)) => State::Valid(header),
-            (State::Blank, State::Blank) => State::Blank,
-            _ => State::Damaged,
+            // The first write of a header failed part of the way; nothing after it can have been durable.
+            (State::Blank, _) | (_, State::Blank) => State::Blank,
+            (State::Damaged, State::Damaged) => State::Damaged,
         };
         let [first, second] = copies;
         newest(first, second)
