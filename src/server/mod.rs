@@ -6,6 +6,8 @@ pub mod admission;
 pub mod auth;
 pub mod certificate;
 pub mod clock;
+#[cfg(unix)]
+pub mod control;
 pub mod driver;
 mod http;
 mod listen;
@@ -244,6 +246,16 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, core: Option<
     }
     for endpoint in &endpoints {
         shared.spawn(udp::accept(endpoint.clone(), Arc::clone(&shared)));
+    }
+    #[cfg(unix)]
+    if core.is_some() {
+        match control::bind(&shared.config.data) {
+            Ok(listener) => shared.spawn(control::serve(listener, Arc::clone(&shared))),
+            // It serves all the same; only a backup has to wait until it is stopped.
+            Err(error) => tracing::warn!(
+                path = %shared.config.data.join(control::SOCKET).display(), %error, "no control socket: `waxwing backup` cannot reach this server"
+            ),
+        }
     }
     Ok(Running { shared, endpoints, core })
 }

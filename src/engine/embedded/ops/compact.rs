@@ -48,7 +48,7 @@ pub fn compact(directory: &Path, config: Config, report: Report<'_>) -> Result<C
         let applied = copy::applied(txn).map_err(|error| Error::read(&history, &error))?;
         let mut copier = Copier::new(Source::History(txn), &history, target, report);
         copier.on_damage = OnDamage::AsItIs;
-        Ok((copier.run()?, applied))
+        Ok::<_, Error>((copier.run()?, applied))
     });
     let ((copied, target), applied) = copied.map_err(|error| Error::read(&history, &error))??;
     target.finish(&[(APPLIED_ROW, applied.to_le_bytes().to_vec())])?;

@@ -362,7 +362,7 @@ impl<'a, 'r> Copier<'a, 'r> {
 
     fn log_of_first(&mut self, old: &OldStore, room: RoomId, log: LogId, id: LogId) -> Result<(), rows::Error> {
         let (meta, state) = old.log(room)?.ok_or(rows::Error::Row("logs"))?;
-        let mut pending = Pending { room, id, first: state.floor, before: state.floor_chain, records: Vec::new(), bytes: 0 };
+        let mut pending = Pending { id, first: state.floor, before: state.floor_chain, records: Vec::new(), bytes: 0 };
         let damaged = |why: String| rows::Error::Log { log, why };
         let (mut value, mut bytes, mut next) = (state.floor_chain, 0, state.floor);
         old.records(log, state.floor, state.head, &mut |seq, kept, time_ms, envelope| {
@@ -414,7 +414,6 @@ impl<'a, 'r> Copier<'a, 'r> {
 
 /// Records of the first format that are not laid out yet.
 struct Pending {
-    room: RoomId,
     id: LogId,
     first: Seq,
     /// The chain value before the first.
