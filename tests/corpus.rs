@@ -9,6 +9,8 @@ mod samples;
 
 use std::{fs, path::PathBuf};
 
+use waxwing::engine::embedded::chunk;
+
 fn corpus(target: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "fuzz", "corpus", target].iter().collect()
 }
@@ -52,6 +54,15 @@ fn write_the_seeds() {
             bytes.resize(48 + if suite == 1 { 32 } else { 1120 } + 16, kind);
             write("envelope", format!("seed-{kind}-{suite}"), &bytes);
         }
+    }
+    for (name, lens) in [("one", vec![1]), ("small", vec![30; 20]), ("large", vec![4_096, 0, 200])] {
+        let envelopes: Vec<Vec<u8>> = lens.into_iter().map(|len| vec![7; len]).collect();
+        let chain = Some(waxwing::core::id::Digest([3; 32]));
+        let items: Vec<_> = envelopes.iter().map(|envelope| chunk::Item { time_ms: 1_000, envelope, chain }).collect();
+        let mut bytes = vec![0; chunk::encoded_len(5, &items)];
+        let (log, before) = (waxwing::core::id::LogId([1; 16]), waxwing::core::id::Digest([2; 32]));
+        chunk::encode(log, 5, before, &items, &mut bytes);
+        write("chunk", format!("seed-{name}"), &[&5_u64.to_le_bytes()[..], &bytes].concat());
     }
     let publish_all = [0, 0, 0, 9].repeat(90);
     let retries: Vec<u8> = (0..70).flat_map(|back| [1, 0, back]).collect();

@@ -9,6 +9,7 @@ mod load;
 mod send;
 mod serve;
 mod settings;
+mod since;
 mod token;
 
 use std::{

@@ -145,20 +145,6 @@ pub struct Records {
     pub records: Vec<Record>,
 }
 
-impl Records {
-    /// The chain value after each record.
-    pub fn chains(&self, room: RoomId) -> impl Iterator<Item = Digest> {
-        chains(room, self.before, &self.records)
-    }
-}
-
-/// The chain value after each of `records`, which follow the one of `before`.
-pub fn chains(room: RoomId, before: Digest, records: &[Record]) -> impl Iterator<Item = Digest> {
-    records.iter().scan(before, move |chain, record| {
-        *chain = super::chain::next(room, *chain, record.seq, &record.envelope);
-        Some(*chain)
-    })
-}
 
 impl ProducerState {
     /// Notes that number `last + 1` was stored at `seq`.

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 
 use super::{
+    chain,
     frame::Item,
     id::{Digest, RoomId, Seq},
-    log::Records,
+    log::Record,
 };
 
 /// Consecutive records up to the newest durable one. A record is shared with whoever still writes it, not copied.
@@ -62,21 +63,23 @@ impl Recent {
     }
 
     /// Puts records that were read in front, newest first, as many as `bytes_max` has room for; nothing unless the last of
-    /// them is the one before the first item.
-    pub(super) fn put_before(&mut self, room: RoomId, read: &Records, bytes_max: usize) {
-        if read.records.last().is_none_or(|record| record.seq != self.after) {
+    /// them is the one before the first item. `before` is the chain value before the first of them.
+    pub(super) fn put_before(&mut self, room: RoomId, before: Digest, records: &[Record], bytes_max: usize) {
+        let Some(last) = records.last().filter(|last| last.seq == self.after) else { return };
+        if self.bytes + last.envelope.len() > bytes_max {
             return;
         }
-        let chains: Vec<Digest> = read.chains(room).collect();
-        let befores = [read.before].into_iter().chain(chains.iter().copied()).collect::<Vec<_>>();
-        for ((record, chain), before) in read.records.iter().zip(chains).zip(befores).rev() {
+        let chains: Vec<Digest> = chain::along(room, before, records).collect();
+        let befores = std::iter::once(&before).chain(&chains);
+        let mut linked: Vec<_> = records.iter().zip(befores).zip(&chains).collect();
+        while let Some(((record, before), chain)) = linked.pop() {
             if self.bytes + record.envelope.len() > bytes_max {
                 return;
             }
             self.bytes += record.envelope.len();
-            self.items.push_front((Item { time_ms: record.time_ms, envelope: record.envelope.clone() }, chain));
+            self.items.push_front((Item { time_ms: record.time_ms, envelope: record.envelope.clone() }, *chain));
             self.after -= 1;
-            self.before = before;
+            self.before = *before;
         }
     }
 

@@ -237,17 +237,17 @@ impl RoomLog {
     /// Takes over where the log begins and what it keeps, as a read found it: the engine trims logs by itself. Nothing is
     /// ever lowered. `state` is of this life of the log; it may be older than what is durable here, or newer.
     pub fn adopt(&mut self, state: &LogState) {
-        if self.failed {
-            return; // It is loaded anew.
-        }
         let durable = &mut self.durable;
-        if state.floor > durable.floor && state.floor <= durable.head + 1 {
-            (durable.floor, durable.floor_chain) = (state.floor, state.floor_chain);
-            (self.assigned.floor, self.assigned.floor_chain) = (state.floor, state.floor_chain);
-            self.recent.trim(state.floor);
+        if state.floor > durable.floor {
+            // What is not visible here yet cannot be gone: then everything that is visible was trimmed.
+            let anchor =
+                if state.floor <= durable.head { (state.floor, state.floor_chain) } else { (durable.head + 1, durable.chain) };
+            (durable.floor, durable.floor_chain) = anchor;
+            (self.assigned.floor, self.assigned.floor_chain) = anchor;
+            self.recent.trim(anchor.0);
         }
-        // An older state lacks bytes that nobody can add up here.
-        if state.head >= durable.head {
+        // An older state lacks bytes that nobody can add up here; after a failure they are loaded anew.
+        if state.head >= durable.head && !self.failed {
             let bytes =
                 |appends: &mut dyn Iterator<Item = &Append>| appends.map(|append| append.envelope.len() as u64).sum::<u64>();
             let counted = bytes(&mut self.pending.iter().filter(|append| append.seq <= state.head));
@@ -259,7 +259,7 @@ impl RoomLog {
 
     /// Keeps records that were read, when the recent tail begins right behind them.
     pub fn remember(&mut self, read: &Records, recent_bytes_max: u32) {
-        self.recent.put_before(self.id, read, recent_bytes_max as usize);
+        self.recent.put_before(self.id, read.before, &read.records, recent_bytes_max as usize);
         self.recent.trim(self.durable.floor);
     }
 
@@ -524,8 +524,8 @@ mod tests {
         let size = u32::try_from(envelope(1, 1).len()).unwrap();
         for n in 1..=6 {
             let Verdict::Append(Append { seq, chain, time_ms, envelope, .. }) = go(&mut room, n, 1) else { panic!() };
-            read.push(super::super::log::Record { seq, time_ms, envelope });
             chains.push(chain);
+            read.push(super::super::log::Record { seq, time_ms, envelope });
             room.persisted(size);
         }
         let before = chain::start(ROOM);
@@ -567,8 +567,8 @@ mod tests {
         // An older view changes nothing.
         room.adopt(&LogState { head: 3, chain: chains[3], floor: 1, floor_chain: chains[0], bytes: 3 * size });
         assert_eq!((room.durable.floor, room.assigned.bytes), (3, 3 * size));
-        // A floor beyond what is visible here waits.
+        // A floor beyond what is visible here.
         room.adopt(&LogState { head: 5, chain: chains[0], floor: 6, floor_chain: chains[0], bytes: 0 });
-        assert_eq!(room.durable.floor, 3);
+        assert_eq!((room.durable.floor, room.chain_at(4)), (5, Some(chains[4])));
     }
 }

@@ -227,21 +227,15 @@ impl EmbeddedEngine {
         Ok(engine)
     }
 
-    fn start(
-        &self,
-        wal: wal::Wal,
-        storage: Arc<dyn Storage>,
-        config: &Config,
-        observer: &Arc<dyn Observer>,
-    ) -> io::Result<()> {
+    fn start(&self, wal: wal::Wal, storage: Arc<dyn Storage>, config: &Config, observer: &Arc<dyn Observer>) -> io::Result<()> {
         let mut threads = Threads::default();
         let recycler = wal.recycler();
         for number in 0..config.readers.max(1) {
             let (layers, database) = (Arc::clone(&self.layers), Arc::clone(&self.database));
             let (queue, observer) = (Arc::clone(&self.reads), Arc::clone(observer));
-            threads.queues.push(
-                self.spawn(&format!("store-read-{number}"), move || reader::run(&layers, &database, &queue, &*observer))?,
-            );
+            threads
+                .queues
+                .push(self.spawn(&format!("store-read-{number}"), move || reader::run(&layers, &database, &queue, &*observer))?);
         }
         let writer = Writer {
             wal,

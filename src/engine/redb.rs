@@ -28,7 +28,6 @@ pub(super) use self::{old::OldStore, store::make_directory};
 use serde::{Deserialize, Serialize};
 
 use self::{
-
     read::{Read, ReadJob},
     store::Store,
     write::{FreeSpace, Write, WriteJob, Writer},

@@ -22,10 +22,11 @@ use super::{
 };
 use crate::{
     core::{
+        chain,
         close::Refusal,
         frame::{Item, Operation, Page, ServerFrame},
         id::{Digest, RoomId, Seq, UnixMillis},
-        log::{self, Record, Records},
+        log::{Record, Records},
     },
     engine::{self, Failure},
 };
@@ -95,6 +96,8 @@ pub(super) struct Held {
     /// The chain value there.
     before: Digest,
     records: Vec<Record>,
+    /// The chain values of the first of them, as far as somebody began behind them.
+    chains: Vec<Digest>,
     waiting: VecDeque<ConnId>,
     /// The page that was fed last, by its cursor.
     encoded: Option<(Seq, Encoded)>,
@@ -133,9 +136,14 @@ impl Held {
         usize::try_from(cursor.saturating_sub(self.after)).unwrap_or(usize::MAX)
     }
 
-    fn chain_at(&self, room: RoomId, cursor: Seq) -> Digest {
-        let skipped = self.records.get(..self.skip(cursor)).unwrap_or_default();
-        log::chains(room, self.before, skipped).last().unwrap_or(self.before)
+    /// The chain value at `cursor`. Each is computed once.
+    fn chain_at(&mut self, room: RoomId, cursor: Seq, ctx: &mut Context) -> Digest {
+        let (skip, known) = (self.skip(cursor), self.chains.len());
+        let missing = self.records.get(known..skip).unwrap_or_default();
+        let last = self.chains.last().copied().unwrap_or(self.before);
+        ctx.work += missing.iter().map(|record| 2 + work_of_bytes(record.envelope.len())).sum::<u64>();
+        self.chains.extend(chain::along(room, last, missing));
+        skip.checked_sub(1).and_then(|index| self.chains.get(index)).copied().unwrap_or(self.before)
     }
 }
 
@@ -264,7 +272,8 @@ impl Room {
             self.move_to(id, after);
         }
         if !self.is_announced(id) {
-            self.announce(id, after, held.chain_at(self.id, after));
+            let chain = held.chain_at(self.id, after, ctx);
+            self.announce(id, after, chain);
         }
         if after >= self.shown || after >= held.last() {
             return self.hunger(id);
@@ -274,7 +283,7 @@ impl Room {
             _ => {
                 let upto = usize::try_from(self.shown - after).unwrap_or(usize::MAX);
                 let items = held.records.iter().skip(held.skip(after)).take(upto).map(item).collect();
-                let (position, chain) = (self.log.position(), held.chain_at(self.id, after));
+                let (position, chain) = (self.log.position(), held.chain_at(self.id, after, ctx));
                 let page = Encoded::new(Page { room: self.id, position, first: after + 1, chain, items }, ctx);
                 held.encoded = Some((after, page.clone()));
                 page
@@ -310,11 +319,12 @@ impl Room {
             }
         };
         self.adopt(&mut read, ctx);
-        let Records { state, before, records } = read;
-        let first = records.first().map_or_else(|| after.max(state.floor - 1), |record| record.seq - 1);
+        let Records { before, records, .. } = read;
+        let first = records.first().map_or_else(|| after.max(self.log.durable().floor - 1), |record| record.seq - 1);
+        let before = if records.is_empty() { self.log.chain_at(first).unwrap_or(before) } else { before };
         // Who waits before the first record was overtaken by the floor.
         let from = if first > after { 0 } else { after };
-        let mut held = Held { from, after: first, before, records, waiting: VecDeque::new(), encoded: None };
+        let mut held = Held { from, after: first, before, records, chains: Vec::new(), waiting: VecDeque::new(), encoded: None };
         if held.records.is_empty() && first == after && after < self.shown {
             let waiting: Vec<ConnId> = self.reads.take(after, after).into();
             return self.stop(&waiting, Refusal::Internal, ctx);
@@ -382,9 +392,11 @@ impl Room {
     fn page(&self, records: &Records) -> Page {
         let mut position = self.log.position();
         position.head = position.head.max(records.state.head);
-        let first = records.records.first().map_or(records.state.floor, |record| record.seq);
+        let state = self.log.durable();
+        let (first, chain) =
+            records.records.first().map_or((state.floor, state.floor_chain), |record| (record.seq, records.before));
         let items = records.records.iter().map(item).collect();
-        Page { room: self.id, position, first, chain: records.before, items }
+        Page { room: self.id, position, first, chain, items }
     }
 
     pub(super) fn seek(&mut self, conn: &Arc<Conn>, request: u32, time_ms: UnixMillis, permit: Permit, ctx: &mut Context) {

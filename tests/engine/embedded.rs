@@ -59,7 +59,9 @@ fn it_conforms_with_limits_of_any_size() {
 fn it_conforms_on_files_and_replays_what_a_killed_process_left() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
-    conformance::suite(&|| Arc::new(EmbeddedEngine::open(&path, Config { disk_reserve_bytes: 0, ..small() }, Arc::new(())).unwrap()));
+    conformance::suite(&|| {
+        Arc::new(EmbeddedEngine::open(&path, Config { disk_reserve_bytes: 0, ..small() }, Arc::new(())).unwrap())
+    });
     let again = EmbeddedEngine::open(&path, Config { disk_reserve_bytes: 0, ..small() }, Arc::new(())).unwrap();
     let second = EmbeddedEngine::open(&path, small(), Arc::new(()));
     assert!(second.is_err_and(|error| error.to_string().contains("in use by another process")));

@@ -5,8 +5,9 @@ use std::{io, sync::Arc, time::Duration};
 use redb::WriteTransaction;
 
 use super::{
-    Config, Health, clock,
+    Config, Health,
     apply::Apply,
+    clock,
     database::Database,
     layers::{Layers, Next},
     memtable::{Memtable, RoomTail},

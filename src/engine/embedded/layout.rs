@@ -136,3 +136,68 @@ impl Sizes {
 fn pages(min: u64, max: u64) -> impl Iterator<Item = u64> {
     std::iter::successors(Some(min), |page| Some(page * 2)).take_while(move |page| *page <= max)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn layout(costs: &[u64]) -> Layout {
+        Sizes::new(costs.iter().copied()).all()
+    }
+
+    proptest! {
+        #[test]
+        fn every_record_is_in_one_chunk_and_chunks_fit_their_pages(costs in proptest::collection::vec(prop_oneof![
+            4 => 2..400_u64, 1 => 400..5_000_u64, 1 => 5_000..70_000_u64], 0..300))
+        {
+            let sizes = Sizes::new(costs.iter().copied());
+            let layout = sizes.all();
+            let chunks: Vec<_> = layout.full.iter().chain(&layout.open).chain(&layout.small).cloned().collect();
+            let mut at = 0;
+            for chunk in &chunks {
+                prop_assert_eq!(chunk.start, at);
+                prop_assert!(chunk.end > chunk.start);
+                at = chunk.end;
+            }
+            prop_assert_eq!(at, costs.len());
+            let open: u64 = layout.open.iter().chain(&layout.small).map(|chunk| sizes.bytes(chunk.clone())).sum();
+            prop_assert_eq!(open, layout.bytes);
+            prop_assert!(layout.bytes <= layout.goal && layout.goal < PAGE_MAX);
+            for chunk in &layout.open {
+                let bytes = sizes.bytes(chunk.clone()) + PAGE_OVERHEAD;
+                prop_assert!(bytes * 8 >= bytes.next_power_of_two() * 7, "{} bytes", bytes);
+            }
+            for chunk in &layout.full {
+                prop_assert!(sizes.bytes(chunk.clone()) + PAGE_OVERHEAD > PAGE_MIN / 2);
+            }
+        }
+    }
+
+    #[test]
+    fn the_usual_sizes_fill_fifteen_sixteenths() {
+        let sizes = (8..=16).flat_map(|k| [384_u64 << (k - 7), 1 << k]).filter(|size| *size <= 65_536);
+        for size in sizes {
+            let layout = layout(&vec![size + 40; 3_000_000 / usize::try_from(size).unwrap()]);
+            assert!(!layout.full.is_empty());
+            for chunk in layout.full {
+                let bytes = (size + 40) * chunk.len() as u64 + PAGE_OVERHEAD;
+                assert!(bytes * 16 >= bytes.next_power_of_two() * 15, "{size}: {} records", chunk.len());
+            }
+        }
+    }
+
+    #[test]
+    fn boundaries() {
+        assert_eq!(layout(&[]), Layout { goal: PAGE_MIN - PAGE_OVERHEAD, ..Layout::default() });
+        // Exactly a page is not full for good: one more record might still fit a page that is not asked for yet.
+        let page = PAGE_MIN - PAGE_OVERHEAD;
+        let exact = layout(&[page / 16; 16]);
+        assert!(exact.full.is_empty() && exact.bytes == page / 16 * 16);
+        let more = layout(&[page / 16; 17]);
+        assert_eq!((more.full.first(), more.small.first()), (Some(&(0..16)), Some(&(16..17))));
+        // A record larger than any page stands alone.
+        assert_eq!(layout(&[2 * PAGE_MAX, 5]).full.first(), Some(&(0..1)));
+    }
+}

@@ -73,11 +73,9 @@ pub(super) fn answer(layers: &Layers, database: &Database, room: RoomId, read: R
         // Which records a time lies among is not known before: all handles, no bytes.
         Read::Load | Read::Seek { .. } => Want::All,
         Read::After { after, bytes_max } => Want::From { seq: after, bytes_max: bytes_max.into() },
-        Read::Before { before, count_max, bytes_max } => Want::Before {
-            seq: before,
-            count_max: usize::try_from(count_max).unwrap_or(usize::MAX),
-            bytes_max: bytes_max.into(),
-        },
+        Read::Before { before, count_max, bytes_max } => {
+            Want::Before { seq: before, count_max: usize::try_from(count_max).unwrap_or(usize::MAX), bytes_max: bytes_max.into() }
+        }
     };
     for _ in 0..ATTEMPTS {
         // The tables first: whatever leaves them is in redb by then.
@@ -153,7 +151,9 @@ impl<'a> View<'a> {
     fn after(&self, after: Seq, bytes_max: u32) -> Result<Records, Error> {
         let first = (after.min(self.state.head) + 1).max(self.state.floor);
         let mut page = match &self.row {
-            Some(row) if first <= row.state.head => read::chunks(self.txn, self.room, row)?.after(first - 1, row.state.head, bytes_max)?,
+            Some(row) if first <= row.state.head => {
+                read::chunks(self.txn, self.room, row)?.after(first - 1, row.state.head, bytes_max)?
+            }
             _ => Records { state: self.state, before: self.chain_at(first - 1)?, records: Vec::new() },
         };
         page.state = self.state;

@@ -205,7 +205,9 @@ pub(super) fn open_log(
     database: &Database,
     table: &mut Memtable,
 ) -> Result<wal::Wal, OpenError> {
-    let applied = database.read(|txn| tables::applied(&txn.open_table(tables::META)?)).map_err(|error| damaged_file(storage.path(), &error))?;
+    let applied = database
+        .read(|txn| tables::applied(&txn.open_table(tables::META)?))
+        .map_err(|error| damaged_file(storage.path(), &error))?;
     let failed = |source| OpenError::from(direct::OpenError::from_io(storage.path(), source));
     let replay = |lsn, entry| table.insert(lsn, entry);
     wal::Wal::open(storage.files().map_err(failed)?, config.wal.clone(), applied, random, replay)

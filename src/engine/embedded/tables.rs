@@ -22,7 +22,7 @@ use bytes::Bytes;
 use redb::{ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use super::chunk::{Chunk, DecodeError};
+use super::chunk::{Chunk, DecodeError, SEQ_END};
 pub(super) use crate::engine::rows::{DELETING, Error, FORMAT_ROW, META, PRODUCERS};
 use crate::{
     core::{
@@ -78,7 +78,7 @@ impl LogRow {
         let end = state.head.saturating_add(1);
         // What follows reckons with these.
         let plausible = (1..=open.first).contains(&state.floor) && open.first <= open.tails && open.tails <= end;
-        if plausible && state.head < Seq::MAX / 2 { Ok(row) } else { Err(Error::Row("logs")) }
+        if plausible && state.head < SEQ_END { Ok(row) } else { Err(Error::Row("logs")) }
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {

@@ -134,7 +134,12 @@ impl Log {
         assert_eq!(state.bytes, kept.iter().map(|record| record.envelope.len() as u64).sum::<u64>());
         let chunks = read::chunks(&txn, self.room, &row).unwrap();
         let mut seen = 0;
-        chunks.verify(|chunk| Ok(seen += chunk.items().len())).unwrap();
+        chunks
+            .verify(|chunk| {
+                seen += chunk.items().len();
+                Ok(())
+            })
+            .unwrap();
         assert_eq!(seen, kept.len());
         for (cursor, bytes_max) in limits.iter().copied() {
             self.check_pages(&chunks, state.floor, cursor, bytes_max);
@@ -270,7 +275,7 @@ impl World {
             Op::Append(room, lens) => {
                 for len in lens {
                     self.now += u64::try_from(len % 3).unwrap();
-                    let (now, producer) = (self.now, len.to_le_bytes()[0] % 4);
+                    let (now, producer) = (self.now, u8::try_from(len % 4).unwrap());
                     let Some(log) = self.logs.get_mut(room) else { return };
                     let entry = log.append(*len, now, producer);
                     self.log(entry);
@@ -459,8 +464,8 @@ fn a_tail_that_does_not_fit_is_refused() {
     let (store, mut log) = filled(10, 300, 3);
     let _skipped = log.append(300, 1, 0);
     let Entry::Append { append, .. } = log.append(300, 1, 0) else { unreachable!() };
-    let gap = RoomTail { log: Some(log.meta.log), made: None, records: vec![append.clone()], envelope_bytes: 0 };
-    let nowhere = RoomTail { log: Some(LogId([9; 16])), made: None, records: vec![append], envelope_bytes: 0 };
+    let gap = RoomTail { log: Some(log.meta.log), records: vec![append.clone()], ..RoomTail::default() };
+    let nowhere = RoomTail { log: Some(LogId([9; 16])), records: vec![append], ..RoomTail::default() };
     store.write(|apply| {
         assert!(matches!(apply.apply_room(log.room, &gap), Err(Error::Log { .. })));
         assert!(matches!(apply.apply_room(log.room, &nowhere), Err(Error::Log { .. })));
@@ -472,4 +477,46 @@ fn a_tail_that_does_not_fit_is_refused() {
     let row = read::row(&txn, log.room).unwrap().unwrap();
     let producers = read::producers(&txn, &row).unwrap();
     assert_eq!((row.state.head, producers[0].1.last), (10, 10));
+}
+
+/// Applies `count` records of `len` bytes to each of `rooms` logs, `each` at a time, to a file; what of the file is in use,
+/// over the payload.
+fn size_on_disk(rooms: u8, count: usize, len: usize, each: usize) -> f64 {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let store = Store::on(redb::backends::FileBackend::new(file.reopen().unwrap()).unwrap());
+    let mut logs: Vec<Log> = (1..=rooms).map(|number| Log::new(room_id(number), u64::from(number))).collect();
+    let mut table = Memtable::default();
+    let mut lsn = 0;
+    for log in &logs {
+        lsn += 1;
+        table.insert(lsn, Entry::Create { room: log.room, meta: log.meta.clone() });
+    }
+    for turn in 0..count {
+        for log in &mut logs {
+            lsn += 1;
+            table.insert(lsn, log.append(len, lsn, 0));
+        }
+        if turn % each == each - 1 {
+            store.apply(&std::mem::take(&mut table));
+        }
+    }
+    store.apply(&table);
+    // What the last commits freed is reused only after further ones.
+    for _ in 0..3 {
+        store.0.begin_write().unwrap().commit().unwrap();
+    }
+    let payload: usize = count * len * usize::from(rooms);
+    let stats = store.0.begin_write().unwrap().stats().unwrap();
+    (stats.allocated_pages() * 4096) as f64 / payload as f64
+}
+
+#[test]
+fn history_takes_little_more_than_its_envelopes() {
+    // Rooms of 60 KB, of 300 KB and of 2 MB, and large envelopes; keys, producers and redb's own pages included.
+    for (rooms, count, len, each, most) in
+        [(40, 200, 300, 10, 1.12), (8, 1_000, 300, 100, 1.09), (1, 6_000, 300, 500, 1.06), (4, 76, 65_536, 10, 1.10)]
+    {
+        let size = size_on_disk(rooms, count, len, each);
+        assert!(size <= most, "{rooms} logs of {count} records of {len} bytes: {size}");
+    }
 }

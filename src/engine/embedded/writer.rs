@@ -107,7 +107,8 @@ impl Writer {
         let begun = clock();
         let results = self.log_batch(&jobs);
         let stored = |(job, result): (&WriteJob, &Result<(), Failure>)| result.is_ok().then(|| job.write.bytes());
-        let (count, bytes) = jobs.iter().zip(&results).filter_map(stored).fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes));
+        let (count, bytes) =
+            jobs.iter().zip(&results).filter_map(stored).fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes));
         if count > 0 {
             self.observer.committed(count, bytes, begun.elapsed());
         }
