@@ -187,7 +187,7 @@ pub(super) async fn serve(listener: Listener, shared: Arc<Shared>) {
 
 async fn answer(mut stream: UnixStream, shared: &Arc<Shared>, backups: &Semaphore) -> Result<(), ControlError> {
     let (mut from, mut to) = stream.split();
-    let request = tokio::time::timeout(REQUEST_TIMEOUT, receive(&mut from)).await.map_err(|_| io::ErrorKind::TimedOut)?;
+    let request = tokio::time::timeout(REQUEST_TIMEOUT, receive(&mut from)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
     let failed = |failure, why: &str| Reply::Failed { failure, why: why.to_owned() };
     let reply = match request {
         Ok(Request::Backup { version: VERSION, directory }) if directory.is_absolute() => match backups.try_acquire() {
@@ -262,9 +262,9 @@ async fn backup(
             for room in &damaged {
                 tracing::error!(room = %room.room, why = room.why, "a damaged room is not in the backup");
             }
-            let left_out = damaged.into_iter().take(256).map(|room| (room.room.to_string(), room.why)).collect();
+            let left_out = damaged.into_iter().take(128).map(|room| (room.room.to_string(), room.why)).collect();
             // The list in the file is whole.
-            let manifest = Manifest { left_out: manifest.left_out.into_iter().take(256).collect(), ..manifest };
+            let manifest = Manifest { left_out: manifest.left_out.into_iter().take(128).collect(), ..manifest };
             Reply::Done { manifest, left_out }
         }
         Err(why) => {

@@ -100,6 +100,18 @@ impl Shared {
         }
     }
 
+    /// Everything that is counted, as Prometheus reads it.
+    fn measure(&self) -> String {
+        if let Some(store) = self.store.upgrade() {
+            let status = store.status();
+            let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+            self.metrics.backlog_bytes.set(number(status.backlog_bytes));
+            self.metrics.wal_bytes.set(number(status.wal_bytes));
+            self.metrics.damaged_rooms.set(number(status.damaged));
+        }
+        self.metrics.encode()
+    }
+
     fn handshake_timeout(&self) -> Duration {
         Duration::from_millis(self.config.limits.handshake_timeout_ms.into())
     }
@@ -150,6 +162,9 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] embedded::OpenError),
+    /// The store of the first format cannot be brought over.
+    #[error("the store of the first format cannot be brought over: {0}")]
+    Migration(#[source] embedded::ops::Error),
     /// Something else that has to do with files or sockets.
     #[error(transparent)]
     Io(#[from] io::Error),
