@@ -120,7 +120,7 @@ fn open(config: &Config, bar: &mut Bar) -> anyhow::Result<EmbeddedEngine> {
     bring_over(config, bar)?;
     let store = config.data.join(STORE);
     // Opening makes what is not there.
-    if !store.is_dir() {
+    if !store.join(ops::HISTORY).is_file() {
         return Err(Error::NoStore { path: config.data.clone() }.into());
     }
     EmbeddedEngine::open(&store, settings(config), Arc::new(())).map_err(explain)

@@ -31,7 +31,7 @@ use super::OpenError;
 use crate::core::id::RoomId;
 
 /// The history's name in a store and in a backup.
-pub(super) const HISTORY: &str = "history.redb";
+pub const HISTORY: &str = "history.redb";
 
 /// How far it has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
