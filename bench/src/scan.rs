@@ -27,8 +27,8 @@ use crate::{
 pub struct ScanArgs {
     #[command(flatten)]
     common: Common,
-    /// Messages in the room.
-    #[arg(long, default_value_t = 400_000)]
+    /// Messages in the room; by default the room fits the cache of history.
+    #[arg(long, default_value_t = 120_000)]
     messages: u64,
     /// Bytes of a page; a list is measured one after the other.
     #[arg(long, value_delimiter = ',', default_values_t = [64 << 10, 1 << 20])]

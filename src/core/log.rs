@@ -145,7 +145,6 @@ pub struct Records {
     pub records: Vec<Record>,
 }
 
-
 impl ProducerState {
     /// Notes that number `last + 1` was stored at `seq`.
     pub fn push(&mut self, stored: Stored, time_ms: UnixMillis) {

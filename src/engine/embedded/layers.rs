@@ -96,8 +96,8 @@ impl Layers {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows durable entries to readers. Returns the active table's memory in bytes.
-    pub(super) fn insert(&self, entries: impl IntoIterator<Item = (Lsn, Entry)>) -> usize {
+    /// Shows durable entries to readers.
+    pub(super) fn insert(&self, entries: impl IntoIterator<Item = (Lsn, Entry)>) {
         let mut tables = self.lock();
         if tables.since.is_none() {
             tables.since = Some(super::clock());
@@ -105,7 +105,6 @@ impl Layers {
         for (lsn, entry) in entries {
             tables.active.insert(lsn, entry);
         }
-        tables.active.bytes
     }
 
     /// Freezes the active table as soon as the frozen one is applied: for a writer that has to wait because there is too
@@ -212,10 +211,9 @@ impl Layers {
         self.changed.notify_all();
     }
 
-    /// Memory of both tables, in bytes.
-    pub(super) fn bytes(&self) -> usize {
-        let tables = self.lock();
-        tables.active.bytes + tables.frozen.as_ref().map_or(0, |frozen| frozen.bytes)
+    /// Memory of the active table, in bytes.
+    pub(super) fn active_bytes(&self) -> usize {
+        self.lock().active.bytes
     }
 
     /// What the tables have of `room`.

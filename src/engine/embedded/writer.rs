@@ -2,7 +2,7 @@
 //! shows it to readers, and completes it in order.
 
 use std::{
-    collections::HashMap,
+    collections::hash_map::{self, HashMap},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -105,29 +105,30 @@ impl Writer {
 
     fn turn(&mut self, jobs: Vec<WriteJob>) {
         let begun = clock();
-        let results = self.log_batch(&jobs);
-        let stored = |(job, result): (&WriteJob, &Result<(), Failure>)| result.is_ok().then(|| job.write.bytes());
-        let (count, bytes) =
-            jobs.iter().zip(&results).filter_map(stored).fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes));
+        let bytes: Vec<usize> = jobs.iter().map(|job| job.write.bytes()).collect();
+        let (writes, replies) = jobs.into_iter().map(|job| (job.write, (job.token, job.to))).unzip();
+        let results = self.log_batch(writes, bytes.len());
+        let stored = bytes.iter().zip(&results).filter(|(_, result)| result.is_ok());
+        let (count, bytes) = stored.fold((0, 0), |(count, sum), (bytes, _)| (count + 1, sum + bytes));
         if count > 0 {
             self.observer.committed(count, bytes, begun.elapsed());
         }
         for failure in results.iter().filter_map(|result| result.err()) {
             self.observer.failed(failure);
         }
-        complete(jobs, results);
-        if self.layers.bytes() >= self.config.apply_bytes {
+        complete(replies, results);
+        if self.layers.active_bytes() >= self.config.apply_bytes {
             self.layers.freeze(&self.health);
         }
     }
 
     /// Logs the batch; when that fails, in whatever way, nothing is logged ever after.
-    fn log_batch(&mut self, jobs: &[WriteJob]) -> Vec<Result<(), Failure>> {
-        let unknown = || vec![Err(Failure::OutcomeUnknown); jobs.len()];
+    fn log_batch(&mut self, writes: Vec<Write>, count: usize) -> Vec<Result<(), Failure>> {
+        let unknown = || vec![Err(Failure::OutcomeUnknown); count];
         if !self.health.can_log() {
             return unknown();
         }
-        let why = match catch_unwind(AssertUnwindSafe(|| self.try_batch(jobs))) {
+        let why = match catch_unwind(AssertUnwindSafe(|| self.try_batch(writes))) {
             Ok(Ok(results)) => return results,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the writer panicked".to_owned(),
@@ -136,14 +137,14 @@ impl Writer {
         unknown()
     }
 
-    fn try_batch(&mut self, jobs: &[WriteJob]) -> io::Result<Vec<Result<(), Failure>>> {
+    fn try_batch(&mut self, writes: Vec<Write>) -> io::Result<Vec<Result<(), Failure>>> {
         if self.known.len() > KNOWN_MAX {
             self.known.clear();
         }
         let full = self.storage.free_space().is_ok_and(|free| free < self.config.disk_reserve_bytes);
-        let mut batch = Batch { entries: Vec::with_capacity(jobs.len()), results: Vec::with_capacity(jobs.len()) };
-        for job in jobs {
-            let result = match self.check(&job.write, full) {
+        let mut batch = Batch { entries: Vec::with_capacity(writes.len()), results: Vec::with_capacity(writes.len()) };
+        for write in writes {
+            let result = match self.check(write, full) {
                 Ok(entry) => self.push(entry, &mut batch)?,
                 Err(failure) => Err(failure),
             };
@@ -165,13 +166,12 @@ impl Writer {
             self.layers.drain(&self.health);
             pushed = self.wal.push(&entry);
         }
-        let Ok(lsn) = pushed else { return Ok(Err(Failure::DiskFull)) };
-        let (room, next) = match &entry {
-            Entry::Create { room, meta } => (*room, Some(Known { log: meta.log, head: 0 })),
-            Entry::Append { log, append } => (append.room, Some(Known { log: *log, head: append.seq })),
-            Entry::Delete { room, .. } => (*room, None),
+        let Ok(lsn) = pushed else {
+            // What is known of its log says that it was logged.
+            self.commit(batch)?;
+            self.known.clear();
+            return Ok(Err(Failure::DiskFull));
         };
-        self.known.insert(room, next);
         batch.entries.push((batch.results.len(), lsn, entry));
         Ok(Ok(()))
     }
@@ -205,56 +205,63 @@ impl Writer {
         }
     }
 
-    /// What is to be logged, if the write can be done after all that precede it.
-    fn check(&mut self, write: &Write, full: bool) -> Result<Entry, Failure> {
-        let room = match write {
+    /// What is to be logged, if the write can be done after all that precede it. From then on it counts as logged.
+    fn check(&mut self, write: Write, full: bool) -> Result<Entry, Failure> {
+        let room = match &write {
             Write::Create { room, .. } | Write::Delete { room } => *room,
             Write::Append(append) => append.room,
         };
-        let known = self.known(room)?;
-        Ok(match (write, known) {
-            (Write::Create { .. }, Some(_)) => return Err(Failure::Exists),
-            (Write::Append(_) | Write::Delete { .. }, None) => return Err(Failure::NotFound),
-            (Write::Create { .. } | Write::Append(_), _) if full => return Err(Failure::DiskFull),
-            (Write::Append(_), Some(known)) if self.health.is_damaged(known.log) => return Err(Failure::Read),
-            (Write::Append(append), Some(known)) if append.seq != known.head + 1 => return Err(Failure::Gap),
-            (Write::Create { meta, .. }, None) => Entry::Create { room, meta: meta.clone() },
-            (Write::Append(append), Some(known)) => Entry::Append { log: known.log, append: append.clone() },
-            (Write::Delete { .. }, Some(known)) => Entry::Delete { room, log: known.log },
-        })
-    }
-
-    /// The log of `room` after all that was logged before. Fails with [`Failure::Read`]: nothing changed.
-    fn known(&mut self, room: RoomId) -> Result<Option<Known>, Failure> {
-        if let Some(known) = self.known.get(&room) {
-            return Ok(*known);
-        }
-        let tail = self.layers.tail(room, Want::State);
-        let known = match (tail.life, tail.head) {
-            (Life::Gone, _) => None,
-            (Life::Is(log), Some((head, _))) => Some(Known { log, head }),
-            (life, None) | (life @ Life::Unknown, _) => {
-                let row = self.database.read(|txn| read::row(txn, room)).map_err(|_: Error| Failure::Read)?;
-                let stored = row.map(|row| Known { log: row.meta.log, head: row.state.head });
-                match life {
-                    Life::Is(log) => Some(stored.filter(|stored| stored.log == log).unwrap_or(Known { log, head: 0 })),
-                    _ => stored,
-                }
-            }
+        let known = match self.known.entry(room) {
+            hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            hash_map::Entry::Vacant(entry) => entry.insert(find(&self.layers, &self.database, room)?),
         };
-        self.known.insert(room, known);
-        Ok(known)
+        match (write, *known) {
+            (Write::Create { .. }, Some(_)) => Err(Failure::Exists),
+            (Write::Append(_) | Write::Delete { .. }, None) => Err(Failure::NotFound),
+            (Write::Create { .. } | Write::Append(_), _) if full => Err(Failure::DiskFull),
+            (Write::Append(_), Some(Known { log, .. })) if self.health.is_damaged(log) => Err(Failure::Read),
+            (Write::Append(append), Some(Known { head, .. })) if append.seq != head + 1 => Err(Failure::Gap),
+            (Write::Create { meta, .. }, None) => {
+                *known = Some(Known { log: meta.log, head: 0 });
+                Ok(Entry::Create { room, meta })
+            }
+            (Write::Append(append), Some(Known { log, .. })) => {
+                *known = Some(Known { log, head: append.seq });
+                Ok(Entry::Append { log, append })
+            }
+            (Write::Delete { .. }, Some(Known { log, .. })) => {
+                *known = None;
+                Ok(Entry::Delete { room, log })
+            }
+        }
     }
 }
 
+/// The log of `room` after all that is durable. Fails with [`Failure::Read`]: nothing changed.
+fn find(layers: &Layers, database: &Database, room: RoomId) -> Result<Option<Known>, Failure> {
+    let tail = layers.tail(room, Want::State);
+    Ok(match (tail.life, tail.head) {
+        (Life::Gone, _) => None,
+        (Life::Is(log), Some((head, _))) => Some(Known { log, head }),
+        (life, _) => {
+            let row = database.read(|txn| read::row(txn, room)).map_err(|_: Error| Failure::Read)?;
+            let stored = row.map(|row| Known { log: row.meta.log, head: row.state.head });
+            match life {
+                Life::Is(log) => Some(stored.filter(|stored| stored.log == log).unwrap_or(Known { log, head: 0 })),
+                _ => stored,
+            }
+        }
+    })
+}
+
 /// Hands the results out: to each target one call, in order.
-fn complete(jobs: Vec<WriteJob>, results: Vec<Result<(), Failure>>) {
+fn complete(replies: Vec<(Token, Arc<dyn Complete>)>, results: Vec<Result<(), Failure>>) {
     let mut groups: Vec<(Arc<dyn Complete>, Vec<Completion>)> = Vec::new();
-    for (job, result) in jobs.into_iter().zip(results) {
-        let completion = Completion { token: job.token, result: result.map(|()| Answer::Done) };
-        match groups.iter_mut().find(|(to, _)| Arc::ptr_eq(to, &job.to)) {
+    for ((token, to), result) in replies.into_iter().zip(results) {
+        let completion = Completion { token, result: result.map(|()| Answer::Done) };
+        match groups.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &to)) {
             Some((_, group)) => group.push(completion),
-            None => groups.push((job.to, vec![completion])),
+            None => groups.push((to, vec![completion])),
         }
     }
     for (to, group) in groups {
