@@ -9,8 +9,8 @@ mod load;
 mod send;
 mod serve;
 mod settings;
-mod store;
 mod since;
+mod store;
 mod token;
 
 use std::{

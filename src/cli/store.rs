@@ -4,7 +4,6 @@
 
 use std::{
     fmt::Write as _,
-    fs,
     io::{self, IsTerminal as _, Write as _},
     ops::ControlFlow,
     path::{Path, PathBuf, absolute},
@@ -164,7 +163,6 @@ pub(super) fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
         let _ = writeln!(text, "whole     {}", args.directory.display());
         describe(&manifest, &mut text);
     } else {
-        fs::create_dir_all(&config.data).with_context(|| format!("cannot make {}", config.data.display()))?;
         let restored = ops::restore(&args.directory, &config.data, STORE, &mut bar.report())?;
         bar.end();
         let _ = writeln!(text, "restored  {}", restored.store.display());
@@ -194,7 +192,11 @@ fn check(config: &Config) -> anyhow::Result<()> {
     for stranded in &checked.stranded {
         let room = stranded.room.map_or_else(|| format!("of log {}", stranded.log), |room| format!("room {room}"));
         let last = stranded.first + stranded.records.saturating_sub(1);
-        let _ = writeln!(text, "stranded  {room}: messages {} to {last}, which were acknowledged, are put aside: {}", stranded.first, stranded.why);
+        let _ = writeln!(
+            text,
+            "stranded  {room}: messages {} to {last}, which were acknowledged, are put aside: {}",
+            stranded.first, stranded.why
+        );
     }
     if checked.is_whole() {
         text.push_str("whole     nothing is wrong\n");
@@ -245,7 +247,11 @@ fn size(bytes: u64) -> String {
     let mut unit = 1_u64;
     for name in ["bytes", "KiB", "MiB", "GiB"] {
         if bytes / unit < 1024 {
-            return if unit == 1 { format!("{bytes} {name}") } else { format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit) };
+            return if unit == 1 {
+                format!("{bytes} {name}")
+            } else {
+                format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit)
+            };
         }
         unit <<= 10;
     }

@@ -231,7 +231,9 @@ pub(super) fn keys() -> Vec<Key> {
         ),
     ];
     keys.extend(limits());
-    keys.push(number("store.commit_wait_us", "a whole number of microseconds from 0 to 2000", 0, |c| &mut c.store.commit_wait_us));
+    keys.push(number("store.commit_wait_us", "a whole number of microseconds from 0 to 2000", 0, |c| {
+        &mut c.store.commit_wait_us
+    }));
     keys.push(number("store.cache_bytes", "a whole number of bytes", 0, |c| &mut c.store.cache_bytes));
     keys.push(number("store.wal_bytes_max", "a whole number of bytes", 0, |c| &mut c.store.wal_bytes_max));
     keys.push(number("store.apply_bytes", "a whole number of bytes", 0, |c| &mut c.store.apply_bytes));

@@ -46,10 +46,6 @@ use std::{
     time::Instant,
 };
 
-pub use self::{
-    retention::{Clock, Keep, Retention},
-    storage::{Directory, OpenError, Storage},
-};
 use self::{
     applier::Applier,
     database::Database,
@@ -58,6 +54,10 @@ use self::{
     reader::{Read, ReadJob},
     retention::Schedule,
     writer::{Write, WriteJob, Writer},
+};
+pub use self::{
+    retention::{Clock, Keep, Retention},
+    storage::{Directory, OpenError, Storage},
 };
 use super::{Busy, Complete, Engine, Observer, Request, Token, queue::Queue, wal};
 use crate::core::id::LogId;
@@ -282,11 +282,7 @@ impl EmbeddedEngine {
     /// How it stands.
     pub fn status(&self) -> Status {
         let damaged = self.health.damaged.lock().unwrap_or_else(PoisonError::into_inner).len();
-        Status {
-            backlog_bytes: self.layers.bytes() as u64,
-            wal_bytes: self.recycler.bytes(),
-            damaged: damaged as u64,
-        }
+        Status { backlog_bytes: self.layers.bytes() as u64, wal_bytes: self.recycler.bytes(), damaged: damaged as u64 }
     }
 
     /// Refuses new requests, completes those that wait, applies what was logged, and ends the threads. Blocks until that is

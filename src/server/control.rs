@@ -187,7 +187,8 @@ pub(super) async fn serve(listener: Listener, shared: Arc<Shared>) {
 
 async fn answer(mut stream: UnixStream, shared: &Arc<Shared>, backups: &Semaphore) -> Result<(), ControlError> {
     let (mut from, mut to) = stream.split();
-    let request = tokio::time::timeout(REQUEST_TIMEOUT, receive(&mut from)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+    let request =
+        tokio::time::timeout(REQUEST_TIMEOUT, receive(&mut from)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
     let failed = |failure, why: &str| Reply::Failed { failure, why: why.to_owned() };
     let reply = match request {
         Ok(Request::Backup { version: VERSION, directory }) if directory.is_absolute() => match backups.try_acquire() {

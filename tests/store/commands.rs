@@ -169,7 +169,8 @@ fn without_a_server_the_commands_open_the_store_themselves() {
     assert!(made.starts_with("The store of the first format was brought over: 4 rooms and inboxes with 64 messages."), "{made}");
     assert!(made.contains("\nmessages  64, 13.8 KiB\n"), "{made}");
     let checked = place.succeed(&["store", "check"]);
-    let lines = "rooms     4 (inboxes included)\nmessages  64, 13.8 KiB\nlog       0 messages that are not in the history file yet\n";
+    let lines =
+        "rooms     4 (inboxes included)\nmessages  64, 13.8 KiB\nlog       0 messages that are not in the history file yet\n";
     assert!(checked.contains(lines), "{checked}");
     let compacted = place.succeed(&["store", "compact"]);
     assert!(compacted.starts_with("compacted  data/store\nbefore     "), "{compacted}");

@@ -1,11 +1,6 @@
 //! What operators do with a store: backup, restore, check, compact, migration, retention; as functions, and as commands.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::unwrap_in_result,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, clippy::unwrap_in_result, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod commands;
 #[path = "../engine/driver.rs"]

@@ -58,8 +58,7 @@ fn logs() -> Vec<Log> {
 fn make_the_fixture() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(OLD);
-    let engine =
-        Arc::new(RedbEngine::open(&path, Config { disk_reserve_bytes: 0, ..Config::default() }, Arc::new(())).unwrap());
+    let engine = Arc::new(RedbEngine::open(&path, Config { disk_reserve_bytes: 0, ..Config::default() }, Arc::new(())).unwrap());
     let mut driver = Driver::new(Arc::clone(&engine) as Arc<dyn Engine>);
     for log in logs() {
         driver.done(Request::Create { room: log.room, meta: meta(log.room.0[0]) }).unwrap();

@@ -88,7 +88,10 @@ impl Tail {
 impl Layers {
     pub(super) fn new(active: Memtable) -> Self {
         let since = (!active.is_empty()).then(super::clock);
-        Self { tables: Mutex::new(Tables { active, since, frozen: None, freezes: 0, applies: 0, closing: false, chore: false }), changed: Condvar::new() }
+        Self {
+            tables: Mutex::new(Tables { active, since, frozen: None, freezes: 0, applies: 0, closing: false, chore: false }),
+            changed: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
@@ -214,6 +217,12 @@ impl Layers {
     /// Memory of the active table, in bytes.
     pub(super) fn active_bytes(&self) -> usize {
         self.lock().active.bytes
+    }
+
+    /// Memory of both tables, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let tables = self.lock();
+        tables.active.bytes + tables.frozen.as_ref().map_or(0, |frozen| frozen.bytes)
     }
 
     /// What the tables have of `room`.

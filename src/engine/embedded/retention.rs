@@ -59,7 +59,7 @@ impl Retention {
     /// What a log keeps.
     fn of(&self, room: RoomId, kind: LogKind) -> Option<Keep> {
         let named = self.rooms.get(&room).copied();
-        named.or((kind == LogKind::Room).then_some(self.default)).filter(Keep::is_limited)
+        named.or_else(|| (kind == LogKind::Room).then_some(self.default)).filter(Keep::is_limited)
     }
 
     fn is_limited(&self) -> bool {

@@ -85,9 +85,8 @@ impl EmbeddedEngine {
         let partial = directory.join("history.redb.partial");
         let unfinished = Unfinished(Some(partial.clone()));
         let target = Target::create(&partial)?;
-        let snapshot = |txn: &redb::ReadTransaction| {
-            Copier::new(Source::History(txn), Path::new("the history"), target, report).run()
-        };
+        let snapshot =
+            |txn: &redb::ReadTransaction| Copier::new(Source::History(txn), Path::new("the history"), target, report).run();
         let copied = self.database.snapshot(snapshot).map_err(|error| Error::read(Path::new("the history"), &error))?;
         let (copied, target) = copied?;
         target.finish(&[])?;

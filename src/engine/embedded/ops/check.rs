@@ -111,7 +111,9 @@ pub fn check(directory: &Path, report: Report<'_>) -> Result<Checked, Error> {
     let sound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| database.check_integrity()));
     match sound.map_err(|_| "it cannot be made sense of".to_owned()).and_then(|sound| sound.map_err(|error| error.to_string())) {
         Ok(true) => {}
-        Ok(false) => checked.problems.push(Problem::History("its pages do not have the checksums or the owners they must have".into())),
+        Ok(false) => {
+            checked.problems.push(Problem::History("its pages do not have the checksums or the owners they must have".into()))
+        }
         Err(why) => checked.problems.push(Problem::History(why)),
     }
     let txn = copy::begin(&database, &history)?;
@@ -163,7 +165,8 @@ fn check_log(directory: &Path, txn: &ReadTransaction, checked: &mut Checked) -> 
     };
     let files = wal::Directory::create(directory).map_err(|error| Error::read(directory, &error))?;
     let mut table = Memtable::default();
-    let opened = Wal::open(Arc::new(Unchanged(files)), wal::Config::default(), applied, || 0, |lsn, entry| table.insert(lsn, entry));
+    let opened =
+        Wal::open(Arc::new(Unchanged(files)), wal::Config::default(), applied, || 0, |lsn, entry| table.insert(lsn, entry));
     match opened {
         Ok(_) => {}
         Err(wal::OpenError::Io(error)) => return Err(Error::read(directory, &error)),

@@ -7,7 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use redb::{Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _, StorageBackend as _, backends::FileBackend};
+use redb::{
+    Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _, StorageBackend as _,
+    backends::FileBackend,
+};
 
 use super::{Damaged, Error, Progress, Report, private};
 use crate::{
