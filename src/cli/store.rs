@@ -168,8 +168,8 @@ pub(super) fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
         let _ = writeln!(text, "restored  {}", restored.store.display());
         describe(&restored.manifest, &mut text);
         text.push_str(
-            "\nStart the server: `waxwing serve`. Clients are told that the rooms are from a backup: they keep their own copies,\n\
-             compare, and send again what the backup does not have of their unsent messages.\n",
+            "\nNow start the server. Every client that knew these rooms says that they were replaced, keeps its own copy beside what\n\
+             the server has, and goes on. What was said after the backup is only in those copies.\n",
         );
     }
     super::print(text)?;

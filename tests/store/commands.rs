@@ -135,7 +135,7 @@ fn a_client_that_knew_the_former_life_is_told_keeps_its_copy_and_posts_on() {
     let verified = place.succeed(&["restore", "kept", "--verify"]);
     assert!(verified.starts_with("whole     kept\n"), "{verified}");
     let restored = place.succeed(&["restore", "kept", "--data", "again"]);
-    assert!(restored.starts_with("restored  again/store\n") && restored.contains("Start the server"), "{restored}");
+    assert!(restored.starts_with("restored  again/store\n") && restored.contains("Now start the server."), "{restored}");
     assert!(place.succeed(&["store", "check", "--data", "again"]).ends_with("whole     nothing is wrong\n"));
 
     let server = Server::start(place.path(), &place, &address, "again");

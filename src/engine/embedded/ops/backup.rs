@@ -208,7 +208,7 @@ pub fn restore(directory: &Path, data: &Path, store: &str, report: Report<'_>) -
     target.finish(&[])?;
     // A link, and not a rename, so that a store which was made meanwhile is not replaced.
     fs::hard_link(&partial, &history).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => Error::StoreExists { path: history.clone() },
+        io::ErrorKind::AlreadyExists => Error::StoreExists { path: store.clone() },
         _ => Error::write(&history)(error),
     })?;
     drop(unfinished);
@@ -226,7 +226,7 @@ fn refuse_store(data: &Path, store: &Path) -> Result<(), Error> {
         let entry = entry.map_err(Error::write(store))?;
         let name = entry.file_name();
         if name.to_str().is_none_or(|name| name == HISTORY || name.starts_with("wal-")) {
-            return Err(Error::StoreExists { path: entry.path() });
+            return Err(Error::StoreExists { path: store.into() });
         }
     }
     Ok(())
