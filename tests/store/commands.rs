@@ -184,6 +184,34 @@ fn without_a_server_the_commands_open_the_store_themselves() {
     assert!(none.contains("is not a whole backup: it has no manifest.toml"), "{none}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_control_socket_answers_what_it_does_not_understand_and_takes_no_more_than_it_says() {
+    use tokio::{io::AsyncWriteExt as _, net::UnixStream};
+    use waxwing::server::control::{self, FRAME_MAX, Failure, Reply, Request, VERSION};
+    let place = Place::new();
+    let _server = Server::start(place.path(), &place, "127.0.0.1:0", "data");
+    let socket = place.path().join("data/control.sock");
+    let connect = || UnixStream::connect(&socket);
+    let relative = Request::Backup { version: VERSION, directory: "kept".into() };
+    let newer = Request::Backup { version: VERSION + 1, directory: place.path().join("kept") };
+    for (request, told) in [(relative, "not absolute"), (newer, "another version")] {
+        let mut stream = connect().await.unwrap();
+        control::send(&mut stream, &request).await.unwrap();
+        let Reply::Failed { failure: Failure::Request, why } = control::receive(&mut stream).await.unwrap() else { panic!() };
+        assert!(why.contains(told), "{why}");
+    }
+    for bytes in [&[1, 0, 0, 0, 0xff][..], &(FRAME_MAX + 1).to_le_bytes()] {
+        let mut stream = connect().await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let reply: Reply = control::receive(&mut stream).await.unwrap();
+        assert!(matches!(reply, Reply::Failed { failure: Failure::Request, .. }), "{reply:?}");
+    }
+    // Who only connects holds one of a few places, and not for ever; the others are served.
+    let idle = connect().await.unwrap();
+    assert!(place.succeed(&["backup", "kept"]).contains("messages  0, 0 bytes"));
+    drop(idle);
+}
+
 #[test]
 fn a_server_brings_the_first_format_over_as_it_starts() {
     let place = Place::new();

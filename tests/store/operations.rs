@@ -253,6 +253,29 @@ fn a_damaged_room_is_named_and_the_others_go_on() {
 }
 
 #[test]
+fn nothing_is_left_of_a_large_room_that_a_backup_leaves_out() {
+    let mut store = varied();
+    store.fill(7, 80, 300_000);
+    let (directory, logs) = store.stop();
+    damage(directory.path(), "7/000080|");
+    let engine = open(directory.path(), config());
+    let backup = directory.path().join("backup");
+    let (manifest, left_out) = engine.backup(&backup, 1, &mut go_on).unwrap();
+    engine.shutdown();
+    assert_eq!((left_out.len(), left_out[0].room), (1, room(7)));
+    let other = tempfile::tempdir().unwrap();
+    ops::restore(&backup, other.path(), "store", &mut go_on).unwrap();
+    assert!(ops::check(&other.path().join("store"), &mut go_on).unwrap().is_whole());
+    assert!(manifest.file_bytes > 0);
+    check_all(other.path(), &logs[..6], false);
+    // In the backup's own file there is nothing either.
+    fs::create_dir(directory.path().join("as-store")).unwrap();
+    fs::copy(backup.join("history.redb"), directory.path().join("as-store/history.redb")).unwrap();
+    let checked = ops::check(&directory.path().join("as-store"), &mut go_on).unwrap();
+    assert!(checked.is_whole(), "{checked:?}");
+}
+
+#[test]
 fn compacting_gives_the_disk_back() {
     let mut store = varied();
     for number in 20..40 {

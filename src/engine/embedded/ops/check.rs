@@ -22,7 +22,7 @@ use crate::{
         embedded::{
             memtable::{Memtable, RoomTail},
             read,
-            tables::{self, LOGS, LogRow, STRANDED},
+            tables::{self, CHUNKS, DELETING, LOGS, LogRow, STRANDED, TAILS},
         },
         rows,
         wal::{self, Files, SegmentFile, Wal},
@@ -120,6 +120,13 @@ pub fn check(directory: &Path, report: Report<'_>) -> Result<Checked, Error> {
     match Copier::new(Source::History(&txn), &history, Target::nothing(), report).run() {
         Ok((copied, _)) => {
             (checked.logs, checked.records, checked.bytes) = (copied.logs, copied.records, copied.bytes);
+            if copied.damaged.is_empty() {
+                match strays(&txn, copied.chunks) {
+                    Ok(0) => {}
+                    Ok(count) => checked.problems.push(Problem::History(format!("{count} of its chunks belong to no room"))),
+                    Err(error) => checked.problems.push(Problem::History(error.to_string())),
+                }
+            }
             checked.problems.extend(copied.damaged.into_iter().map(Problem::Room));
         }
         Err(Error::Read { why, .. }) => checked.problems.push(Problem::History(why)),
@@ -131,6 +138,22 @@ pub fn check(directory: &Path, report: Report<'_>) -> Result<Checked, Error> {
     }
     check_log(directory, &txn, &mut checked)?;
     Ok(checked)
+}
+
+/// Chunks that are there beside the `known` ones and do not belong to a log whose rows are being removed.
+fn strays(txn: &ReadTransaction, known: u64) -> Result<u64, rows::Error> {
+    let (chunks, tails) = (txn.open_table(CHUNKS)?, txn.open_table(TAILS)?);
+    let mut ending = 0;
+    for entry in txn.open_table(DELETING)?.iter()? {
+        let log = *entry?.0.value();
+        for table in [&chunks, &tails] {
+            for row in table.range((&log, 0)..=(&log, u64::MAX))? {
+                row?;
+                ending += 1;
+            }
+        }
+    }
+    Ok((chunks.len()? + tails.len()?).saturating_sub(known + ending))
 }
 
 fn stranded(txn: &ReadTransaction) -> Result<Vec<Stranded>, rows::Error> {

@@ -47,6 +47,8 @@ pub(super) struct Copied {
     pub(super) records: u64,
     pub(super) bytes: u64,
     pub(super) damaged: Vec<Damaged>,
+    /// Chunks of the whole ones.
+    pub(super) chunks: u64,
 }
 
 /// Which ids the logs of a copy have.
@@ -223,6 +225,7 @@ pub(super) struct Copier<'a, 'r> {
     pub(super) on_damage: OnDamage,
     pub(super) report: Report<'r>,
     progress: Progress,
+    chunks: u64,
     /// What ended a walk through a log, other than damage.
     failed: Option<Error>,
 }
@@ -237,6 +240,7 @@ impl<'a, 'r> Copier<'a, 'r> {
             on_damage: OnDamage::LeaveOut,
             report,
             progress: Progress::default(),
+            chunks: 0,
             failed: None,
         }
     }
@@ -276,7 +280,7 @@ impl<'a, 'r> Copier<'a, 'r> {
             self.progress.logs += 1;
             self.tell()?;
         }
-        (copied.records, copied.bytes) = (self.progress.records, self.progress.bytes);
+        (copied.records, copied.bytes, copied.chunks) = (self.progress.records, self.progress.bytes, self.chunks);
         Ok((copied, self.target))
     }
 
@@ -351,14 +355,13 @@ impl<'a, 'r> Copier<'a, 'r> {
                 chunk::encode(id, chunk.first(), chunk.before(), &items, &mut bytes);
                 self.put(Row::Chunk(place(chunk.first()), id, chunk.first(), bytes))?;
             }
+            self.chunks += 1;
             self.count(chunk.items().len(), chunk.envelopes().len() as u64)
         })?;
         for (producer, state) in read::producers(txn, &row)? {
             self.put(Row::Producer(id, producer, rows::encode_producer(&state)))?;
         }
-        for (first, bytes) in raw(txn, Place::Stranded, row.meta.log)? {
-            self.put(Row::Chunk(Place::Stranded, id, first, bytes))?;
-        }
+        raw(txn, Place::Stranded, row.meta.log, |first, bytes| self.put(Row::Chunk(Place::Stranded, id, first, bytes)))?;
         let row = LogRow { meta: LogMeta { log: id, ..row.meta.clone() }, ..row };
         self.put(Row::Log(room, row.encode()))
     }
@@ -401,12 +404,12 @@ impl<'a, 'r> Copier<'a, 'r> {
     /// The rows of a damaged log.
     fn as_it_is(&mut self, room: RoomId, log: LogId) -> Result<(), Error> {
         let Source::History(txn) = self.source else { return Ok(()) };
-        let failed = |error: &rows::Error| Error::read(self.path, error);
+        let path = self.path;
+        let failed = |error: &rows::Error| Error::read(path, error);
         let row = read::row(txn, room).and_then(|row| row.ok_or(rows::Error::Row("logs"))).map_err(|error| failed(&error))?;
         for place in [Place::Chunks, Place::Tails, Place::Stranded] {
-            for (seq, bytes) in raw(txn, place, log).map_err(|error| failed(&error))? {
-                self.target.put(Row::Chunk(place, log, seq, bytes))?;
-            }
+            let copied = raw(txn, place, log, |seq, bytes| self.put(Row::Chunk(place, log, seq, bytes)));
+            copied.map_err(|error| self.failed.take().unwrap_or_else(|| Error::read(self.path, &error)))?;
         }
         for (producer, state) in read::producers(txn, &row).map_err(|error| failed(&error))? {
             self.target.put(Row::Producer(log, producer, rows::encode_producer(&state)))?;
@@ -474,19 +477,23 @@ fn each_row(txn: &ReadTransaction, mut each: impl FnMut(RoomId, LogId, &LogState
     Ok(())
 }
 
-/// Rows of a log, as they are.
-fn raw(txn: &ReadTransaction, place: Place, log: LogId) -> Result<Vec<(Seq, Vec<u8>)>, rows::Error> {
+/// Calls `each` for the rows of a log, as they are.
+fn raw(
+    txn: &ReadTransaction,
+    place: Place,
+    log: LogId,
+    mut each: impl FnMut(Seq, Vec<u8>) -> Result<(), rows::Error>,
+) -> Result<(), rows::Error> {
     let table = match place {
         Place::Chunks => CHUNKS,
         Place::Tails => TAILS,
         Place::Stranded => STRANDED,
     };
-    let mut found = Vec::new();
     for entry in txn.open_table(table)?.range((&log.0, 0)..=(&log.0, u64::MAX))? {
         let (key, bytes) = entry?;
-        found.push((key.value().1, bytes.value().to_vec()));
+        each(key.value().1, bytes.value().to_vec())?;
     }
-    Ok(found)
+    Ok(())
 }
 
 /// The newest entry of the write-ahead log that the snapshot has.
