@@ -4,7 +4,7 @@ use std::{fmt::Display, path::PathBuf, str::FromStr};
 
 use toml::Value;
 
-use super::{Auth, Config, LogFormat, Secret};
+use super::{Auth, Config, LogFormat, Secret, retention};
 use crate::core::limits::Limits;
 
 /// How text (an environment variable, a flag) becomes a value.
@@ -50,7 +50,7 @@ impl Key {
     }
 }
 
-fn key(
+pub(super) fn key(
     name: &str,
     shape: Shape,
     allowed: &str,
@@ -231,5 +231,13 @@ pub(super) fn keys() -> Vec<Key> {
         ),
     ];
     keys.extend(limits());
+    keys.push(number("store.commit_wait_us", "a whole number of microseconds from 0 to 2000", 0, |c| {
+        &mut c.store.commit_wait_us
+    }));
+    keys.push(number("store.cache_bytes", "a whole number of bytes", 0, |c| &mut c.store.cache_bytes));
+    keys.push(number("store.wal_bytes_max", "a whole number of bytes", 0, |c| &mut c.store.wal_bytes_max));
+    keys.push(number("store.apply_bytes", "a whole number of bytes", 0, |c| &mut c.store.apply_bytes));
+    keys.extend(retention::keys());
+    keys.push(number("retention.sweep_minutes", "a whole number of minutes, 1 or more", 1, |c| &mut c.retention.sweep_minutes));
     keys
 }

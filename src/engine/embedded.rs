@@ -23,9 +23,11 @@ mod database;
 mod layers;
 mod layout;
 mod memtable;
+pub mod ops;
 mod read;
 mod reader;
 mod retain;
+mod retention;
 mod storage;
 mod tables;
 #[cfg(test)]
@@ -44,14 +46,18 @@ use std::{
     time::Instant,
 };
 
-pub use self::storage::{Directory, OpenError, Storage};
 use self::{
     applier::Applier,
     database::Database,
     layers::Layers,
     memtable::Memtable,
     reader::{Read, ReadJob},
+    retention::Schedule,
     writer::{Write, WriteJob, Writer},
+};
+pub use self::{
+    retention::{Clock, Keep, Retention},
+    storage::{Directory, OpenError, Storage},
 };
 use super::{Busy, Complete, Engine, Observer, Request, Token, queue::Queue, wal};
 use crate::core::id::LogId;
@@ -86,6 +92,19 @@ pub struct Config {
     pub disk_reserve_bytes: u64,
     /// Threads that read. Default 2; 0 counts as 1.
     pub readers: usize,
+    /// What is kept. Default: everything.
+    pub retention: Retention,
+}
+
+/// How the engine stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    /// Memory of what was logged and is not in the history file, in bytes.
+    pub backlog_bytes: u64,
+    /// Bytes of the write-ahead log's files.
+    pub wal_bytes: u64,
+    /// Logs known to be damaged.
+    pub damaged: u64,
 }
 
 impl Default for Config {
@@ -104,6 +123,7 @@ impl Default for Config {
             slice_bytes: 16 << 20,
             disk_reserve_bytes: 512 << 20,
             readers: 2,
+            retention: Retention::default(),
         }
     }
 }
@@ -163,6 +183,7 @@ pub struct EmbeddedEngine {
     health: Arc<Health>,
     writes: Arc<Queue<WriteJob>>,
     reads: Arc<Queue<ReadJob>>,
+    recycler: wal::Recycler,
     threads: Mutex<Threads>,
 }
 
@@ -201,7 +222,7 @@ impl EmbeddedEngine {
         let health = Arc::new(Health::new(storage::damaged(&database)?));
         let writes = Arc::new(Queue::new(config.queue_requests_max, config.queue_bytes_max));
         let reads = Arc::new(Queue::new(config.queue_requests_max, usize::MAX));
-        let engine = Self { layers, database, health, writes, reads, threads: Mutex::default() };
+        let engine = Self { layers, database, health, writes, reads, recycler: wal.recycler(), threads: Mutex::default() };
         engine.start(wal, storage, &config, &observer).map_err(OpenError::Start)?;
         Ok(engine)
     }
@@ -237,6 +258,7 @@ impl EmbeddedEngine {
             config: config.clone(),
             observer: Arc::clone(observer),
             sweeping: true,
+            schedule: Schedule::new(config.retention.clone()),
         };
         threads.applier = Some(self.spawn("store-apply", move || applier.run())?);
         *self.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
@@ -249,6 +271,18 @@ impl EmbeddedEngine {
             let _exit = exit;
             run();
         })
+    }
+
+    /// Brings all that is durable now into the history file, and waits until it is there. False when that fails: the engine
+    /// tries on by itself, and tells its observer why.
+    pub fn checkpoint(&self) -> bool {
+        self.layers.checkpoint(&self.health)
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> Status {
+        let damaged = self.health.damaged.lock().unwrap_or_else(PoisonError::into_inner).len();
+        Status { backlog_bytes: self.layers.bytes() as u64, wal_bytes: self.recycler.bytes(), damaged: damaged as u64 }
     }
 
     /// Refuses new requests, completes those that wait, applies what was logged, and ends the threads. Blocks until that is

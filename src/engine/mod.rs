@@ -153,6 +153,11 @@ pub trait Observer: Send + Sync {
         let _ = (room, why);
     }
 
+    /// Older records of a room were dropped, as its retention says; this one is the oldest now.
+    fn trimmed(&self, room: RoomId, floor: Seq) {
+        let _ = (room, floor);
+    }
+
     /// A load or read was answered with so many envelope bytes.
     fn read(&self, bytes: usize, took: Duration) {
         let _ = (bytes, took);

@@ -10,6 +10,7 @@
 
 mod batch;
 pub(super) mod guard;
+mod old;
 mod read;
 mod store;
 mod tables;
@@ -23,7 +24,7 @@ use std::{
     time::Instant,
 };
 
-pub(super) use self::store::make_directory;
+pub(super) use self::{old::OldStore, store::make_directory};
 use serde::{Deserialize, Serialize};
 
 use self::{
@@ -256,6 +257,11 @@ impl Drop for Exit {
 fn clock() -> Instant {
     #[expect(clippy::disallowed_methods, reason = "durations for metrics; nothing depends on them")]
     Instant::now()
+}
+
+/// What lies in a file, with all that is written kept in memory.
+pub(super) fn overlay(backend: Box<dyn redb::StorageBackend>) -> io::Result<guard::Overlay> {
+    guard::Overlay::new(guard::Guard::new(backend))
 }
 
 #[cfg(unix)]

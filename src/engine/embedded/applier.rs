@@ -11,6 +11,7 @@ use super::{
     database::Database,
     layers::{Layers, Next},
     memtable::{Memtable, RoomTail},
+    retention::Schedule,
     tables::Error,
 };
 use crate::{
@@ -33,6 +34,8 @@ pub(super) struct Applier {
     pub(super) observer: Arc<dyn Observer>,
     /// Whether rows of logs that are over may be left.
     pub(super) sweeping: bool,
+    /// What is kept, and what is to be dropped.
+    pub(super) schedule: Schedule,
 }
 
 impl Applier {
@@ -41,13 +44,17 @@ impl Applier {
         let age = Duration::from_millis(self.config.apply_after_ms.into());
         loop {
             self.prepare();
-            let patience = self.sweeping.then_some(Duration::ZERO);
+            let patience = if self.sweeping { Some(Duration::ZERO) } else { self.schedule.due_in() };
             match self.layers.next(age, patience) {
                 Next::Closed => return,
                 Next::Idle if self.sweeping => self.sweep(),
-                Next::Idle => {}
+                Next::Idle => self.trim(),
                 Next::Apply(table) => {
-                    if !self.apply(&table) && self.layers.pause(self.retry()) {
+                    if self.apply(&table) {
+                        // However much there is to apply, what is to be dropped is dropped too.
+                        self.schedule.applied(table.rooms.keys());
+                        self.trim();
+                    } else if self.layers.pause(self.retry()) {
                         return;
                     }
                 }
@@ -108,6 +115,13 @@ impl Applier {
 
     fn retry(&self) -> Duration {
         Duration::from_millis(self.config.apply_retry_ms.into())
+    }
+
+    fn trim(&mut self) {
+        if let Err(error) = self.schedule.step(&self.database, &*self.observer) {
+            self.observer.apply_failed(&error.to_string());
+            self.layers.pause(self.retry());
+        }
     }
 
     fn sweep(&mut self) {

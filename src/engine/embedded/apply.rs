@@ -228,7 +228,7 @@ fn item(record: &Append) -> Item<'_> {
 }
 
 /// What the items, which begin at `first`, take.
-fn costs(first: Seq, items: &[Item<'_>]) -> impl Iterator<Item = u64> {
+pub(super) fn costs(first: Seq, items: &[Item<'_>]) -> impl Iterator<Item = u64> {
     let times = items.first().into_iter().chain(items).map(|item| item.time_ms);
     (first..).zip(items).zip(times).map(|((seq, item), before)| chunk::cost(seq, before, item) as u64)
 }

@@ -53,6 +53,11 @@ impl Database {
         }
     }
 
+    /// Reads from one snapshot, once, however long it takes. Meanwhile the file cannot be opened anew.
+    pub(super) fn snapshot<T>(&self, read: impl FnOnce(&ReadTransaction) -> T) -> Result<T, Error> {
+        self.with(|opened| Ok(read(&opened.database.begin_read()?)))
+    }
+
     /// Writes in one transaction, durably. After a failure the file is opened anew.
     pub(super) fn write<T>(&self, write: impl FnOnce(&WriteTransaction) -> Result<T, Error>) -> Result<T, Error> {
         let generation = self.generation.load(Ordering::Acquire);

@@ -28,6 +28,9 @@ struct Tables {
     /// When the active table got its oldest entry.
     since: Option<Instant>,
     frozen: Option<Arc<Memtable>>,
+    /// How many tables were frozen, and how many of them were applied.
+    freezes: u64,
+    applies: u64,
     closing: bool,
     /// Whether the applier has something else to do.
     chore: bool,
@@ -85,7 +88,10 @@ impl Tail {
 impl Layers {
     pub(super) fn new(active: Memtable) -> Self {
         let since = (!active.is_empty()).then(super::clock);
-        Self { tables: Mutex::new(Tables { active, since, frozen: None, closing: false, chore: false }), changed: Condvar::new() }
+        Self {
+            tables: Mutex::new(Tables { active, since, frozen: None, freezes: 0, applies: 0, closing: false, chore: false }),
+            changed: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
@@ -130,6 +136,23 @@ impl Layers {
         }
     }
 
+    /// Has all that is there now applied, and waits for that; what comes meanwhile is not waited for. Whether it is.
+    pub(super) fn checkpoint(&self, health: &Health) -> bool {
+        let mut tables = self.lock();
+        let wanted = tables.freezes + u64::from(!tables.active.is_empty());
+        while tables.applies < wanted {
+            if !health.can_apply() || (tables.closing && !health.can_log()) {
+                return false;
+            }
+            if tables.frozen.is_none() && tables.freezes < wanted {
+                tables.freeze();
+                self.changed.notify_all();
+            }
+            tables = self.changed.wait(tables).unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+
     /// Waits until there is a frozen table, and freezes the active one when it is older than `age`, or on closing. With
     /// `patience`, it waits no longer than that.
     pub(super) fn next(&self, age: Duration, patience: Option<Duration>) -> Next {
@@ -166,7 +189,10 @@ impl Layers {
 
     /// The frozen table was applied.
     pub(super) fn applied(&self) {
-        self.lock().frozen = None;
+        let mut tables = self.lock();
+        tables.frozen = None;
+        tables.applies += 1;
+        drop(tables);
         self.changed.notify_all();
     }
 
@@ -193,6 +219,12 @@ impl Layers {
         self.lock().active.bytes
     }
 
+    /// Memory of both tables, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let tables = self.lock();
+        tables.active.bytes + tables.frozen.as_ref().map_or(0, |frozen| frozen.bytes)
+    }
+
     /// What the tables have of `room`.
     pub(super) fn tail(&self, room: RoomId, want: Want) -> Tail {
         let tables = self.lock();
@@ -213,6 +245,7 @@ impl Tables {
         self.since = None;
         if !self.active.is_empty() {
             self.frozen = Some(Arc::new(std::mem::take(&mut self.active)));
+            self.freezes += 1;
         }
     }
 }

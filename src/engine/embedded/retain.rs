@@ -11,13 +11,21 @@ use crate::core::id::{Digest, RoomId, Seq, UnixMillis};
 /// What a log must keep; what none of the limits that are set protects from being dropped goes, in whole chunks, and the
 /// newest chunk stays always. So somewhat more than was asked for is kept: up to a chunk, which is 16 KiB of small records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Keep {
+pub struct Keep {
     /// A chunk may go when all of its records are older than so many milliseconds.
-    pub(super) age_ms: Option<u64>,
+    pub age_ms: Option<u64>,
     /// A chunk may go when so many records are newer than all of its own.
-    pub(super) count: Option<u64>,
+    pub count: Option<u64>,
     /// A chunk may go when the newer ones have so many envelope bytes.
-    pub(super) bytes: Option<u64>,
+    pub bytes: Option<u64>,
+}
+
+impl Keep {
+    /// Whether anything may ever go.
+    #[must_use]
+    pub const fn is_limited(&self) -> bool {
+        self.age_ms.is_some() || self.count.is_some() || self.bytes.is_some()
+    }
 }
 
 /// The chunks that go in one step.

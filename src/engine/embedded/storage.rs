@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use redb::{Builder, DatabaseError, StorageBackend, TableError, backends::FileBackend};
@@ -45,6 +45,12 @@ pub trait Storage: Send + Sync {
     /// When nobody knows.
     fn free_space(&self) -> io::Result<u64>;
 
+    /// Whether the history that was opened last is still the one that has its name: another process may have put a
+    /// compacted one in its place before this one had its lock.
+    fn is_current(&self) -> bool {
+        true
+    }
+
     /// Its name, for messages.
     fn path(&self) -> &Path;
 }
@@ -73,6 +79,8 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    /// Device and number of the history file that was opened.
+    opened: Mutex<Option<(u64, u64)>>,
 }
 
 impl Directory {
@@ -82,7 +90,7 @@ impl Directory {
     /// [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         make_directory(path).map_err(|source| direct::OpenError::from_io(path, source))?;
-        Ok(Self { path: path.to_owned() })
+        Ok(Self { path: path.to_owned(), opened: Mutex::default() })
     }
 
     fn history_path(&self) -> PathBuf {
@@ -122,7 +130,13 @@ impl Storage for Directory {
             self.make_history()?;
         }
         let file = fs::OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = file.metadata().ok().and_then(|meta| identity(&meta));
         Ok(Box::new(FileBackend::new(file)?))
+    }
+
+    fn is_current(&self) -> bool {
+        let named = fs::metadata(self.history_path()).ok().and_then(|meta| identity(&meta));
+        named == *self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn free_space(&self) -> io::Result<u64> {
@@ -134,10 +148,25 @@ impl Storage for Directory {
     }
 }
 
+/// What tells one file from another.
+#[cfg(unix)]
+fn identity(meta: &fs::Metadata) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    Some((meta.dev(), meta.ino()))
+}
+
+#[cfg(not(unix))]
+const fn identity(_: &fs::Metadata) -> Option<(u64, u64)> {
+    None
+}
+
 /// Opens the history, checks its format, and makes its tables where there are none.
 pub(super) fn open_database(storage: &Arc<dyn Storage>, cache_bytes: usize) -> Result<Database, OpenError> {
     let path = storage.path();
     let database = Database::open(Arc::clone(storage), cache_bytes).map_err(|error| direct::OpenError::from_redb(path, error))?;
+    if !storage.is_current() {
+        return Err(direct::OpenError::Locked { path: path.into() }.into());
+    }
     match database.read(stored_format).map_err(|error| damaged_file(path, &error))? {
         Stored::Format(tables::FORMAT) => {}
         Stored::Format(found) if found > tables::FORMAT => {

@@ -70,6 +70,11 @@ impl Store {
         begin_write(&self.current().1)
     }
 
+    /// Begins to read from one snapshot.
+    pub(super) fn begin_read(&self) -> Result<ReadTransaction, Error> {
+        Ok(self.current().1.begin_read()?)
+    }
+
     /// Reads from one snapshot; if the storage fails, from the last durable state of the file.
     pub(super) fn read<T>(&self, read: impl Fn(&ReadTransaction) -> Result<T, Error>) -> Result<T, Error> {
         let attempt = |db: &Database| read(&db.begin_read()?);
