@@ -92,7 +92,7 @@ fn entry(lsn: u64, len: usize) -> Entry {
     let producer = Producer { device: DeviceKey([3; 32]), id: ProducerId([4; 16]) };
     let hash = chain::digest(&envelope).0.first_chunk().copied().unwrap_or_default();
     let envelope = Bytes::from(envelope);
-    let append = Append { room, seq: lsn, chain: Digest([9; 32]), time_ms: lsn, producer, client_seq: lsn, hash, envelope };
+    let append = Append { room, seq: lsn, chain: Digest([0; 32]), time_ms: lsn, producer, client_seq: lsn, hash, envelope };
     Entry::Append { log: LogId([7; 16]), append }
 }
 

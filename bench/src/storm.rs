@@ -218,7 +218,10 @@ impl Storm {
                 client.try_publish(*room, self.head, &ciphertext).await?;
             }
             for client in &mut self.publishers {
-                client.until(|frame| matches!(frame, ServerFrame::Ack { .. } | ServerFrame::Refused { .. })).await;
+                let answer = |frame: &ServerFrame| matches!(frame, ServerFrame::Ack { .. } | ServerFrame::Refused { .. });
+                if let ServerFrame::Refused { why, .. } = client.until(answer).await {
+                    bail!("a publish was refused: {why}");
+                }
             }
             due += pause;
             tokio::time::sleep_until(due).await;

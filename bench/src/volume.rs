@@ -24,10 +24,13 @@ pub struct BytesArgs {
     #[command(flatten)]
     common: Common,
     /// Messages that each stores at most.
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(long, default_value_t = 3_000_000)]
     messages: u64,
+    /// Messages that are stored before anything is counted: files that are filled with zeros once are there by then.
+    #[arg(long, default_value_t = 400_000)]
+    warm_up: u64,
     /// Seconds that each may store at most.
-    #[arg(long, default_value_t = 25.0)]
+    #[arg(long, default_value_t = 40.0)]
     seconds: f64,
     /// Publishers in flight.
     #[arg(long, default_value_t = 256)]
@@ -75,6 +78,8 @@ fn measure(args: &BytesArgs, kind: Kind, dir: &Path) -> anyhow::Result<Volume> {
     let store = Store::open(kind, dir, &args.common.tools())?;
     let driver = Driver::new(store.engine.clone());
     driver.create(&rooms)?;
+    let warm = Until { acks: args.warm_up, time: Duration::from_secs_f64(args.seconds) };
+    driver.run(&mut rooms, args.in_flight, warm)?;
     meter::settle_disk();
     let (begin, device, usage) = (Instant::now(), meter::device_written(dir), Usage::of(store.pid())?);
     let until = Until { acks: args.messages, time: Duration::from_secs_f64(args.seconds) };
@@ -97,7 +102,7 @@ fn measure(args: &BytesArgs, kind: Kind, dir: &Path) -> anyhow::Result<Volume> {
         written: each(used.written as f64),
         stored: each(used.stored as f64),
         device: each(device),
-        kept: each(kept as f64),
+        kept: kept as f64 / rooms.total() as f64,
         log_mib: log as f64 / 1_048_576.0,
         files,
     })

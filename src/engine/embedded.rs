@@ -217,7 +217,7 @@ impl EmbeddedEngine {
         let database = Arc::new(storage::open_database(&storage, config.cache_bytes)?);
         let mut table = Memtable::default();
         let wal = storage::open_log(&storage, &config, &database, &mut table)?;
-        storage::skip_applied(&database, &mut table)?;
+        storage::complete(&database, &mut table)?;
         let layers = Arc::new(Layers::new(table));
         let health = Arc::new(Health::new(storage::damaged(&database)?));
         let writes = Arc::new(Queue::new(config.queue_requests_max, config.queue_bytes_max));

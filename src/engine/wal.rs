@@ -38,7 +38,7 @@
 //! | body | fields |
 //! |---|---|
 //! | 1, create | room (16), [`LogMeta`] in postcard |
-//! | 2, append | log (16), device (32), producer (16), chain after it (32), seq, `client_seq`, `time_ms` (LEB128), envelope. The room is the one that the envelope's header names |
+//! | 2, append | log (16), device (32), producer (16), seq, `client_seq`, `time_ms` (LEB128), envelope. The room is the one that the envelope's header names |
 //! | 3, append | room (16), then as 2 |
 //! | 4, delete | room (16), log (16) |
 //!
@@ -86,7 +86,7 @@ pub enum Entry {
         /// As it was made.
         meta: LogMeta,
     },
-    /// A record was appended to the life `log` of its room.
+    /// A record was appended to the life `log` of its room. Its chain value is not logged: a replayed one has zeroes.
     Append {
         /// The log's life.
         log: LogId,

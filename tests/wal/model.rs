@@ -40,7 +40,7 @@ pub(crate) fn append(room: RoomId, log: LogId, lsn: Lsn, envelope: Vec<u8>) -> E
     let append = Append {
         room,
         seq: lsn,
-        chain: Digest([9; 32]),
+        chain: Digest([0; 32]),
         time_ms: 1_800_000_000_000 + lsn,
         producer: Producer { device: DeviceKey([3; 32]), id: ProducerId([4; 16]) },
         client_seq: lsn * 1000,

@@ -11,7 +11,9 @@ use std::{
     },
 };
 
-use redb::{Builder, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, WriteTransaction};
+use redb::{
+    Builder, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, StorageBackend, StorageError, WriteTransaction,
+};
 
 use super::{Storage, tables::Error};
 use crate::engine::redb::guard::{Guard, Guarded, Overlay};
@@ -33,11 +35,7 @@ struct Opened {
 
 impl Database {
     pub(super) fn open(storage: Arc<dyn Storage>, cache_bytes: usize) -> Result<Self, DatabaseError> {
-        let history = storage.history()?;
-        // redb panics over some damages of the file.
-        let opened = catch_unwind(AssertUnwindSafe(|| builder(cache_bytes).create_with_backend(Guarded(Guard::new(history)))));
-        let damaged = |_| DatabaseError::Storage(redb::StorageError::Corrupted("it cannot be made sense of".to_owned()));
-        let database = opened.unwrap_or_else(|panic| Err(damaged(panic)))?;
+        let database = create(cache_bytes, Guarded(Guard::new(storage.history()?)))?;
         let open = RwLock::new(Some(Opened { database, writes: true }));
         Ok(Self { storage, cache_bytes, open, generation: AtomicU64::new(0) })
     }
@@ -87,14 +85,16 @@ impl Database {
 
     fn with<T>(&self, act: impl FnOnce(&Opened) -> Result<T, Error>) -> Result<T, Error> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        open.as_ref().map_or(Err(Error::Storage(redb::Error::PreviousIo)), act)
+        let unusable = || Err(Error::Storage(redb::Error::PreviousIo));
+        let Some(opened) = &*open else { return unusable() };
+        catch_unwind(AssertUnwindSafe(|| act(opened))).unwrap_or_else(|_| unusable())
     }
 
     /// Opens the file anew, unless somebody has done so since `failed`.
     fn reopen(&self, failed: u64) -> Result<(), Error> {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         if self.generation.load(Ordering::Acquire) == failed {
-            *open = None;
+            close(open.take());
             *open = Some(self.open_again().map_err(|error| Error::Storage(error.into()))?);
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
@@ -103,18 +103,29 @@ impl Database {
 
     fn open_again(&self) -> Result<Opened, DatabaseError> {
         let guard = Guard::new(self.storage.history()?);
-        if let Ok(database) = builder(self.cache_bytes).create_with_backend(Guarded(Arc::clone(&guard))) {
+        if let Ok(database) = create(self.cache_bytes, Guarded(Arc::clone(&guard))) {
             return Ok(Opened { database, writes: true });
         }
-        let overlay = Overlay::new(guard).map_err(redb::StorageError::from)?;
-        Ok(Opened { database: builder(self.cache_bytes).create_with_backend(overlay)?, writes: false })
+        let overlay = Overlay::new(guard).map_err(StorageError::from)?;
+        Ok(Opened { database: create(self.cache_bytes, overlay)?, writes: false })
     }
 }
 
-fn builder(cache_bytes: usize) -> Builder {
-    let mut builder = Builder::new();
-    builder.set_cache_size(cache_bytes);
-    builder
+impl Drop for Database {
+    fn drop(&mut self) {
+        close(self.open.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+/// redb panics over some damages of the file, also when it is closed after that.
+fn close(opened: Option<Opened>) {
+    drop(catch_unwind(AssertUnwindSafe(|| drop(opened))));
+}
+
+fn create(cache_bytes: usize, backend: impl StorageBackend) -> Result<redb::Database, DatabaseError> {
+    let create = || Builder::new().set_cache_size(cache_bytes).create_with_backend(backend);
+    let damaged = || DatabaseError::Storage(StorageError::Corrupted("it cannot be made sense of".to_owned()));
+    catch_unwind(AssertUnwindSafe(create)).unwrap_or_else(|_| Err(damaged()))
 }
 
 /// A damaged page fails who asks for it; a failed operation ends the use of this opening of the file.

@@ -10,8 +10,9 @@ use std::collections::HashMap;
 
 use crate::{
     core::{
+        chain,
         id::{Digest, LogId, RoomId, Seq},
-        log::{Append, LogMeta},
+        log::{Append, LogMeta, LogState},
     },
     engine::wal::{Entry, Lsn},
 };
@@ -90,13 +91,18 @@ impl Memtable {
         }
     }
 
-    /// Forgets the records of `room` up to `head`, which redb has.
-    pub(super) fn forget(&mut self, room: RoomId, head: Seq) {
+    /// Forgets the records of `room` up to the head of `stored`, which redb has, and computes the chain values of the others.
+    pub(super) fn complete(&mut self, room: RoomId, stored: &LogState) {
         let Some(tail) = self.rooms.get_mut(&room) else { return };
-        let kept = tail.after(head).len();
+        let kept = tail.after(stored.head).len();
         let forgotten = tail.records.drain(..tail.records.len() - kept);
         let envelope_bytes: usize = forgotten.map(|record| record.envelope.len()).sum();
         tail.envelope_bytes -= envelope_bytes as u64;
+        let mut chain = stored.chain;
+        for record in &mut tail.records {
+            chain = chain::next(room, chain, record.seq, &record.envelope);
+            record.chain = chain;
+        }
     }
 
     fn room(&mut self, room: RoomId) -> &mut RoomTail {

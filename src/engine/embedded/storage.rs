@@ -12,11 +12,14 @@ use redb::{Builder, DatabaseError, StorageBackend, TableError, backends::FileBac
 use super::{
     Config,
     database::Database,
-    memtable::Memtable,
+    memtable::{Memtable, RoomTail},
     read,
     tables::{self, Error},
 };
-use crate::core::id::LogId;
+use crate::core::{
+    id::{LogId, RoomId},
+    log::LogState,
+};
 use crate::engine::{
     redb::{self as direct, free_bytes, make_directory},
     wal,
@@ -226,22 +229,19 @@ pub(super) fn damaged(database: &Database) -> Result<HashSet<LogId>, OpenError> 
     database.read(read::damaged).map_err(|error| damaged_file(Path::new("the history"), &error))
 }
 
-/// Forgets records that redb has already: those of slices that were applied when the process ended.
-pub(super) fn skip_applied(database: &Database, table: &mut Memtable) -> Result<(), OpenError> {
+/// Completes what was replayed: forgets records that redb has already, those of slices that were applied when the process
+/// ended, and computes the chain values, which are not logged.
+pub(super) fn complete(database: &Database, table: &mut Memtable) -> Result<(), OpenError> {
     let path = Path::new("the history");
-    let skip = |txn: &redb::ReadTransaction| {
-        let mut heads = Vec::new();
-        for (room, tail) in &table.rooms {
-            if let (Some(log), Some(row)) = (tail.log, read::row(txn, *room)?)
-                && row.meta.log == log
-            {
-                heads.push((*room, row.state.head));
-            }
-        }
-        Ok(heads)
+    let stored = |txn: &redb::ReadTransaction| {
+        let find = |(room, tail): (&RoomId, &RoomTail)| {
+            let row = read::row(txn, *room)?.filter(|row| tail.log == Some(row.meta.log));
+            Ok((*room, row.map_or_else(|| LogState::empty(*room), |row| row.state)))
+        };
+        table.rooms.iter().map(find).collect::<Result<Vec<_>, Error>>()
     };
-    for (room, head) in database.read(skip).map_err(|error| damaged_file(path, &error))? {
-        table.forget(room, head);
+    for (room, state) in database.read(stored).map_err(|error| damaged_file(path, &error))? {
+        table.complete(room, &state);
     }
     Ok(())
 }
