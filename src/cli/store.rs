@@ -223,6 +223,9 @@ fn compact(config: &Config) -> anyhow::Result<()> {
         size(done.after),
         size(saved)
     ))?;
+    if done.in_place {
+        super::complain("the disk had no room for a copy: the file was compacted in place, and not checked");
+    }
     for damaged in &done.damaged {
         super::complain(&format!("room {} is damaged, and is as it was: {}", damaged.room, damaged.why));
     }

@@ -209,7 +209,9 @@ impl Target {
             }
             Ok(())
         })?;
-        let Some((database, path)) = self.file.take() else { return Ok(()) };
+        let Some((mut database, path)) = self.file.take() else { return Ok(()) };
+        // Pages that were written more than once left gaps.
+        database.compact().map_err(|error| Error::Write { path: path.clone(), why: error.to_string() })?;
         drop(database);
         fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::write(&path))
     }
@@ -475,6 +477,13 @@ fn each_row(txn: &ReadTransaction, mut each: impl FnMut(RoomId, LogId, &LogState
         each(RoomId(*room.value()), row.meta.log, &row.state);
     }
     Ok(())
+}
+
+/// The envelopes of all logs, in bytes.
+pub(super) fn envelope_bytes(txn: &ReadTransaction) -> Result<u64, rows::Error> {
+    let mut bytes = 0_u64;
+    each_row(txn, |_, _, state| bytes = bytes.saturating_add(state.bytes))?;
+    Ok(bytes)
 }
 
 /// Calls `each` for the rows of a log, as they are.
