@@ -234,8 +234,11 @@ impl Room {
 
     /// Whether there is something for the next slice.
     pub(super) fn has_more(&self) -> bool {
+        let (live, unshown) = (self.live > 0, self.shown < self.log.durable().head);
         self.broadcast.is_some()
-            || (self.live > 0 && (self.shown < self.log.durable().head || !self.ephemerals.is_empty()))
+            || (live && (unshown || !self.ephemerals.is_empty()))
+            // The last live member fell behind just as the slice ended: nothing else shows them what they wait for.
+            || (unshown && !self.parked.is_empty())
             || !self.hungry.is_empty()
             || !self.held.is_empty()
             || !self.inbox.is_empty()

@@ -15,4 +15,5 @@ mod common;
 mod contract;
 mod model;
 mod scale;
+mod slices;
 mod world;

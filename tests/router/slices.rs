@@ -1,0 +1,42 @@
+//! What happens where slices and turns end: nobody is forgotten, nothing is asked without end, all work is counted.
+
+use waxwing::{
+    core::{frame::ServerFrame, session::Action},
+    router::shard::Slices,
+};
+
+use crate::{
+    common::{device_of, key},
+    world::{ROOMS, Size, World, limits, publish},
+};
+
+/// The last live member falls behind in the middle of a broadcast, while somebody whose cursor is ahead of what was shown
+/// has come: whichever step ends the slice, the newcomer is given the rest.
+#[test]
+fn who_is_ahead_of_a_broadcast_is_fed_when_its_last_hearer_falls_behind() {
+    for (room, turns) in (1..60).flat_map(|room| (1..4).map(move |turns| (room, turns))) {
+        let slices = Slices { turn: 1, room, intake: 1000 };
+        let mut world = World::with_size(limits(), 1000, Size { slices, ..Size::default() });
+        let writer = world.connect(device_of(&key(1)));
+        world.create(&writer, ROOMS[0], waxwing::core::frame::LogKind::Room);
+        world.enter(&writer, ROOMS[0]);
+        let newcomer = world.connect(device_of(&key(2)));
+        world.enter(&newcomer, ROOMS[0]);
+        let slow = world.connect(device_of(&key(3)));
+        world.enter(&slow, ROOMS[0]);
+        world.ask(&slow, ROOMS[0], Action::Subscribe { after: 0 });
+        for conn in [&writer, &newcomer, &slow] {
+            world.read_all(conn);
+        }
+        for n in 1..=6 {
+            world.ask(&writer, ROOMS[0], publish(ROOMS[0], n, &[0; 200]));
+            world.engine.step(1);
+        }
+        (0..turns).for_each(|_| world.turn());
+        world.ask(&newcomer, ROOMS[0], Action::Subscribe { after: 5 });
+        world.settle();
+        let frames = world.read_all(&newcomer);
+        let fed = frames.iter().any(|frame| matches!(frame, ServerFrame::Deliver(page) if page.first == 6));
+        assert!(fed, "slices of {room}, after {turns} turns: {frames:?}");
+    }
+}
