@@ -146,7 +146,8 @@ pub(super) struct Context {
     next_token: Token,
     next_life: u64,
     pub(super) conns: HashMap<ConnId, InRooms>,
-    pub(super) retry: Vec<RoomId>,
+    /// Rooms to be looked after at the next tick.
+    pub(super) retry: BTreeSet<RoomId>,
 }
 
 /// Where a connection is known.
@@ -172,7 +173,7 @@ impl Context {
             next_token: 0,
             next_life: 0,
             conns: HashMap::new(),
-            retry: Vec::new(),
+            retry: BTreeSet::new(),
         }
     }
 
@@ -218,7 +219,7 @@ impl Context {
 
     /// The engine was busy, or failed: the room is looked after again at the next tick.
     pub(super) fn retry(&mut self, room: RoomId) {
-        self.retry.push(room);
+        self.retry.insert(room);
     }
 
     pub(super) const fn life(&mut self) -> u64 {

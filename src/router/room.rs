@@ -92,6 +92,8 @@ enum Submitted {
     Nothing,
     Reload,
     Delete,
+    /// The reload failed: nothing is asked before the next tick.
+    Paused,
 }
 
 /// A session that has entered.
@@ -438,9 +440,17 @@ impl Room {
             }
             Ok(None) => Fate::Close,
             Err(_) => {
+                self.submitted = Submitted::Paused;
                 ctx.retry(self.id);
                 Fate::Keep
             }
+        }
+    }
+
+    /// Time has passed: what failed is tried again.
+    pub(super) fn ticked(&mut self) {
+        if self.submitted == Submitted::Paused {
+            self.submitted = Submitted::Nothing;
         }
     }
 

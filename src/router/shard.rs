@@ -212,9 +212,10 @@ impl Shard {
         !self.ready.is_empty()
     }
 
-    /// Whether some room waits for the engine to be less busy: the shell calls [`Shard::tick`] after some 10 ms.
+    /// Whether some room waits for the engine to be less busy, or to work again: the shell calls [`Shard::tick`] after some
+    /// 10 ms.
     #[must_use]
-    pub const fn wants_tick(&self) -> bool {
+    pub fn wants_tick(&self) -> bool {
         !self.ctx.retry.is_empty()
     }
 
@@ -225,10 +226,12 @@ impl Shard {
         self.ctx.queued >= WAITING_MAX
     }
 
-    /// Tries again what the engine was too busy for. A turn ends after it.
+    /// Tries again what the engine was too busy for, or failed at. A turn ends after it.
     pub fn tick(&mut self) {
         for id in mem::take(&mut self.ctx.retry) {
-            self.room(id);
+            if let Some(room) = self.room(id) {
+                room.ticked();
+            }
         }
     }
 

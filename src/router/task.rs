@@ -28,7 +28,7 @@ use crate::{
 
 /// Messages that are handled in one turn at most; each completion of the engine counts as one, the last batch may exceed it.
 const TURN_MAX: usize = 1024;
-/// How long a shard waits before it asks a busy engine again.
+/// How long a shard waits before it asks a busy or failing engine again.
 const RETRY: Duration = Duration::from_millis(10);
 
 /// What the router starts from.
@@ -188,8 +188,9 @@ impl Complete for Mailbox {
 }
 
 async fn run(mut shard: Shard, index: usize, mut mailbox: mpsc::Receiver<Message>, config: Config) {
-    let mut rooms = 0;
+    let (mut rooms, mut ticked_ms) = (0, 0);
     loop {
+        let mut rested = false;
         let first = if shard.wants_turn() {
             // The writers of the frames that were just queued go first.
             tokio::task::yield_now().await;
@@ -202,7 +203,10 @@ async fn run(mut shard: Shard, index: usize, mut mailbox: mpsc::Receiver<Message
             match tokio::time::timeout(RETRY, mailbox.recv()).await {
                 Ok(None) => return,
                 Ok(message) => message,
-                Err(_) => None,
+                Err(_) => {
+                    rested = true;
+                    None
+                }
             }
         } else {
             match mailbox.recv().await {
@@ -210,10 +214,13 @@ async fn run(mut shard: Shard, index: usize, mut mailbox: mpsc::Receiver<Message
                 message => message,
             }
         };
-        if shard.wants_tick() {
+        let now_ms = (config.clock)();
+        // At most so often, however many messages come; and they do not put it off, nor does a clock that is set back.
+        if shard.wants_tick() && (rested || u128::from(now_ms.abs_diff(ticked_ms)) >= RETRY.as_millis()) {
+            ticked_ms = now_ms;
             shard.tick();
         }
-        take_in(&mut shard, first, &mut mailbox, (config.clock)());
+        take_in(&mut shard, first, &mut mailbox, now_ms);
         shard.end_turn();
         let before = std::mem::replace(&mut rooms, i64::try_from(shard.rooms_len()).unwrap_or(i64::MAX));
         (config.observe)(index, rooms - before, shard.take_stats());

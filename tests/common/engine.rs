@@ -38,6 +38,8 @@ struct State {
     logs: BTreeMap<RoomId, Log>,
     queue: VecDeque<(Request, Token, Arc<dyn Complete>)>,
     fail_next: VecDeque<Failure>,
+    /// Loads that will fail.
+    fail_loads: u32,
     /// Reads of records that were asked for, by log.
     reads: BTreeMap<RoomId, u64>,
 }
@@ -97,6 +99,16 @@ impl ModelEngine {
         self.state.lock().unwrap().fail_next.push_back(failure);
     }
 
+    /// So many loads fail.
+    pub fn fail_loads(&self, count: u32) {
+        self.state.lock().unwrap().fail_loads = count;
+    }
+
+    /// How many requests wait.
+    pub fn queue_len(&self) -> usize {
+        self.state.lock().unwrap().queue.len()
+    }
+
     /// Forgets what it has not carried out.
     pub fn crash(&self) {
         let mut state = self.state.lock().unwrap();
@@ -138,6 +150,10 @@ impl ModelEngine {
 impl State {
     fn carry_out(&mut self, request: Request) -> Result<Answer, Failure> {
         match request {
+            Request::Load { .. } if self.fail_loads > 0 => {
+                self.fail_loads -= 1;
+                Err(Failure::Read)
+            }
             Request::Load { room } => Ok(Answer::Loaded(self.logs.get_mut(&room).map(|log| {
                 log.broken = false;
                 let producers = log.producers.iter().map(|(producer, state)| (*producer, state.clone())).collect();

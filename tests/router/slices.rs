@@ -2,12 +2,13 @@
 
 use waxwing::{
     core::{frame::ServerFrame, session::Action},
-    router::shard::Slices,
+    engine::Failure,
+    router::shard::{Message, Slices},
 };
 
 use crate::{
     common::{device_of, key},
-    world::{ROOMS, Size, World, limits, publish},
+    world::{ROOMS, Size, World, limits, one_room, publish},
 };
 
 /// The last live member falls behind in the middle of a broadcast, while somebody whose cursor is ahead of what was shown
@@ -39,4 +40,36 @@ fn who_is_ahead_of_a_broadcast_is_fed_when_its_last_hearer_falls_behind() {
         let fed = frames.iter().any(|frame| matches!(frame, ServerFrame::Deliver(page) if page.first == 6));
         assert!(fed, "slices of {room}, after {turns} turns: {frames:?}");
     }
+}
+
+#[test]
+fn a_log_that_cannot_be_read_after_a_failure_is_asked_for_once_per_tick() {
+    let (mut world, conn) = one_room(limits());
+    world.engine.fail_next(Failure::DiskFull);
+    world.engine.fail_loads(3);
+    world.ask(&conn, ROOMS[0], publish(ROOMS[0], 1, b"a"));
+    world.engine.step(1);
+    for _ in 0..4 {
+        // The failure of the append, then those of the loads.
+        for _ in 0..5 {
+            world.shard.handle(Message::Completed(world.mailbox.take()), world.now_ms);
+            // Others ask meanwhile.
+            world.ask(&conn, ROOMS[0], publish(ROOMS[0], 1, b"a"));
+            world.shard.end_turn();
+            assert!(world.engine.queue_len() <= 1);
+        }
+        assert_eq!(world.engine.step(10), usize::from(!world.shard.wants_tick()), "one load, unless it waits for the tick");
+        world.shard.handle(Message::Completed(world.mailbox.take()), world.now_ms);
+        for _ in 0..5 {
+            world.shard.end_turn();
+            assert_eq!(world.engine.queue_len(), 0);
+        }
+        if world.shard.wants_tick() {
+            world.shard.tick();
+            world.shard.end_turn();
+        }
+    }
+    world.read_all(&conn);
+    world.ask(&conn, ROOMS[0], publish(ROOMS[0], 1, b"a"));
+    assert!(matches!(world.read_all(&conn)[..], [ServerFrame::Ack { seq: 1, .. }]));
 }
