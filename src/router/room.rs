@@ -209,8 +209,10 @@ impl Room {
         }
         let Slices { intake, .. } = ctx.setup.slices;
         if self.inbox.is_empty() && self.taken.1 < intake.into() {
-            self.taken.1 += work_of(&action);
+            let (known, before) = (work_of(&action), ctx.work);
             self.request(&conn, action, permit, ctx);
+            // What it cost besides is known only now: a page from memory, say, is encoded at once.
+            self.taken.1 += known + (ctx.work - before);
         } else if self.inbox.len() < super::shard::WAITING_MAX {
             self.inbox.push_back((conn, action, permit));
             ctx.queued += 1;

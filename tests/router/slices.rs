@@ -1,14 +1,18 @@
 //! What happens where slices and turns end: nobody is forgotten, nothing is asked without end, all work is counted.
 
 use waxwing::{
-    core::{frame::ServerFrame, session::Action},
+    core::{
+        frame::{LogKind, ServerFrame},
+        limits::Limits,
+        session::Action,
+    },
     engine::Failure,
     router::shard::{Message, Slices},
 };
 
 use crate::{
     common::{device_of, key},
-    world::{ROOMS, Size, World, limits, one_room, publish},
+    world::{ROOMS, Size, World, limits, one_room, publish, take},
 };
 
 /// The last live member falls behind in the middle of a broadcast, while somebody whose cursor is ahead of what was shown
@@ -19,7 +23,7 @@ fn who_is_ahead_of_a_broadcast_is_fed_when_its_last_hearer_falls_behind() {
         let slices = Slices { turn: 1, room, intake: 1000 };
         let mut world = World::with_size(limits(), 1000, Size { slices, ..Size::default() });
         let writer = world.connect(device_of(&key(1)));
-        world.create(&writer, ROOMS[0], waxwing::core::frame::LogKind::Room);
+        world.create(&writer, ROOMS[0], LogKind::Room);
         world.enter(&writer, ROOMS[0]);
         let newcomer = world.connect(device_of(&key(2)));
         world.enter(&newcomer, ROOMS[0]);
@@ -72,4 +76,27 @@ fn a_log_that_cannot_be_read_after_a_failure_is_asked_for_once_per_tick() {
     world.read_all(&conn);
     world.ask(&conn, ROOMS[0], publish(ROOMS[0], 1, b"a"));
     assert!(matches!(world.read_all(&conn)[..], [ServerFrame::Ack { seq: 1, .. }]));
+}
+
+#[test]
+fn pages_from_memory_are_counted_as_what_they_cost() {
+    let slices = Slices { turn: 1 << 14, room: 1 << 10, intake: 100 };
+    let mut world = World::with_size(Limits::default(), 1000, Size { slices, ..Size::default() });
+    let conn = world.connect(device_of(&key(1)));
+    world.create(&conn, ROOMS[0], LogKind::Room);
+    world.enter(&conn, ROOMS[0]);
+    for n in 1..=5 {
+        world.ask(&conn, ROOMS[0], publish(ROOMS[0], n, &[0; 2000]));
+    }
+    world.read_all(&conn);
+    world.shard.take_stats();
+    // Each page is about 80 units.
+    for request in 0..10 {
+        assert!(world.ask(&conn, ROOMS[0], Action::Fetch { request, before: 6, count_max: 5 }));
+    }
+    assert_eq!(take(&conn, usize::MAX).0.len(), 2, "more than the intake is queued, for slices");
+    world.turn();
+    assert_eq!(take(&conn, usize::MAX).0.len(), 8);
+    let work = world.shard.take_stats().work;
+    assert!((800..1200).contains(&work), "{work}: all of it is counted");
 }
