@@ -85,13 +85,14 @@ impl Room {
             Cursor::Off => {
                 self.presence.came(conn.device);
                 self.subscribers.insert(conn.id);
+                member.knows = Knows::Nothing;
             }
             Cursor::Live(_) => self.live -= 1,
             Cursor::Behind(_) => {}
         }
         member.cursor = Cursor::Behind(after.max(state.floor - 1));
         member.announced = false;
-        member.knows = Knows::Nothing;
+        member.knows.begin_anew();
         self.hunger(conn.id);
     }
 

@@ -15,10 +15,38 @@ use crate::core::{frame::ServerFrame, id::DeviceKey};
 pub(super) enum Knows {
     /// Nothing: it must be given the whole list.
     Nothing,
+    /// It was told of devices once, and must be given the whole list anew; these may have gone since.
+    Stale(BTreeSet<DeviceKey>),
     /// Everything.
     All,
     /// All but what became of these devices.
     AllBut(BTreeSet<DeviceKey>),
+}
+
+impl Knows {
+    /// It must be given the whole list, and hear of those who went unheard.
+    pub(super) fn begin_anew(&mut self) {
+        *self = match std::mem::replace(self, Self::Nothing) {
+            Self::Nothing => Self::Nothing,
+            Self::All => Self::Stale(BTreeSet::new()),
+            Self::AllBut(missed) | Self::Stale(missed) => Self::Stale(missed),
+        };
+    }
+
+    /// These changed, and it has not heard of it.
+    fn miss(&mut self, devices: &[DeviceKey], missed_max: usize) {
+        match self {
+            Self::Nothing => {}
+            Self::All => *self = Self::AllBut(devices.iter().copied().collect()),
+            Self::AllBut(missed) | Self::Stale(missed) => {
+                missed.extend(devices);
+                // Best effort beyond this: a reader that slow learns of these when they change again.
+                while missed.len() > missed_max {
+                    missed.pop_first();
+                }
+            }
+        }
+    }
 }
 
 /// The devices that are there, and what changed since the last turn.
@@ -130,7 +158,7 @@ impl Room {
             Change::Restart => {
                 for id in &self.subscribers {
                     if let Some(member) = self.members.get_mut(id) {
-                        member.knows = Knows::Nothing;
+                        member.knows.begin_anew();
                     }
                 }
                 self.uninformed = self.subscribers.iter().copied().collect();
@@ -150,40 +178,42 @@ impl Room {
 
     fn tell_member(&mut self, id: ConnId, delta: &Delta, all: &mut Option<Bytes>, ctx: &mut Context) {
         let (room, presence) = (self.id, &self.presence);
-        let Some(member) = self.members.get_mut(&id).filter(|member| member.is_subscribed() && member.announced) else { return };
-        match &mut member.knows {
-            Knows::Nothing if presence.is_on() => {
-                let list = || ServerFrame::Presence { room, online: presence.online(), offline: Vec::new() }.encode();
-                let frame = all.get_or_insert_with(list).clone();
-                if member.push_page(&frame, room, ctx) {
-                    member.knows = Knows::All;
-                }
-            }
-            Knows::Nothing => {}
-            Knows::All => {
-                if let Some((devices, frame)) = delta
-                    && !member.push_page(frame, room, ctx)
-                {
-                    member.knows = Knows::AllBut(devices.iter().copied().collect());
-                }
-            }
+        let Some(member) = self.members.get_mut(&id).filter(|member| member.is_subscribed()) else { return };
+        if let (Knows::All, true, Some((_, frame))) = (&member.knows, member.announced, delta)
+            && member.push_page(frame, room, ctx)
+        {
+            return;
+        }
+        if let Some((devices, _)) = delta {
+            member.knows.miss(devices, 2 * ctx.limits.presence_sessions_max as usize);
+        }
+        if !member.announced || member.stalled {
+            return; // Told when it is, or when there is room.
+        }
+        // Where presence is off, nobody is there for anybody.
+        let is_online = |device: &DeviceKey| presence.is_on() && presence.is_online(device);
+        let (frame, then) = match &member.knows {
+            Knows::All => return,
             Knows::AllBut(missed) => {
-                missed.extend(delta.iter().flat_map(|(devices, _)| devices));
-                // Best effort beyond this: a reader that slow learns of these when they change again.
-                while missed.len() > 2 * ctx.limits.presence_sessions_max as usize {
-                    missed.pop_first();
-                }
-                if member.stalled {
-                    return;
-                }
-                // Where presence is off, nobody is there for anybody.
-                let is_online = |device: &&DeviceKey| presence.is_on() && presence.is_online(device);
-                let (online, offline) = missed.iter().partition(is_online);
-                let frame = ServerFrame::Presence { room, online, offline }.encode();
-                if member.push_page(&frame, room, ctx) {
-                    member.knows = Knows::All;
+                let (online, offline) = missed.iter().partition(|device| is_online(device));
+                (ServerFrame::Presence { room, online, offline }.encode(), Knows::All)
+            }
+            Knows::Nothing | Knows::Stale(_) => {
+                let missed = if let Knows::Stale(missed) = &member.knows { Some(missed) } else { None };
+                let offline: Vec<_> = missed.into_iter().flatten().filter(|device| !is_online(device)).copied().collect();
+                match (presence.is_on(), offline.is_empty()) {
+                    (true, true) => {
+                        let list = || ServerFrame::Presence { room, online: presence.online(), offline }.encode();
+                        (all.get_or_insert_with(list).clone(), Knows::All)
+                    }
+                    (true, false) => (ServerFrame::Presence { room, online: presence.online(), offline }.encode(), Knows::All),
+                    (false, true) => return,
+                    (false, false) => (ServerFrame::Presence { room, online: Vec::new(), offline }.encode(), Knows::Nothing),
                 }
             }
+        };
+        if member.push_page(&frame, room, ctx) {
+            member.knows = then;
         }
     }
 }

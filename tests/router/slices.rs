@@ -1,13 +1,19 @@
 //! What happens where slices and turns end: nobody is forgotten, nothing is asked without end, all work is counted.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use waxwing::{
     core::{
         frame::{LogKind, ServerFrame},
+        id::DeviceKey,
         limits::Limits,
-        session::Action,
+        session::{Action, RoomRequest},
     },
     engine::Failure,
-    router::shard::{Message, Slices},
+    router::{
+        outbox::Permit,
+        shard::{Message, Slices},
+    },
 };
 
 use crate::{
@@ -81,7 +87,8 @@ fn a_log_that_cannot_be_read_after_a_failure_is_asked_for_once_per_tick() {
 #[test]
 fn pages_from_memory_are_counted_as_what_they_cost() {
     let slices = Slices { turn: 1 << 14, room: 1 << 10, intake: 100 };
-    let mut world = World::with_size(Limits::default(), 1000, Size { slices, ..Size::default() });
+    let mut world =
+        World::with_size(Limits { page_bytes_max: 12_000, ..Limits::default() }, 1000, Size { slices, ..Size::default() });
     let conn = world.connect(device_of(&key(1)));
     world.create(&conn, ROOMS[0], LogKind::Room);
     world.enter(&conn, ROOMS[0]);
@@ -99,4 +106,58 @@ fn pages_from_memory_are_counted_as_what_they_cost() {
     assert_eq!(take(&conn, usize::MAX).0.len(), 8);
     let work = world.shard.take_stats().work;
     assert!((800..1200).contains(&work), "{work}: all of it is counted");
+}
+
+/// Who a reader of presence frames believes to be there.
+fn hear(there: &mut BTreeSet<DeviceKey>, frames: Vec<ServerFrame>) {
+    for frame in frames {
+        if let ServerFrame::Presence { online, offline, .. } = frame {
+            there.extend(online);
+            there.retain(|device| !offline.contains(device));
+        }
+    }
+}
+
+/// A slow reader misses a departure, and must then be given the whole list: because it subscribed anew, or because the room
+/// had grown too large for presence meanwhile.
+#[test]
+fn a_slow_reader_hears_of_departures_with_the_next_list() {
+    for grows in [false, true] {
+        let (mut world, slow) = one_room(limits());
+        let gone = world.connect(device_of(&key(2)));
+        world.enter(&gone, ROOMS[0]);
+        for conn in [&gone, &slow] {
+            world.ask(conn, ROOMS[0], Action::Subscribe { after: 0 });
+        }
+        let mut there = BTreeSet::new();
+        hear(&mut there, world.read_all(&slow));
+        assert_eq!(there, BTreeSet::from([slow.device, gone.device]));
+        slow.outbox.push_control(vec![0; 1000].into());
+        world.ask(&gone, ROOMS[0], Action::Unsubscribe);
+        world.settle();
+        if grows {
+            let others: Vec<_> = (3..7).map(|n| world.connect(device_of(&key(n)))).collect();
+            for conn in &others {
+                world.enter(conn, ROOMS[0]);
+                world.ask(conn, ROOMS[0], Action::Subscribe { after: 0 });
+                world.settle();
+            }
+            others.iter().for_each(|conn| world.shard.handle(Message::Closed { conn: conn.id }, 7));
+            world.settle();
+        } else {
+            let permit = Permit::new(&slow.outbox, 1);
+            let request = RoomRequest { room: ROOMS[0], action: Action::Subscribe { after: 0 } };
+            world.shard.handle(Message::Request { conn: Arc::clone(&slow), request, permit }, 7);
+            world.settle();
+        }
+        // What filled the outbox is no frame.
+        let mut filler = Vec::new();
+        slow.outbox.take(1, &mut filler);
+        if slow.outbox.take(1, &mut filler) != 0 {
+            world.shard.handle(Message::Drained { conn: slow.id }, 7);
+        }
+        hear(&mut there, filler.iter().map(|frame| ServerFrame::decode(frame).unwrap()).collect());
+        hear(&mut there, world.read_all(&slow));
+        assert_eq!(there, BTreeSet::from([slow.device]), "grows: {grows}");
+    }
 }
