@@ -292,9 +292,11 @@ impl EmbeddedEngine {
         self.writes.close();
         self.reads.close();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // Only who has the threads waits for them; the tables are closed when no writer can follow.
+        let Some(applier) = threads.applier else { return };
         threads.queues.into_iter().for_each(join);
         self.layers.close();
-        threads.applier.into_iter().for_each(join);
+        join(applier);
     }
 }
 

@@ -73,9 +73,11 @@ pub(super) fn answer(layers: &Layers, database: &Database, room: RoomId, read: R
         // Which records a time lies among is not known before: all handles, no bytes.
         Read::Load | Read::Seek { .. } => Want::All,
         Read::After { after, bytes_max } => Want::From { seq: after, bytes_max: bytes_max.into() },
-        Read::Before { before, count_max, bytes_max } => {
-            Want::Before { seq: before, count_max: usize::try_from(count_max).unwrap_or(usize::MAX), bytes_max: bytes_max.into() }
-        }
+        Read::Before { before, count_max, bytes_max } => Want::Before {
+            seq: before,
+            count_max: usize::try_from(count_max.max(1)).unwrap_or(usize::MAX),
+            bytes_max: bytes_max.into(),
+        },
     };
     for _ in 0..ATTEMPTS {
         // The tables first: whatever leaves them is in redb by then.
@@ -120,6 +122,10 @@ impl<'a> View<'a> {
         };
         let Some(meta) = row.as_ref().map(|row| &row.meta).or(tail.made.as_ref()).cloned() else { return Ok(None) };
         let base = row.as_ref().map_or_else(|| LogState::empty(room), |row| row.state);
+        if !tail.follows(base.head) {
+            // What was between them was put aside: the log is damaged.
+            return Err(Error::Row("logs"));
+        }
         let applied = tail.records.iter().take_while(|record| record.seq <= base.head).count();
         let records = tail.records.get(applied..).unwrap_or_default();
         Ok(Some(Some(View { txn, room, meta, state: tail.state(base), row, tail: records })))
@@ -134,7 +140,9 @@ impl<'a> View<'a> {
         match read {
             Read::Load => self.load().map(|log| Answer::Loaded(Some(Box::new(log)))),
             Read::After { after, bytes_max } => self.after(after, bytes_max).map(Answer::Records),
-            Read::Before { before, count_max, bytes_max } => self.before(before, count_max, bytes_max).map(Answer::Records),
+            Read::Before { before, count_max, bytes_max } => {
+                self.before(before, count_max.max(1), bytes_max).map(Answer::Records)
+            }
             Read::Seek { time_ms } => self.seek(time_ms).map(Answer::Sought),
         }
     }

@@ -135,6 +135,12 @@ impl Schedule {
         }
     }
 
+    /// Forgets which rooms were to be looked at.
+    pub(super) fn put_aside(&mut self) {
+        self.candidates.clear();
+        self.due.clear();
+    }
+
     /// How long until there is something to do; `None` when there never is.
     pub(super) fn due_in(&self) -> Option<Duration> {
         if !self.limited {

@@ -207,7 +207,7 @@ pub(super) fn encoded_len(entry: &Entry) -> usize {
         Entry::Append { append, .. } => {
             let room = if names_room(append) { 0 } else { 16 };
             let numbers = numbers(append, &mut [0; NUMBERS_LEN_MAX]).len();
-            1 + room + 16 + 32 + 16 + 32 + numbers + append.envelope.len()
+            1 + room + 16 + 32 + 16 + numbers + append.envelope.len()
         }
         Entry::Delete { .. } => 1 + 16 + 16,
     };
