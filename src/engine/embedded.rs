@@ -1,6 +1,6 @@
 //! The embedded engine: a write-ahead log that acks, and a redb file that keeps history in chunks.
 //!
-//! **Durable** means: in the log, one `fdatasync` per batch ([`wal`](super::wal)). A second thread applies what was logged to
+//! **Durable** means: in the log, one `fdatasync` per batch ([`wal`]). A second thread applies what was logged to
 //! redb, much at a time and sorted by room; until then it lies in a memtable, from which readers complete what redb has.
 //! What redb has is replayed from the log no more, and what it has of a room is skipped when the log has it too.
 //!
@@ -213,6 +213,7 @@ impl EmbeddedEngine {
     ///
     /// # Errors
     /// [`OpenError`].
+    #[expect(clippy::needless_pass_by_value, reason = "its threads keep all of it")]
     pub fn open_in(storage: Arc<dyn Storage>, config: Config, observer: Arc<dyn Observer>) -> Result<Self, OpenError> {
         let database = Arc::new(storage::open_database(&storage, config.cache_bytes)?);
         let mut table = Memtable::default();

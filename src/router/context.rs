@@ -62,7 +62,7 @@ pub struct Setup {
     pub limits: Arc<Limits>,
     /// What keeps its logs.
     pub engine: Arc<dyn Engine>,
-    /// Brings the engine's completions back, as [`Message::Completed`].
+    /// Brings the engine's completions back, as [`Message::Completed`](super::shard::Message::Completed).
     pub complete: Arc<dyn Complete>,
     /// Makes random log ids.
     pub log_id: Box<dyn FnMut() -> LogId + Send>,

@@ -194,8 +194,7 @@ impl<'t> Apply<'t> {
             envelope: record.envelope.clone(),
         });
         let row = Stranded { why: why.to_owned(), records: records.collect() };
-        let row = postcard::to_allocvec(&row).expect("a list of known length encodes into memory");
-        self.stranded.insert((&log.0, first.seq), row.as_slice())?;
+        self.stranded.insert((&log.0, first.seq), row.encode().as_slice())?;
         Ok(())
     }
 

@@ -158,13 +158,13 @@ impl<'a> View<'a> {
         };
         page.state = self.state;
         let mut bytes: u64 = page.records.iter().map(|record| record.envelope.len() as u64).sum();
-        let mut next = page.records.last().map_or(first, |record| record.seq + 1);
-        for append in self.tail.iter().skip_while(|append| append.seq < first) {
+        let next = page.records.last().map_or(first, |record| record.seq + 1);
+        let following = self.tail.iter().skip_while(|append| append.seq < first);
+        for (seq, append) in (next..).zip(following) {
             bytes += append.envelope.len() as u64;
-            if append.seq != next || (!page.records.is_empty() && bytes > bytes_max.into()) {
+            if append.seq != seq || (!page.records.is_empty() && bytes > bytes_max.into()) {
                 break;
             }
-            next += 1;
             page.records.push(record(append));
         }
         Ok(page)

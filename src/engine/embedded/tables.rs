@@ -100,6 +100,12 @@ pub(super) struct Stranded {
     pub(super) records: Vec<StrandedRecord>,
 }
 
+impl Stranded {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).expect("a list of known length encodes into memory")
+    }
+}
+
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StrandedRecord {
