@@ -215,7 +215,7 @@ impl Schedule {
         database.write(|txn| {
             let mut apply = Apply::open(txn)?;
             let mut left = CHUNKS_STEP;
-            for room in due.iter().rev() {
+            for room in due.iter().rev().take(ROOMS_STEP) {
                 if left == 0 {
                     break;
                 }
