@@ -253,7 +253,7 @@ pub(super) fn room_of(body: &[u8]) -> Option<RoomId> {
     match *kind {
         CREATE | APPEND_ROOM | DELETE => Some(RoomId(take(&mut rest)?)),
         APPEND => {
-            let numbers = rest.get(16 + 32 + 16 + 32..)?;
+            let numbers = rest.get(16 + 32 + 16..)?;
             let (_, envelope) = postcard::take_from_bytes::<(u64, u64, u64)>(numbers).ok()?;
             Some(RoomId(envelope.get(ROOM_AT)?.try_into().ok()?))
         }
