@@ -59,8 +59,11 @@ pub use self::{
     retention::{Clock, Keep, Retention},
     storage::{Directory, OpenError, Storage},
 };
-use super::{Busy, Complete, Engine, Observer, Request, Token, queue::Queue, wal};
-use crate::core::id::LogId;
+use super::{Busy, Complete, Engine, Failure, Observer, Request, Token, queue::Queue, wal};
+use crate::core::{
+    id::{LogId, RoomId, Seq, UnixMillis},
+    log::LogState,
+};
 
 /// Settings of the embedded engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -278,6 +281,15 @@ impl EmbeddedEngine {
     /// tries on by itself, and tells its observer why.
     pub fn checkpoint(&self) -> bool {
         self.layers.checkpoint(&self.health)
+    }
+
+    /// Shows every record of a room (seq, time, envelope) to `visit`, ascending, without copying any of it; for exports and
+    /// scans. How the log stands, or `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Failure::Read`]; what was shown before is as it was stored.
+    pub fn scan(&self, room: RoomId, visit: &mut dyn FnMut(Seq, UnixMillis, &[u8])) -> Result<Option<LogState>, Failure> {
+        reader::scan(&self.layers, &self.database, room, visit)
     }
 
     /// How it stands.

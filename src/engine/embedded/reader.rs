@@ -97,6 +97,28 @@ pub(super) fn answer(layers: &Layers, database: &Database, room: RoomId, read: R
     Err(Failure::Read)
 }
 
+/// Shows every record of a log, ascending, without copying any. How the log stands, if there is one.
+pub(super) fn scan(
+    layers: &Layers,
+    database: &Database,
+    room: RoomId,
+    visit: &mut dyn FnMut(Seq, UnixMillis, &[u8]),
+) -> Result<Option<LogState>, Failure> {
+    let tail = layers.tail(room, Want::All);
+    let scanned = database.snapshot(|txn| {
+        let Some(view) = View::of(txn, room, &tail)?.flatten() else { return Ok(None) };
+        if let Some(row) = &view.row {
+            read::chunks(txn, room, row)?.ascending(row.state.floor, row.state.head, |chunk| {
+                (chunk.first()..).zip(chunk.items()).for_each(|(seq, item)| visit(seq, item.time_ms, item.envelope));
+                Ok(true)
+            })?;
+        }
+        view.tail.iter().for_each(|append| visit(append.seq, append.time_ms, &append.envelope));
+        Ok(Some(view.state))
+    });
+    scanned.and_then(|scanned| scanned).map_err(|_: Error| Failure::Read)
+}
+
 /// One log at one moment.
 struct View<'a> {
     txn: &'a ReadTransaction,
