@@ -10,7 +10,7 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 use waxwing::{
-    core::id::RoomId,
+    core::{id::RoomId, limits::Limits, room::RoomLog},
     engine::{Answer, Request},
 };
 
@@ -48,11 +48,14 @@ struct Candidate {
     kind: Kind,
     driver: Driver,
     /// Closes with it.
-    _store: Store,
+    store: Store,
     /// By page size, then by round: MB/s.
     scans: Vec<Vec<f64>>,
+    /// Without copying, by round: MB/s.
+    visits: Vec<f64>,
     /// Microseconds, by round.
     last: Vec<f64>,
+    owned: Vec<f64>,
     hop: Vec<f64>,
 }
 
@@ -75,7 +78,16 @@ pub fn run(args: &ScanArgs) -> anyhow::Result<()> {
         let store = Store::open(kind, &dir, &args.common.tools())?;
         let driver = Driver::new(store.engine.clone());
         let scans = vec![Vec::new(); args.page.len()];
-        candidates.push(Candidate { kind, driver, _store: store, scans, last: Vec::new(), hop: Vec::new() });
+        candidates.push(Candidate {
+            kind,
+            driver,
+            store,
+            scans,
+            visits: Vec::new(),
+            last: Vec::new(),
+            owned: Vec::new(),
+            hop: Vec::new(),
+        });
     }
     let mut floor = Floor::new(args);
     for round in 1..=args.rounds.max(1) {
@@ -129,8 +141,18 @@ impl Candidate {
         for (page, rates) in args.page.iter().zip(&mut self.scans) {
             rates.push(scan(&self.driver, args.messages, *page)?);
         }
+        if let Some(engine) = self.store.embedded() {
+            let (begin, mut bytes, mut total) = (Instant::now(), 0, 0_u64);
+            engine.scan(Rooms::id(0), &mut |_, _, envelope| {
+                total = total.wrapping_add(sum(envelope));
+                bytes += envelope.len() as u64;
+            })?;
+            black_box(total);
+            self.visits.push(megabytes_per_second(bytes, begin.elapsed()));
+        }
         let last = || Request::ReadBefore { room: Rooms::id(0), before: u64::MAX, count_max: 50, bytes_max: 1 << 16 };
         self.last.push(times(&self.driver, args.reads, last)?);
+        self.owned.push(owned(&self.driver, args.reads)?);
         // What the way there and back costs alone: a room that is not there.
         self.hop.push(times(&self.driver, args.reads, || Request::Load { room: RoomId([0xee; 16]) })?);
         Ok(())
@@ -152,6 +174,24 @@ fn scan(driver: &Driver, messages: u64, bytes_max: u32) -> anyhow::Result<f64> {
     }
     black_box(total);
     Ok(megabytes_per_second(bytes, begin.elapsed()))
+}
+
+/// As a shard serves the last 50 of a room in use: from what its owner keeps of it.
+fn owned(driver: &Driver, count: usize) -> anyhow::Result<f64> {
+    let (room, limits) = (Rooms::id(0), Limits::default());
+    let Answer::Loaded(Some(loaded)) = driver.ask(Request::Load { room })?? else { bail!("no room") };
+    let last = Request::ReadBefore { room, before: u64::MAX, count_max: 50, bytes_max: limits.page_bytes_max };
+    let Answer::Records(records) = driver.ask(last)?? else { bail!("no page") };
+    let mut log = RoomLog::new(room, *loaded);
+    log.remember(&records, limits.recent_bytes_max);
+    let mut taken = Vec::with_capacity(count);
+    for _ in 0..count {
+        let begin = Instant::now();
+        let page = black_box(log.recent_before(u64::MAX, 50, limits.page_bytes_max));
+        taken.push(begin.elapsed().as_secs_f64() * 1e6);
+        anyhow::ensure!(page.is_some_and(|page| page.items.len() == 50), "its owner does not have them");
+    }
+    Ok(median(taken))
 }
 
 /// The median time of a request, in microseconds.
@@ -186,9 +226,17 @@ fn report(args: &ScanArgs, floor: &Floor, candidates: &[Candidate]) -> anyhow::R
             ]);
             rounds.push(json!({ "engine": name, "page": page, "megabytes_per_second": rates }));
         }
-        for (what, values) in
-            [("last 50, through the queue", &candidate.last), ("no such room, through the queue", &candidate.hop)]
-        {
+        if !candidate.visits.is_empty() {
+            let ratio = median(candidate.visits.iter().zip(&floor.rates).map(|(rate, floor)| rate / floor));
+            let rate = format!("{} MB/s", number(median(candidate.visits.clone())));
+            table.row([name.to_owned(), "the whole room, scanned in place".into(), rate, number(ratio)]);
+            rounds.push(json!({ "engine": name, "what": "scan", "megabytes_per_second": candidate.visits }));
+        }
+        for (what, values) in [
+            ("last 50, through the queue", &candidate.last),
+            ("last 50, from its owner's memory", &candidate.owned),
+            ("no such room, through the queue", &candidate.hop),
+        ] {
             table.row([name.to_owned(), what.into(), format!("{} µs", number(median(values.clone()))), "–".into()]);
             rounds.push(json!({ "engine": name, "what": what, "microseconds": values }));
         }

@@ -213,7 +213,7 @@ fn compact(config: &Config) -> anyhow::Result<()> {
     let mut bar = Bar::new();
     bring_over(config, &mut bar)?;
     let store = config.data.join(STORE);
-    let done = ops::compact(&store, settings(config), &mut bar.report()).map_err(explain)?;
+    let done = ops::compact(&store, &settings(config), &mut bar.report()).map_err(explain)?;
     bar.end();
     let saved = done.before.saturating_sub(done.after);
     super::print(format_args!(

@@ -59,8 +59,11 @@ pub use self::{
     retention::{Clock, Keep, Retention},
     storage::{Directory, OpenError, Storage},
 };
-use super::{Busy, Complete, Engine, Observer, Request, Token, queue::Queue, wal};
-use crate::core::id::LogId;
+use super::{Busy, Complete, Engine, Failure, Observer, Request, Token, queue::Queue, wal};
+use crate::core::{
+    id::{LogId, RoomId, Seq, UnixMillis},
+    log::LogState,
+};
 
 /// Settings of the embedded engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -280,6 +283,15 @@ impl EmbeddedEngine {
         self.layers.checkpoint(&self.health)
     }
 
+    /// Shows every record of a room (seq, time, envelope) to `visit`, ascending, without copying any of it; for exports and
+    /// scans. How the log stands, or `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Failure::Read`]; what was shown before is as it was stored.
+    pub fn scan(&self, room: RoomId, visit: &mut dyn FnMut(Seq, UnixMillis, &[u8])) -> Result<Option<LogState>, Failure> {
+        reader::scan(&self.layers, &self.database, room, visit)
+    }
+
     /// How it stands.
     pub fn status(&self) -> Status {
         let damaged = self.health.damaged.lock().unwrap_or_else(PoisonError::into_inner).len();
@@ -292,9 +304,11 @@ impl EmbeddedEngine {
         self.writes.close();
         self.reads.close();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // Only who has the threads waits for them; the tables are closed when no writer can follow.
+        let Some(applier) = threads.applier else { return };
         threads.queues.into_iter().for_each(join);
         self.layers.close();
-        threads.applier.into_iter().for_each(join);
+        join(applier);
     }
 }
 

@@ -249,6 +249,25 @@ fn at_the_disk_reserve_nothing_is_stored_but_reads_and_deletions_go_on() {
     assert_eq!(driver.load(room(1)), None);
 }
 
+#[test]
+fn a_scan_shows_what_pages_show() {
+    let machine = Machine::default();
+    let engine = Arc::new(EmbeddedEngine::open_in(Arc::new(machine), small(), Arc::new(())).unwrap());
+    let mut driver = Driver::new(Arc::clone(&engine) as Arc<dyn waxwing::engine::Engine>);
+    let mut log = Log::new(room(1));
+    assert_eq!(engine.scan(log.room, &mut |_, _, _| panic!()), Ok(None));
+    driver.done(Request::Create { room: log.room, meta: meta(1) }).unwrap();
+    // Part of it is applied, part is not.
+    for turn in 0..120_usize {
+        driver.done(Request::Append(log.next(vec![7; 100 + 10 * turn]))).unwrap_or_else(|failure| panic!("{failure}"));
+    }
+    let mut seen = Vec::new();
+    let state = engine.scan(log.room, &mut |seq, time_ms, envelope| seen.push((seq, time_ms, envelope.to_vec()))).unwrap();
+    let stored = log.appends.iter().map(|append| (append.seq, append.time_ms, append.envelope.to_vec()));
+    assert_eq!(seen, stored.collect::<Vec<_>>());
+    assert_eq!(state, driver.load(log.room).map(|loaded| loaded.state));
+}
+
 /// A flipped bit in what is proven durable is refused by name, or fails the reads of one room; it never changes what is read.
 fn flipped_bit(seed: u64) {
     let machine = Machine::default();

@@ -295,7 +295,7 @@ impl Storage for Machine {
         Ok(Arc::new(self.clone()))
     }
 
-    fn history(&self) -> Result<Box<dyn redb::StorageBackend>, redb::DatabaseError> {
+    fn history(&self, _make: bool) -> Result<Box<dyn redb::StorageBackend>, redb::DatabaseError> {
         self.lock().files.entry(HISTORY.to_owned()).or_default();
         Ok(Box::new(Handle { machine: self.clone(), name: HISTORY.to_owned() }))
     }

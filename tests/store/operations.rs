@@ -243,13 +243,34 @@ fn a_damaged_room_is_named_and_the_others_go_on() {
     check_all(other.path(), &others, false);
 
     // Compacting leaves it as it is.
-    let compacted = ops::compact(&data.join("store"), config(), &mut go_on).unwrap();
+    let compacted = ops::compact(&data.join("store"), &config(), &mut go_on).unwrap();
     assert_eq!(compacted.damaged[0].room, room(3));
     check_all(data, &others, true);
     let engine = open(data, config());
     let mut driver = Driver::new(Arc::clone(&engine) as Arc<dyn Engine>);
     assert_eq!(driver.after(room(3), 0, 3_000).unwrap().records[0].seq, 1, "what is whole of it is read");
     engine.shutdown();
+}
+
+#[test]
+fn what_a_damaged_room_could_not_take_is_told() {
+    let (directory, mut logs) = varied().stop();
+    let data = directory.path();
+    damage(data, "2/000003|");
+    let engine = open(data, config());
+    let mut driver = Driver::new(Arc::clone(&engine) as Arc<dyn Engine>);
+    append(&mut driver, &mut logs[1], 4, 100);
+    assert!(engine.checkpoint(), "one room's damage does not hold the others up");
+    assert_eq!(engine.status().damaged, 1);
+    engine.shutdown();
+    drop((driver, engine));
+    let checked = ops::check(&data.join("store"), &mut go_on).unwrap();
+    let [stranded] = checked.stranded.as_slice() else { panic!("{checked:?}") };
+    assert_eq!((stranded.room, stranded.first, stranded.records), (Some(room(2)), 4, 4));
+    assert!(stranded.why.contains("checksum"), "{}", stranded.why);
+    // It stays through a compacting.
+    ops::compact(&data.join("store"), &config(), &mut go_on).unwrap();
+    assert_eq!(ops::check(&data.join("store"), &mut go_on).unwrap().stranded, checked.stranded);
 }
 
 #[test]
@@ -285,17 +306,17 @@ fn compacting_gives_the_disk_back() {
         store.driver.done(Request::Delete { room: log.room }).unwrap();
     }
     assert!(store.engine.checkpoint());
-    let refused = ops::compact(&store.store(), config(), &mut go_on).unwrap_err().to_string();
+    let refused = ops::compact(&store.store(), &config(), &mut go_on).unwrap_err().to_string();
     assert!(refused.contains("is in use by another process"), "{refused}");
     let (directory, logs) = store.stop();
     let path = directory.path().join("store");
-    let stopped = ops::compact(&path, config(), &mut |_| ControlFlow::Break(()));
+    let stopped = ops::compact(&path, &config(), &mut |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(Error::Stopped)));
-    let done = ops::compact(&path, config(), &mut go_on).unwrap();
+    let done = ops::compact(&path, &config(), &mut go_on).unwrap();
     assert!(done.after < done.before / 2, "{done:?}");
     assert_eq!((done.logs, done.in_place), (6, false));
     // Where the disk has no room for a copy.
-    let done = ops::compact(&path, Config { disk_reserve_bytes: u64::MAX, ..config() }, &mut go_on).unwrap();
+    let done = ops::compact(&path, &Config { disk_reserve_bytes: u64::MAX, ..config() }, &mut go_on).unwrap();
     assert!(done.in_place && done.after <= done.before, "{done:?}");
     let names: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert!(names.iter().all(|name| name == "history.redb" || name.starts_with("wal-")), "{names:?}");

@@ -181,7 +181,7 @@ fn files_of_two_logs_are_not_mixed() {
 fn a_cut_file_is_noticed_where_it_held_proven_entries() {
     let (disk, model) = segments(3);
     for name in &disk.names()[..2] {
-        for len in [4096, 4100, 5000, 7800] {
+        for len in [4096, 4100, 5000, 7600] {
             let disk = disk.killed();
             disk.alter(name, |bytes| bytes.truncate(len));
             let found = model.open(&disk);

@@ -88,7 +88,7 @@ fn a_batch_lies_in_one_segment_and_what_fits_none_is_refused() {
     let of = |lsn, len| append(RoomId([1; 16]), LogId([1; 16]), lsn, vec![8; len]);
     let max = usize::try_from(wal.batch_bytes_max()).unwrap();
     let overhead = Wal::encoded_len(&of(1, 0));
-    assert!((120..=152).contains(&overhead), "{overhead}");
+    assert!((88..=120).contains(&overhead), "{overhead}");
     assert_eq!(wal.push(&of(1, max)), Err(Full::TooLarge));
     assert_eq!(wal.push(&of(1, max - overhead)), Ok(1));
     assert_eq!(wal.push(&of(2, 0)), Err(Full::Batch));

@@ -16,9 +16,9 @@ use waxwing::{
 
 use super::queue::Worker;
 
-/// Bytes that Waxwing's log writes with each envelope: a record's head (20), its kind, log, device, producer, chain, three
+/// Bytes that Waxwing's log writes with each envelope: a record's head (20), its kind, log, device, producer, three
 /// numbers (about 12), and what fills it up to a multiple of 8.
-pub const RECORD_OVERHEAD: usize = 20 + 1 + 16 + 32 + 16 + 32 + 12 + 3;
+pub const RECORD_OVERHEAD: usize = 20 + 1 + 16 + 32 + 16 + 12 + 3;
 /// Bytes of the file, which is written over from its beginning once it is full.
 const FILE_BYTES: u64 = 128 << 20;
 
@@ -43,12 +43,11 @@ impl Log {
     }
 
     fn push(&mut self, append: &Append) {
-        let Append { room, seq, chain, producer, envelope, .. } = append;
-        self.buffer.extend_from_slice(&[0x11; RECORD_OVERHEAD - 16 - 32 - 16 - 32 - 8]);
+        let Append { room, seq, producer, envelope, .. } = append;
+        self.buffer.extend_from_slice(&[0x11; RECORD_OVERHEAD - 16 - 32 - 16 - 8]);
         self.buffer.extend_from_slice(&room.0);
         self.buffer.extend_from_slice(&producer.device.0);
         self.buffer.extend_from_slice(&producer.id.0);
-        self.buffer.extend_from_slice(&chain.0);
         self.buffer.extend_from_slice(&seq.to_le_bytes());
         self.buffer.extend_from_slice(envelope);
     }

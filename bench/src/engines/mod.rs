@@ -120,6 +120,11 @@ impl Store {
         self.process.as_ref().map(Process::id)
     }
 
+    /// The engine with a log, if it is that one.
+    pub fn embedded(&self) -> Option<&embedded::EmbeddedEngine> {
+        self.embedded.as_deref()
+    }
+
     /// Does at once what was put off for what was acked; nothing can be stored after it.
     pub fn settle(&self) {
         if let Some(embedded) = &self.embedded {

@@ -119,6 +119,8 @@ impl Applier {
 
     fn trim(&mut self) {
         if let Err(error) = self.schedule.step(&self.database, &*self.observer) {
+            // One unreadable page must not hold up all others: the next sweep looks at these rooms again.
+            self.schedule.put_aside();
             self.observer.apply_failed(&error.to_string());
             self.layers.pause(self.retry());
         }
@@ -128,6 +130,8 @@ impl Applier {
         match self.database.write(|txn| Apply::open(txn)?.sweep(SWEEP_ROWS)) {
             Ok(more) => self.sweeping = more,
             Err(error) => {
+                // Again after the next applying.
+                self.sweeping = false;
                 self.observer.apply_failed(&error.to_string());
                 self.layers.pause(self.retry());
             }

@@ -57,12 +57,16 @@ impl<'t> Apply<'t> {
     }
 
     fn try_room(&mut self, room: RoomId, tail: &RoomTail) -> Result<(), Error> {
-        let stored = self.row(room)?;
+        let stored = match self.row(room) {
+            // It ended: that it cannot be read matters no more. Nobody knows its log id, so its chunks stay.
+            Err(Error::Row(_) | Error::Log { .. }) if tail.log.is_none() || tail.made.is_some() => None,
+            stored => stored?,
+        };
         let Some(log) = tail.log else {
             if let Some(row) = stored {
                 self.end(row.meta.log)?;
-                self.logs.remove(&room.0)?;
             }
+            self.logs.remove(&room.0)?;
             return Ok(());
         };
         let (mut row, ended, is_new) = match (stored, &tail.made) {

@@ -7,7 +7,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -23,8 +23,8 @@ pub(super) struct Database {
     cache_bytes: usize,
     /// Those who use it hold it shared; opening it again waits for them, as the old one must have let go of the file.
     open: RwLock<Option<Opened>>,
-    /// How often it was opened.
-    generation: AtomicU64,
+    /// Whether an operation failed since it was opened.
+    failed: AtomicBool,
 }
 
 struct Opened {
@@ -35,22 +35,21 @@ struct Opened {
 
 impl Database {
     pub(super) fn open(storage: Arc<dyn Storage>, cache_bytes: usize) -> Result<Self, DatabaseError> {
-        let database = create(cache_bytes, Guarded(Guard::new(storage.history()?)))?;
+        let database = create(cache_bytes, Guarded(Guard::new(storage.history(true)?)))?;
         let open = RwLock::new(Some(Opened { database, writes: true }));
-        Ok(Self { storage, cache_bytes, open, generation: AtomicU64::new(0) })
+        Ok(Self { storage, cache_bytes, open, failed: AtomicBool::new(false) })
     }
 
     /// Reads from one snapshot. After a failure of the storage, once more from the file opened anew.
     pub(super) fn read<T>(&self, read: impl Fn(&ReadTransaction) -> Result<T, Error>) -> Result<T, Error> {
         let attempt = || self.with(|opened| read(&opened.database.begin_read()?));
-        let generation = self.generation.load(Ordering::Acquire);
-        match attempt() {
-            Err(error) if is_latching(&error) => {
-                self.reopen(generation)?;
-                attempt()
-            }
-            result => result,
+        self.usable()?;
+        let first = attempt();
+        if !first.as_ref().is_err_and(is_latching) {
+            return first;
         }
+        self.usable()?;
+        attempt()
     }
 
     /// Reads from one snapshot, once, however long it takes. Meanwhile the file cannot be opened anew.
@@ -58,14 +57,13 @@ impl Database {
         self.with(|opened| Ok(read(&opened.database.begin_read()?)))
     }
 
-    /// Writes in one transaction, durably. After a failure the file is opened anew.
+    /// Writes in one transaction, durably. After a failure the file is opened anew when it is used next.
     pub(super) fn write<T>(&self, write: impl FnOnce(&WriteTransaction) -> Result<T, Error>) -> Result<T, Error> {
-        let generation = self.generation.load(Ordering::Acquire);
         if !self.with(|opened| Ok(opened.writes)).unwrap_or(false) {
-            self.reopen(generation)?;
+            self.failed.store(true, Ordering::Release);
         }
-        let generation = self.generation.load(Ordering::Acquire);
-        let result = self.with(|opened| {
+        self.usable()?;
+        self.with(|opened| {
             if !opened.writes {
                 return Err(Error::Storage(redb::Error::PreviousIo));
             }
@@ -76,33 +74,37 @@ impl Database {
             let done = write(&txn)?;
             txn.commit()?;
             Ok(done)
-        });
-        if result.as_ref().is_err_and(is_latching) {
-            self.reopen(generation)?;
-        }
-        result
+        })
     }
 
     fn with<T>(&self, act: impl FnOnce(&Opened) -> Result<T, Error>) -> Result<T, Error> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let unusable = || Err(Error::Storage(redb::Error::PreviousIo));
         let Some(opened) = &*open else { return unusable() };
-        catch_unwind(AssertUnwindSafe(|| act(opened))).unwrap_or_else(|_| unusable())
+        let result = catch_unwind(AssertUnwindSafe(|| act(opened))).unwrap_or_else(|_| unusable());
+        if result.as_ref().is_err_and(is_latching) {
+            // Noted while it is held: whoever opens it anew has waited for this.
+            self.failed.store(true, Ordering::Release);
+        }
+        result
     }
 
-    /// Opens the file anew, unless somebody has done so since `failed`.
-    fn reopen(&self, failed: u64) -> Result<(), Error> {
+    /// Opens the file anew if it has failed.
+    fn usable(&self) -> Result<(), Error> {
+        if !self.failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        if self.generation.load(Ordering::Acquire) == failed {
+        if self.failed.load(Ordering::Acquire) {
             close(open.take());
             *open = Some(self.open_again().map_err(|error| Error::Storage(error.into()))?);
-            self.generation.fetch_add(1, Ordering::AcqRel);
+            self.failed.store(false, Ordering::Release);
         }
         Ok(())
     }
 
     fn open_again(&self) -> Result<Opened, DatabaseError> {
-        let guard = Guard::new(self.storage.history()?);
+        let guard = Guard::new(self.storage.history(false)?);
         if let Ok(database) = create(self.cache_bytes, Guarded(Arc::clone(&guard))) {
             return Ok(Opened { database, writes: true });
         }

@@ -74,6 +74,12 @@ pub(super) struct Tail {
 }
 
 impl Tail {
+    /// Whether what is unapplied begins right after `head`.
+    pub(super) fn follows(&self, head: Seq) -> bool {
+        let oldest = self.parts.iter().map(|(first, _)| *first).filter(|first| *first > head).min();
+        oldest.is_none_or(|first| first == head + 1)
+    }
+
     /// How the log stands, given how it stands in redb.
     pub(super) fn state(&self, base: LogState) -> LogState {
         let unapplied = |(first, _): &&(Seq, u64)| *first > base.head;

@@ -73,9 +73,11 @@ pub(super) fn answer(layers: &Layers, database: &Database, room: RoomId, read: R
         // Which records a time lies among is not known before: all handles, no bytes.
         Read::Load | Read::Seek { .. } => Want::All,
         Read::After { after, bytes_max } => Want::From { seq: after, bytes_max: bytes_max.into() },
-        Read::Before { before, count_max, bytes_max } => {
-            Want::Before { seq: before, count_max: usize::try_from(count_max).unwrap_or(usize::MAX), bytes_max: bytes_max.into() }
-        }
+        Read::Before { before, count_max, bytes_max } => Want::Before {
+            seq: before,
+            count_max: usize::try_from(count_max.max(1)).unwrap_or(usize::MAX),
+            bytes_max: bytes_max.into(),
+        },
     };
     for _ in 0..ATTEMPTS {
         // The tables first: whatever leaves them is in redb by then.
@@ -93,6 +95,28 @@ pub(super) fn answer(layers: &Layers, database: &Database, room: RoomId, read: R
         }
     }
     Err(Failure::Read)
+}
+
+/// Shows every record of a log, ascending, without copying any. How the log stands, if there is one.
+pub(super) fn scan(
+    layers: &Layers,
+    database: &Database,
+    room: RoomId,
+    visit: &mut dyn FnMut(Seq, UnixMillis, &[u8]),
+) -> Result<Option<LogState>, Failure> {
+    let tail = layers.tail(room, Want::All);
+    let scanned = database.snapshot(|txn| {
+        let Some(view) = View::of(txn, room, &tail)?.flatten() else { return Ok(None) };
+        if let Some(row) = &view.row {
+            read::chunks(txn, room, row)?.ascending(row.state.floor, row.state.head, |chunk| {
+                (chunk.first()..).zip(chunk.items()).for_each(|(seq, item)| visit(seq, item.time_ms, item.envelope));
+                Ok(true)
+            })?;
+        }
+        view.tail.iter().for_each(|append| visit(append.seq, append.time_ms, &append.envelope));
+        Ok(Some(view.state))
+    });
+    scanned.and_then(|scanned| scanned).map_err(|_: Error| Failure::Read)
 }
 
 /// One log at one moment.
@@ -120,6 +144,10 @@ impl<'a> View<'a> {
         };
         let Some(meta) = row.as_ref().map(|row| &row.meta).or(tail.made.as_ref()).cloned() else { return Ok(None) };
         let base = row.as_ref().map_or_else(|| LogState::empty(room), |row| row.state);
+        if !tail.follows(base.head) {
+            // What was between them was put aside: the log is damaged.
+            return Err(Error::Row("logs"));
+        }
         let applied = tail.records.iter().take_while(|record| record.seq <= base.head).count();
         let records = tail.records.get(applied..).unwrap_or_default();
         Ok(Some(Some(View { txn, room, meta, state: tail.state(base), row, tail: records })))
@@ -134,7 +162,9 @@ impl<'a> View<'a> {
         match read {
             Read::Load => self.load().map(|log| Answer::Loaded(Some(Box::new(log)))),
             Read::After { after, bytes_max } => self.after(after, bytes_max).map(Answer::Records),
-            Read::Before { before, count_max, bytes_max } => self.before(before, count_max, bytes_max).map(Answer::Records),
+            Read::Before { before, count_max, bytes_max } => {
+                self.before(before, count_max.max(1), bytes_max).map(Answer::Records)
+            }
             Read::Seek { time_ms } => self.seek(time_ms).map(Answer::Sought),
         }
     }

@@ -135,6 +135,12 @@ impl Schedule {
         }
     }
 
+    /// Forgets which rooms were to be looked at.
+    pub(super) fn put_aside(&mut self) {
+        self.candidates.clear();
+        self.due.clear();
+    }
+
     /// How long until there is something to do; `None` when there never is.
     pub(super) fn due_in(&self) -> Option<Duration> {
         if !self.limited {
@@ -209,7 +215,7 @@ impl Schedule {
         database.write(|txn| {
             let mut apply = Apply::open(txn)?;
             let mut left = CHUNKS_STEP;
-            for room in due.iter().rev() {
+            for room in due.iter().rev().take(ROOMS_STEP) {
                 if left == 0 {
                     break;
                 }

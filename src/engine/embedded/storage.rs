@@ -33,11 +33,11 @@ pub trait Storage: Send + Sync {
     /// When they cannot be reached.
     fn files(&self) -> io::Result<Arc<dyn wal::Files>>;
 
-    /// The history's file; if there is none, an empty database is made first: whole or not at all.
+    /// The history's file; if there is none and `make` says so, an empty database is made first: whole or not at all.
     ///
     /// # Errors
     /// Whatever redb says.
-    fn history(&self) -> Result<Box<dyn StorageBackend>, DatabaseError>;
+    fn history(&self, make: bool) -> Result<Box<dyn StorageBackend>, DatabaseError>;
 
     /// Bytes that may still be written.
     ///
@@ -81,6 +81,8 @@ pub struct Directory {
     path: PathBuf,
     /// Device and number of the history file that was opened.
     opened: Mutex<Option<(u64, u64)>>,
+    /// Locked, so that the store is ours also while redb's file is opened anew.
+    _lock: fs::File,
 }
 
 impl Directory {
@@ -90,7 +92,13 @@ impl Directory {
     /// [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         make_directory(path).map_err(|source| direct::OpenError::from_io(path, source))?;
-        Ok(Self { path: path.to_owned(), opened: Mutex::default() })
+        let directory = fs::File::open(path).map_err(|source| direct::OpenError::from_io(path, source))?;
+        match directory.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => return Err(direct::OpenError::Locked { path: path.into() }.into()),
+            // Some file systems lock no directories; redb's own lock is left then.
+            Ok(()) | Err(fs::TryLockError::Error(_)) => {}
+        }
+        Ok(Self { path: path.to_owned(), opened: Mutex::default(), _lock: directory })
     }
 
     fn history_path(&self) -> PathBuf {
@@ -123,10 +131,10 @@ impl Storage for Directory {
         Ok(Arc::new(wal::Directory::create(&self.path)?))
     }
 
-    fn history(&self) -> Result<Box<dyn StorageBackend>, DatabaseError> {
+    fn history(&self, make: bool) -> Result<Box<dyn StorageBackend>, DatabaseError> {
         let path = self.history_path();
         let failed = |error: io::Error| DatabaseError::Storage(error.into());
-        if !path.try_exists().map_err(failed)? {
+        if make && !path.try_exists().map_err(failed)? {
             self.make_history()?;
         }
         let file = fs::OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
@@ -235,10 +243,15 @@ pub(super) fn complete(database: &Database, table: &mut Memtable) -> Result<(), 
     let path = Path::new("the history");
     let stored = |txn: &redb::ReadTransaction| {
         let find = |(room, tail): (&RoomId, &RoomTail)| {
-            let row = read::row(txn, *room)?.filter(|row| tail.log == Some(row.meta.log));
-            Ok((*room, row.map_or_else(|| LogState::empty(*room), |row| row.state)))
+            let row = match read::row(txn, *room) {
+                Err(Error::Storage(error)) => return Err(Error::Storage(error)),
+                // The room is damaged; applying will put aside what was logged of it.
+                Err(_) => return Ok(None),
+                Ok(row) => row.filter(|row| tail.log == Some(row.meta.log)),
+            };
+            Ok(Some((*room, row.map_or_else(|| LogState::empty(*room), |row| row.state))))
         };
-        table.rooms.iter().map(find).collect::<Result<Vec<_>, Error>>()
+        table.rooms.iter().filter_map(|room| find(room).transpose()).collect::<Result<Vec<_>, Error>>()
     };
     for (room, state) in database.read(stored).map_err(|error| damaged_file(path, &error))? {
         table.complete(room, &state);

@@ -157,12 +157,10 @@ impl Writer {
     /// Adds the entry to the batch, which is committed first if it has no room.
     fn push(&mut self, entry: Entry, batch: &mut Batch) -> io::Result<Result<(), Failure>> {
         let mut pushed = self.wal.push(&entry);
-        if pushed == Err(Full::Batch) {
-            self.commit(batch)?;
+        if pushed == Err(Full::Batch) && self.commit(batch)? {
             pushed = self.wal.push(&entry);
         }
-        if pushed == Err(Full::Log) {
-            self.commit(batch)?;
+        if pushed == Err(Full::Log) && self.commit(batch)? {
             self.layers.drain(&self.health);
             pushed = self.wal.push(&entry);
         }
@@ -176,10 +174,11 @@ impl Writer {
         Ok(Ok(()))
     }
 
-    /// Makes the batch durable, and shows it to readers.
-    fn commit(&mut self, batch: &mut Batch) -> io::Result<()> {
+    /// Makes the batch durable, and shows it to readers. False when nothing of it was stored: what was checked after it does
+    /// not hold any more.
+    fn commit(&mut self, batch: &mut Batch) -> io::Result<bool> {
         if batch.entries.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let entries = std::mem::take(&mut batch.entries);
         match self.wal.commit() {
@@ -188,7 +187,7 @@ impl Writer {
                 if self.recycler.wants_preparation() {
                     self.layers.chore();
                 }
-                Ok(())
+                Ok(true)
             }
             Err(CommitError::NotStored(error)) => {
                 self.observer.apply_failed(&error.to_string());
@@ -199,7 +198,7 @@ impl Writer {
                 }
                 // What was known included them.
                 self.known.clear();
-                Ok(())
+                Ok(false)
             }
             Err(CommitError::Failed(error)) => Err(error),
         }

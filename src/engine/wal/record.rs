@@ -207,7 +207,7 @@ pub(super) fn encoded_len(entry: &Entry) -> usize {
         Entry::Append { append, .. } => {
             let room = if names_room(append) { 0 } else { 16 };
             let numbers = numbers(append, &mut [0; NUMBERS_LEN_MAX]).len();
-            1 + room + 16 + 32 + 16 + 32 + numbers + append.envelope.len()
+            1 + room + 16 + 32 + 16 + numbers + append.envelope.len()
         }
         Entry::Delete { .. } => 1 + 16 + 16,
     };
@@ -253,7 +253,7 @@ pub(super) fn room_of(body: &[u8]) -> Option<RoomId> {
     match *kind {
         CREATE | APPEND_ROOM | DELETE => Some(RoomId(take(&mut rest)?)),
         APPEND => {
-            let numbers = rest.get(16 + 32 + 16 + 32..)?;
+            let numbers = rest.get(16 + 32 + 16..)?;
             let (_, envelope) = postcard::take_from_bytes::<(u64, u64, u64)>(numbers).ok()?;
             Some(RoomId(envelope.get(ROOM_AT)?.try_into().ok()?))
         }

@@ -36,7 +36,7 @@ pub struct Compacted {
 ///
 /// # Errors
 /// [`Error`]: a store that another process has open is refused. Then nothing was changed.
-pub fn compact(directory: &Path, config: Config, report: Report<'_>) -> Result<Compacted, Error> {
+pub fn compact(directory: &Path, config: &Config, report: Report<'_>) -> Result<Compacted, Error> {
     let history = directory.join(HISTORY);
     if !history.try_exists().map_err(|error| Error::read(&history, &error))? {
         return Err(Error::NoStore { path: directory.into() });
