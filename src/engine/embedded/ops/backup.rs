@@ -17,7 +17,7 @@ use super::{
 use crate::{
     core::id::UnixMillis,
     engine::{
-        embedded::{EmbeddedEngine, tables},
+        embedded::{EmbeddedEngine, storage::remove_leftovers, tables},
         redb::make_directory,
     },
 };
@@ -83,8 +83,9 @@ impl EmbeddedEngine {
         }
         let history = directory.join(HISTORY);
         let partial = directory.join("history.redb.partial");
-        let unfinished = Unfinished(Some(partial.clone()));
         let target = Target::create(&partial)?;
+        // Not before: the file of another backup into this directory is not ours to remove.
+        let unfinished = Unfinished(Some(partial.clone()));
         let snapshot =
             |txn: &redb::ReadTransaction| Copier::new(Source::History(txn), Path::new("the history"), target, report).run();
         let copied = self.database.snapshot(snapshot).map_err(|error| Error::read(Path::new("the history"), &error))?;
@@ -200,9 +201,15 @@ pub fn restore(directory: &Path, data: &Path, store: &str, report: Report<'_>) -
     let manifest = check_file(directory)?;
     make_directory(&store).map_err(Error::write(&store))?;
     sync_directory(data)?;
+    let _lock = super::lock(&store)?;
+    // Somebody may have made one until it was locked.
+    refuse_store(data, &store)?;
+    remove_leftovers(&store).map_err(Error::write(&store))?;
     let history = store.join(HISTORY);
-    let partial = store.join("history.redb.restoring");
-    super::remove(&partial)?;
+    // A name of its own: some file systems lock no directories.
+    let mut unique = [0; 8];
+    getrandom::fill(&mut unique).map_err(|error| Error::read(Path::new("the system's randomness"), &error))?;
+    let partial = store.join(format!("history.redb.restoring.{:016x}", u64::from_le_bytes(unique)));
     let unfinished = Unfinished(Some(partial.clone()));
     let target = read_backup(directory, &manifest, Target::create(&partial)?, Ids::New, report)?;
     target.finish(&[])?;
