@@ -47,6 +47,8 @@ pub(super) struct Copied {
     pub(super) records: u64,
     pub(super) bytes: u64,
     pub(super) damaged: Vec<Damaged>,
+    /// How far it came.
+    pub(super) progress: Progress,
     /// Chunks of the whole ones.
     pub(super) chunks: u64,
 }
@@ -295,6 +297,7 @@ impl<'a, 'r> Copier<'a, 'r> {
             self.progress.logs += 1;
             self.tell()?;
         }
+        copied.progress = self.progress;
         (copied.records, copied.bytes, copied.chunks) = (self.progress.records, self.progress.bytes, self.chunks);
         Ok((copied, self.target))
     }
