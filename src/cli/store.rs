@@ -73,7 +73,13 @@ pub(super) async fn backup(args: &BackupArgs) -> anyhow::Result<()> {
     let mut bar = Bar::new();
     let (manifest, left_out) = match tokio::net::UnixStream::connect(&socket).await {
         Ok(stream) => ask(stream, &directory, &mut bar).await?,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+        // A path that is too long for a socket is none that a server could bind; if one runs, the store is locked.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::InvalidInput
+            ) =>
+        {
             tokio::task::block_in_place(|| backup_here(&config, &directory, &mut bar))?
         }
         Err(error) => return Err(error).with_context(|| format!("cannot reach the server at {}", socket.display())),
@@ -278,13 +284,15 @@ struct Bar {
     began: Instant,
     shown: Option<Instant>,
     terminal: bool,
+    /// Whether the end was shown: what follows it is no further.
+    ended: bool,
     /// Whether the last line is still open.
     open: bool,
 }
 
 impl Bar {
     fn new() -> Self {
-        Self { began: now(), shown: None, terminal: io::stderr().is_terminal(), open: false }
+        Self { began: now(), shown: None, terminal: io::stderr().is_terminal(), ended: false, open: false }
     }
 
     fn report(&mut self) -> impl FnMut(Progress) -> ControlFlow<()> + '_ {
@@ -297,6 +305,10 @@ impl Bar {
     fn show(&mut self, progress: Progress) {
         let every = Duration::from_millis(if self.terminal { 100 } else { 5_000 });
         let last = progress.logs == progress.logs_total;
+        if last && self.ended {
+            return;
+        }
+        self.ended = last;
         let recent = self.shown.is_some_and(|shown| shown.elapsed() < every);
         if recent && !last {
             return;

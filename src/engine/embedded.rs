@@ -219,6 +219,7 @@ impl EmbeddedEngine {
     #[expect(clippy::needless_pass_by_value, reason = "its threads keep all of it")]
     pub fn open_in(storage: Arc<dyn Storage>, config: Config, observer: Arc<dyn Observer>) -> Result<Self, OpenError> {
         let database = Arc::new(storage::open_database(&storage, config.cache_bytes)?);
+        storage.tidy();
         let mut table = Memtable::default();
         let wal = storage::open_log(&storage, &config, &database, &mut table)?;
         storage::complete(&database, &mut table)?;

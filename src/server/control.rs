@@ -36,6 +36,8 @@ pub const FRAME_MAX: u32 = 64 << 10;
 const CONNECTIONS_MAX: usize = 4;
 /// How long a request may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a reply may take to be taken.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often progress is told at most.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
@@ -106,6 +108,11 @@ pub async fn send(to: &mut (impl AsyncWrite + Unpin), frame: &impl Serialize) ->
     let len = u32::try_from(body.len()).ok().filter(|len| *len <= FRAME_MAX).ok_or(ControlError::Malformed)?;
     to.write_all(&[&len.to_le_bytes(), body.as_slice()].concat()).await?;
     Ok(to.flush().await?)
+}
+
+/// Sends a reply to a client, who may have stopped to read.
+async fn reply(to: &mut (impl AsyncWrite + Unpin), reply: &Reply) -> Result<(), ControlError> {
+    tokio::time::timeout(REPLY_TIMEOUT, send(to, reply)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// Receives one frame.
@@ -190,7 +197,7 @@ async fn answer(mut stream: UnixStream, shared: &Arc<Shared>, backups: &Semaphor
     let request =
         tokio::time::timeout(REQUEST_TIMEOUT, receive(&mut from)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
     let failed = |failure, why: &str| Reply::Failed { failure, why: why.to_owned() };
-    let reply = match request {
+    let answer = match request {
         Ok(Request::Backup { version: VERSION, directory }) if directory.is_absolute() => match backups.try_acquire() {
             Ok(_only) => backup(directory, shared, &mut from, &mut to).await?,
             Err(_) => failed(Failure::Busy, "another backup is being written"),
@@ -201,7 +208,7 @@ async fn answer(mut stream: UnixStream, shared: &Arc<Shared>, backups: &Semaphor
         }
         Err(error) => return Err(error),
     };
-    send(&mut to, &reply).await
+    reply(&mut to, &answer).await
 }
 
 /// Stops the thread that writes, when whoever waits for it goes away.
@@ -244,7 +251,11 @@ async fn backup(
             Some(now) = progress.recv() => latest = Some(now),
             _ = tick.tick() => {
                 if let Some(now) = latest.take() {
-                    send(to, &Reply::Progress(now)).await?;
+                    let now = Reply::Progress(now);
+                    tokio::select! {
+                        sent = reply(to, &now) => sent?,
+                        () = shared.stopping.cancelled() => return Ok(stopping()),
+                    }
                 }
             }
             // The client says nothing more: this is its end.

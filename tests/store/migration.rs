@@ -147,6 +147,11 @@ fn it_is_done_or_not_done_whenever_the_process_ends() {
     assert_eq!(ops::migrate(data.path(), "store", &mut go_on).unwrap(), None);
     assert!(data.path().join(KEPT).exists());
     check(data.path());
+    // From then on it is a store of its own: another one of the first format is not taken for what it was made from.
+    fs::remove_file(data.path().join(KEPT)).unwrap();
+    fs::write(data.path().join(OLD), &whole).unwrap();
+    let both = ops::migrate(data.path(), "store", &mut go_on);
+    assert!(matches!(both, Err(Error::TwoStores { .. })), "{both:?}");
 }
 
 #[test]

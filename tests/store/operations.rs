@@ -274,6 +274,77 @@ fn what_a_damaged_room_could_not_take_is_told() {
 }
 
 #[test]
+fn a_row_that_cannot_be_read_costs_its_room_only() {
+    let (directory, logs) = varied().stop();
+    let data = directory.path();
+    let database = redb::Database::open(data.join("store/history.redb")).unwrap();
+    let txn = database.begin_write().unwrap();
+    let table = redb::TableDefinition::<&[u8; 16], &[u8]>::new("logs");
+    txn.open_table(table).unwrap().insert(&room(2).0, &[0xff; 3][..]).unwrap();
+    txn.commit().unwrap();
+    drop(database);
+    let checked = ops::check(&data.join("store"), &mut go_on).unwrap();
+    assert!(checked.problems[0].to_string().starts_with(&format!("room {}: ", room(2))), "{checked:?}");
+    assert_eq!((checked.logs, checked.problems.len()), (5, 1));
+    let engine = open(data, config());
+    let (manifest, left_out) = engine.backup(&data.join("backup"), 1, &mut go_on).unwrap();
+    assert_eq!((manifest.logs, left_out.len(), left_out[0].room), (5, 1, room(2)));
+    engine.shutdown();
+    drop(engine);
+    let other = tempfile::tempdir().unwrap();
+    ops::restore(&data.join("backup"), other.path(), "store", &mut go_on).unwrap();
+    let others: Vec<Log> = logs.into_iter().filter(|log| log.room != room(2)).collect();
+    check_all(other.path(), &others, false);
+    // Nobody knows which chunks are the room's, so a copy would lose them.
+    let refused = ops::compact(&data.join("store"), &config(), &mut go_on);
+    assert!(matches!(&refused, Err(Error::Damaged { rooms }) if rooms[0].room == room(2)), "{refused:?}");
+}
+
+#[test]
+fn two_restores_at_once_make_one_whole_store() {
+    let store = varied();
+    let backup = store.data().join("backup");
+    store.engine.backup(&backup, 1, &mut go_on).unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let mut second = None;
+    // The second begins when the first is at its work, and everything is over when it ends.
+    ops::restore(&backup, data.path(), "store", &mut |progress| {
+        if progress.records > 100 && second.is_none() {
+            second = Some(ops::restore(&backup, data.path(), "store", &mut go_on));
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    let refused = second.unwrap().unwrap_err().to_string();
+    assert!(refused.contains("is in use by another process"), "{refused}");
+    assert!(ops::check(&data.path().join("store"), &mut go_on).unwrap().is_whole());
+    let (_old, logs) = store.stop();
+    check_all(data.path(), &logs, false);
+}
+
+#[test]
+fn what_interrupted_operations_left_goes_when_the_store_is_opened() {
+    let (directory, logs) = varied().stop();
+    let store = directory.path().join("store");
+    let leave = || {
+        for name in ["migrating", "compacting", "restoring", "restoring.0011223344556677", "new.1"] {
+            fs::write(store.join(format!("history.redb.{name}")), b"half").unwrap();
+        }
+        fs::write(store.join("history.redb.mine"), b"kept").unwrap();
+    };
+    let left = || {
+        let names = fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("history.redb.")).collect::<Vec<_>>()
+    };
+    leave();
+    check_all(directory.path(), &logs, true);
+    assert_eq!(left(), ["history.redb.mine"]);
+    leave();
+    ops::compact(&store, &Config { disk_reserve_bytes: u64::MAX, ..config() }, &mut go_on).unwrap();
+    assert_eq!(left(), ["history.redb.mine"]);
+}
+
+#[test]
 fn nothing_is_left_of_a_large_room_that_a_backup_leaves_out() {
     let mut store = varied();
     store.fill(7, 80, 300_000);

@@ -154,6 +154,18 @@ impl Error {
     }
 }
 
+/// Locks a store, as an engine does that has it open.
+fn lock(store: &Path) -> Result<fs::File, Error> {
+    let directory = fs::File::open(store).map_err(Error::write(store))?;
+    match directory.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(OpenError::from(crate::engine::redb::OpenError::Locked { path: store.into() }).into())
+        }
+        // Some file systems lock no directories.
+        Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(directory),
+    }
+}
+
 /// Makes what was written to a directory's entries durable.
 fn sync_directory(path: &Path) -> Result<(), Error> {
     fs::File::open(path).and_then(|directory| directory.sync_all()).map_err(Error::write(path))

@@ -39,6 +39,9 @@ pub trait Storage: Send + Sync {
     /// Whatever redb says.
     fn history(&self, make: bool) -> Result<Box<dyn StorageBackend>, DatabaseError>;
 
+    /// Removes what interrupted operations left beside the history. The store is locked.
+    fn tidy(&self) {}
+
     /// Bytes that may still be written.
     ///
     /// # Errors
@@ -147,6 +150,11 @@ impl Storage for Directory {
         named == *self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn tidy(&self) {
+        // What cannot be removed only takes disk; the next one who opens the store tries again.
+        let _ = remove_leftovers(&self.path);
+    }
+
     fn free_space(&self) -> io::Result<u64> {
         free_bytes(&self.path)
     }
@@ -154,6 +162,22 @@ impl Storage for Directory {
     fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// How the names of files begin that get the history's name when they are whole. One that kept its own name too would hold
+/// the disk of a history that was replaced since.
+const UNFINISHED: [&str; 4] =
+    ["history.redb.new.", "history.redb.migrating", "history.redb.compacting", "history.redb.restoring"];
+
+/// Removes unfinished files. The store's lock must be held.
+pub(super) fn remove_leftovers(store: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(store)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|name| UNFINISHED.iter().any(|begin| name.starts_with(begin))) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// What tells one file from another.
@@ -176,7 +200,7 @@ pub(super) fn open_database(storage: &Arc<dyn Storage>, cache_bytes: usize) -> R
         return Err(direct::OpenError::Locked { path: path.into() }.into());
     }
     match database.read(stored_format).map_err(|error| damaged_file(path, &error))? {
-        Stored::Format(tables::FORMAT) => {}
+        Stored::Format(tables::FORMAT) => forget_origin(&database),
         Stored::Format(found) if found > tables::FORMAT => {
             return Err(direct::OpenError::NewerFormat { path: path.into(), found, supported: tables::FORMAT }.into());
         }
@@ -184,6 +208,15 @@ pub(super) fn open_database(storage: &Arc<dyn Storage>, cache_bytes: usize) -> R
         Stored::Format(_) | Stored::Foreign => return Err(direct::OpenError::NotAStore { path: path.into() }.into()),
     }
     Ok(database)
+}
+
+/// From now on the store is another one than that from which it was made.
+fn forget_origin(database: &Database) {
+    let migrated = database.read(|txn| Ok(txn.open_table(tables::META)?.get(tables::MIGRATED_ROW)?.is_some()));
+    if migrated.unwrap_or(false) {
+        // If that fails, the next opening tries again.
+        let _ = database.write(|txn| Ok(drop(txn.open_table(tables::META)?.remove(tables::MIGRATED_ROW)?)));
+    }
 }
 
 fn damaged_file(path: &Path, error: &Error) -> OpenError {

@@ -36,6 +36,8 @@ use crate::{
 pub(super) const FORMAT: u32 = 2;
 /// The row of [`META`] with the newest applied entry.
 pub(super) const APPLIED_ROW: &str = "applied";
+/// The row of [`META`] that says that the store was made from one of the first format and was never opened since.
+pub(super) const MIGRATED_ROW: &str = "migrated";
 
 /// A key of [`CHUNKS`] and [`TAILS`].
 pub(super) type ChunkKey = (&'static [u8; 16], u64);

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     core::id::UnixMillis,
     engine::{
-        embedded::{EmbeddedEngine, tables},
+        embedded::{EmbeddedEngine, storage::remove_leftovers, tables},
         redb::make_directory,
     },
 };
@@ -83,18 +83,22 @@ impl EmbeddedEngine {
         }
         let history = directory.join(HISTORY);
         let partial = directory.join("history.redb.partial");
-        let unfinished = Unfinished(Some(partial.clone()));
         let target = Target::create(&partial)?;
+        // Not before: the file of another backup into this directory is not ours to remove.
+        let unfinished = Unfinished(Some(partial.clone()));
         let snapshot =
-            |txn: &redb::ReadTransaction| Copier::new(Source::History(txn), Path::new("the history"), target, report).run();
+            |txn: &redb::ReadTransaction| Copier::new(Source::History(txn), Path::new("the history"), target, &mut *report).run();
         let copied = self.database.snapshot(snapshot).map_err(|error| Error::read(Path::new("the history"), &error))?;
         let (copied, target) = copied?;
+        let mut go_on = || if report(copied.progress).is_break() { Err(Error::Stopped) } else { Ok(()) };
+        go_on()?;
         target.finish(&[])?;
         fs::rename(&partial, &history).map_err(Error::write(&history))?;
         unfinished.keep();
         let unfinished = Unfinished(Some(history.clone()));
         sync_directory(directory)?;
-        let manifest = manifest(&history, made_ms, &copied)?;
+        let manifest = manifest(&history, made_ms, &copied, &mut go_on)?;
+        go_on()?;
         write_manifest(directory, &manifest)?;
         unfinished.keep();
         Ok((manifest, copied.damaged))
@@ -114,8 +118,11 @@ fn prepare(directory: &Path) -> Result<bool, Error> {
     Ok(!there)
 }
 
-fn manifest(history: &Path, made_ms: UnixMillis, copied: &Copied) -> Result<Manifest, Error> {
-    let (file_bytes, sha256) = digest(history)?;
+/// Says whether to go on.
+type GoOn<'a> = &'a mut dyn FnMut() -> Result<(), Error>;
+
+fn manifest(history: &Path, made_ms: UnixMillis, copied: &Copied, go_on: GoOn<'_>) -> Result<Manifest, Error> {
+    let (file_bytes, sha256) = digest(history, go_on)?;
     Ok(Manifest {
         format: FORMAT,
         store_format: tables::FORMAT,
@@ -146,20 +153,18 @@ fn write_manifest(directory: &Path, manifest: &Manifest) -> Result<(), Error> {
 }
 
 /// A file's length and SHA-256.
-fn digest(path: &Path) -> Result<(u64, String), Error> {
+fn digest(path: &Path, go_on: GoOn<'_>) -> Result<(u64, String), Error> {
     let (mut hash, mut len, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    let mut read = || -> io::Result<()> {
-        let mut file = fs::File::open(path)?;
-        loop {
-            let count = file.read(&mut buffer)?;
-            if count == 0 {
-                return Ok(());
-            }
-            hash.update(buffer.get(..count).unwrap_or_default());
-            len += count as u64;
+    let mut file = fs::File::open(path).map_err(|error| Error::read(path, &error))?;
+    loop {
+        go_on()?;
+        let count = file.read(&mut buffer).map_err(|error| Error::read(path, &error))?;
+        if count == 0 {
+            break;
         }
-    };
-    read().map_err(|error| Error::read(path, &error))?;
+        hash.update(buffer.get(..count).unwrap_or_default());
+        len += count as u64;
+    }
     let hex = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok((len, hex))
 }
@@ -200,9 +205,15 @@ pub fn restore(directory: &Path, data: &Path, store: &str, report: Report<'_>) -
     let manifest = check_file(directory)?;
     make_directory(&store).map_err(Error::write(&store))?;
     sync_directory(data)?;
+    let _lock = super::lock(&store)?;
+    // Somebody may have made one until it was locked.
+    refuse_store(data, &store)?;
+    remove_leftovers(&store).map_err(Error::write(&store))?;
     let history = store.join(HISTORY);
-    let partial = store.join("history.redb.restoring");
-    super::remove(&partial)?;
+    // A name of its own: some file systems lock no directories.
+    let mut unique = [0; 8];
+    getrandom::fill(&mut unique).map_err(|error| Error::read(Path::new("the system's randomness"), &error))?;
+    let partial = store.join(format!("history.redb.restoring.{:016x}", u64::from_le_bytes(unique)));
     let unfinished = Unfinished(Some(partial.clone()));
     let target = read_backup(directory, &manifest, Target::create(&partial)?, Ids::New, report)?;
     target.finish(&[])?;
@@ -235,7 +246,7 @@ fn refuse_store(data: &Path, store: &Path) -> Result<(), Error> {
 /// Reads the manifest and compares the file with it.
 fn check_file(directory: &Path) -> Result<Manifest, Error> {
     let manifest = read_manifest(directory)?;
-    let (len, sha256) = digest(&directory.join(HISTORY))?;
+    let (len, sha256) = digest(&directory.join(HISTORY), &mut || Ok(()))?;
     if (len, &sha256) != (manifest.file_bytes, &manifest.sha256) {
         let why = format!("{HISTORY} is not the file that {MANIFEST} describes: it was changed or damaged");
         return Err(Error::NotABackup { path: directory.into(), why });

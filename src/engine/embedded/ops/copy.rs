@@ -47,6 +47,8 @@ pub(super) struct Copied {
     pub(super) records: u64,
     pub(super) bytes: u64,
     pub(super) damaged: Vec<Damaged>,
+    /// How far it came.
+    pub(super) progress: Progress,
     /// Chunks of the whole ones.
     pub(super) chunks: u64,
 }
@@ -107,8 +109,17 @@ impl Target {
 
     /// A new file at `path`.
     pub(super) fn create(path: &Path) -> Result<Self, Error> {
-        let failed = |why: String| Error::Write { path: path.into(), why };
         let file = private().open(path).map_err(Error::write(path))?;
+        let created = Self::create_in(file, path);
+        if created.is_err() {
+            // It is ours, and nobody will finish it.
+            let _ = fs::remove_file(path);
+        }
+        created
+    }
+
+    fn create_in(file: fs::File, path: &Path) -> Result<Self, Error> {
+        let failed = |why: String| Error::Write { path: path.into(), why };
         let backend = FileBackend::new(file).map_err(|error| failed(error.to_string()))?;
         let mut builder = Builder::new();
         builder.set_cache_size(TARGET_CACHE_BYTES);
@@ -249,11 +260,15 @@ impl<'a, 'r> Copier<'a, 'r> {
 
     /// Copies every log. The target has yet to be finished.
     pub(super) fn run(mut self) -> Result<(Copied, Target), Error> {
-        let mut logs = self.logs()?;
+        let (mut logs, damaged) = self.logs()?;
+        if self.on_damage == OnDamage::AsItIs && !damaged.is_empty() {
+            // Nobody knows which chunks are theirs, and a copy that has all but those would end them.
+            return Err(Error::Damaged { rooms: damaged });
+        }
         // In the order of the ids under which they are written, a file fills from its left to its right.
         logs.sort_unstable();
         let ids = self.new_ids(&logs)?;
-        let mut copied = Copied::default();
+        let mut copied = Copied { damaged, ..Copied::default() };
         self.tell()?;
         for ((log, room), id) in logs.into_iter().zip(ids) {
             let before = self.progress;
@@ -282,6 +297,7 @@ impl<'a, 'r> Copier<'a, 'r> {
             self.progress.logs += 1;
             self.tell()?;
         }
+        copied.progress = self.progress;
         (copied.records, copied.bytes, copied.chunks) = (self.progress.records, self.progress.bytes, self.chunks);
         Ok((copied, self.target))
     }
@@ -293,22 +309,25 @@ impl<'a, 'r> Copier<'a, 'r> {
         }
     }
 
-    /// All logs; what they have is added up.
-    fn logs(&mut self) -> Result<Vec<(LogId, RoomId)>, Error> {
-        let mut logs = Vec::new();
-        let mut bytes = 0;
-        let each = |room, log, state: &LogState| {
+    /// All logs; what they have is added up. And the rooms whose rows cannot be read.
+    fn logs(&mut self) -> Result<(Vec<(LogId, RoomId)>, Vec<Damaged>), Error> {
+        let (mut logs, mut damaged) = (Vec::new(), Vec::new());
+        let mut bytes = 0_u64;
+        let mut each = |room, log, state: &LogState| {
             logs.push((log, room));
-            bytes += state.bytes;
+            bytes = bytes.saturating_add(state.bytes);
         };
         match &self.source {
-            Source::History(txn) => each_row(txn, each),
+            Source::History(txn) => each_row(txn, |room, row| match row {
+                Ok(row) => each(room, row.meta.log, &row.state),
+                Err(error) => damaged.push(Damaged { room, why: error.to_string() }),
+            }),
             Source::First(old) => old.each_log(each),
         }
         .map_err(|error| Error::read(self.path, &error))?;
         self.progress.logs_total = logs.len() as u64;
         self.progress.bytes_total = bytes;
-        Ok(logs)
+        Ok((logs, damaged))
     }
 
     fn new_ids(&self, logs: &[(LogId, RoomId)]) -> Result<Vec<LogId>, Error> {
@@ -470,11 +489,11 @@ impl Pending {
     }
 }
 
-fn each_row(txn: &ReadTransaction, mut each: impl FnMut(RoomId, LogId, &LogState)) -> Result<(), rows::Error> {
+/// Calls `each` for every room, with its row or what is wrong with it.
+fn each_row(txn: &ReadTransaction, mut each: impl FnMut(RoomId, Result<LogRow, rows::Error>)) -> Result<(), rows::Error> {
     for entry in txn.open_table(LOGS)?.iter()? {
         let (room, row) = entry?;
-        let row = LogRow::decode(row.value())?;
-        each(RoomId(*room.value()), row.meta.log, &row.state);
+        each(RoomId(*room.value()), LogRow::decode(row.value()));
     }
     Ok(())
 }
@@ -482,7 +501,7 @@ fn each_row(txn: &ReadTransaction, mut each: impl FnMut(RoomId, LogId, &LogState
 /// The envelopes of all logs, in bytes.
 pub(super) fn envelope_bytes(txn: &ReadTransaction) -> Result<u64, rows::Error> {
     let mut bytes = 0_u64;
-    each_row(txn, |_, _, state| bytes = bytes.saturating_add(state.bytes))?;
+    each_row(txn, |_, row| bytes = bytes.saturating_add(row.map_or(0, |row| row.state.bytes)))?;
     Ok(bytes)
 }
 

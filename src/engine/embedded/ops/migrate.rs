@@ -8,7 +8,7 @@ use super::{
     sync_directory,
 };
 use crate::engine::{
-    embedded::tables::META,
+    embedded::tables::{META, MIGRATED_ROW},
     redb::{OldStore, make_directory},
 };
 
@@ -16,8 +16,6 @@ use crate::engine::{
 pub const OLD: &str = "waxwing.redb";
 /// The name under which it is kept when it was brought over.
 pub const KEPT: &str = "waxwing.redb.format-1";
-/// The row of `meta` that says that a store was made from [`OLD`].
-const MIGRATED_ROW: &str = "migrated";
 
 /// What was brought over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +40,7 @@ pub fn migrate(data: &Path, store: &str, report: Report<'_>) -> Result<Option<Mi
     }
     let history = store.join(HISTORY);
     if history.try_exists().map_err(|error| Error::read(&history, &error))? {
-        // The process ended between the two names.
+        // The process ended between the two names. A store that was opened since has diverged, and does not say so any more.
         return if is_migrated(&history)? { set_aside(data, &old).map(|()| None) } else { Err(Error::TwoStores { old, store }) };
     }
     let source = OldStore::open(&old, super::backup::CACHE_BYTES).map_err(super::OpenError::from)?;
