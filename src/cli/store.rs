@@ -114,7 +114,29 @@ async fn ask(mut stream: tokio::net::UnixStream, directory: &Path, bar: &mut Bar
     }
 }
 
+/// Files made here belong to whoever runs this; the server must be able to open them.
+#[cfg(target_os = "linux")]
+fn refuse_other_user(config: &Config) -> anyhow::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    let owner = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.uid());
+    match (owner(&config.data), owner(Path::new("/proc/self"))) {
+        (Some(server), Some(me)) if server != me => {
+            bail!(
+                "{} belongs to user {server}, and this runs as user {me}: the server could not open what it makes there. Run it as that user: sudo -u '#{server}' waxwing …",
+                config.data.display()
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+const fn refuse_other_user(_: &Config) -> anyhow::Result<()> {
+    Ok(())
+}
+
 fn backup_here(config: &Config, directory: &Path, bar: &mut Bar) -> anyhow::Result<BackedUp> {
+    refuse_other_user(config)?;
     let store = open(config, bar)?;
     let (manifest, damaged) = store.backup(directory, clock::unix_millis(), &mut bar.report())?;
     Ok((manifest, damaged.into_iter().map(|room| (room.room.to_string(), room.why)).collect()))
@@ -169,6 +191,7 @@ pub(super) fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
         let _ = writeln!(text, "whole     {}", args.directory.display());
         describe(&manifest, &mut text);
     } else {
+        refuse_other_user(&config)?;
         let restored = ops::restore(&args.directory, &config.data, STORE, &mut bar.report())?;
         bar.end();
         let _ = writeln!(text, "restored  {}", restored.store.display());
@@ -216,6 +239,7 @@ fn check(config: &Config) -> anyhow::Result<()> {
 }
 
 fn compact(config: &Config) -> anyhow::Result<()> {
+    refuse_other_user(config)?;
     let mut bar = Bar::new();
     bring_over(config, &mut bar)?;
     let store = config.data.join(STORE);

@@ -5,7 +5,7 @@
 //! What redb has is replayed from the log no more, and what it has of a room is skipped when the log has it too.
 //!
 //! **A failed write or sync of the log is final**: its batch and all later ones answer
-//! [`Failure::OutcomeUnknown`](super::Failure::OutcomeUnknown), [`Engine::is_healthy`] turns false, and what was durable before
+//! [`Failure::OutcomeUnknown`], [`Engine::is_healthy`] turns false, and what was durable before
 //! is read on. **A failure of redb is not**: it is opened and applied to again; meanwhile the log grows to its limit, and then
 //! appends are refused as if the disk were full.
 //!

@@ -215,7 +215,10 @@ fn forget_origin(database: &Database) {
     let migrated = database.read(|txn| Ok(txn.open_table(tables::META)?.get(tables::MIGRATED_ROW)?.is_some()));
     if migrated.unwrap_or(false) {
         // If that fails, the next opening tries again.
-        let _ = database.write(|txn| Ok(drop(txn.open_table(tables::META)?.remove(tables::MIGRATED_ROW)?)));
+        let _ = database.write(|txn| {
+            txn.open_table(tables::META)?.remove(tables::MIGRATED_ROW)?;
+            Ok(())
+        });
     }
 }
 

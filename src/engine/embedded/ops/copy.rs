@@ -243,6 +243,9 @@ pub(super) struct Copier<'a, 'r> {
     failed: Option<Error>,
 }
 
+/// The logs that can be read, and the rooms whose row cannot.
+type Found = (Vec<(LogId, RoomId)>, Vec<Damaged>);
+
 impl<'a, 'r> Copier<'a, 'r> {
     pub(super) fn new(source: Source<'a>, path: &'a Path, target: Target, report: Report<'r>) -> Self {
         Self {
@@ -310,7 +313,7 @@ impl<'a, 'r> Copier<'a, 'r> {
     }
 
     /// All logs; what they have is added up. And the rooms whose rows cannot be read.
-    fn logs(&mut self) -> Result<(Vec<(LogId, RoomId)>, Vec<Damaged>), Error> {
+    fn logs(&mut self) -> Result<Found, Error> {
         let (mut logs, mut damaged) = (Vec::new(), Vec::new());
         let mut bytes = 0_u64;
         let mut each = |room, log, state: &LogState| {
