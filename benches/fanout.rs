@@ -23,7 +23,7 @@ use waxwing::{
     router::{
         Conn, ConnId, Usage,
         outbox::{Outbox, Permit},
-        shard::{Message, Setup, Shard},
+        shard::{Message, Setup, Shard, Slices},
     },
 };
 
@@ -89,6 +89,8 @@ impl World {
         let limits = Arc::new(Limits { room_bytes_max: u64::MAX, presence_sessions_max: 0, ..Limits::default() });
         let mailbox = Arc::new(Mailbox::default());
         let shard = Shard::new(Setup {
+            slices: Slices::default(),
+            recent_bytes_max: 64 << 20,
             index: 0,
             limits: Arc::clone(&limits),
             engine: Arc::new(Instant(meta)),
@@ -120,6 +122,9 @@ impl World {
         let done = self.mailbox.take();
         self.shard.handle(Message::Completed(done), 0);
         self.shard.end_turn();
+        while self.shard.wants_turn() {
+            self.shard.end_turn();
+        }
     }
 
     /// Writes everything that waits, as the connections' writers do.

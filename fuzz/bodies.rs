@@ -1,6 +1,8 @@
 //! What each fuzz target does with its bytes. The fuzz crate and `tests/corpus.rs` share this file, so that the committed
 //! corpus runs with the ordinary tests, on stable.
 
+mod wal;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::OnceLock,
@@ -20,13 +22,20 @@ use waxwing::core::{
     room::{RoomLog, Verdict},
     session::{Action, Admission, RoomRequest, Session, Setup, Step},
 };
+use waxwing::engine::embedded::chunk::{self, Chunk};
 
 /// A fuzz target's name and body.
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub(crate) const TARGETS: [Target; 4] =
-    [("client_frame", client_frame), ("server_frame", server_frame), ("envelope", envelope), ("session_ops", session_ops)];
+pub(crate) const TARGETS: [Target; 6] = [
+    ("client_frame", client_frame),
+    ("server_frame", server_frame),
+    ("envelope", envelope),
+    ("session_ops", session_ops),
+    ("chunk", chunk),
+    ("wal", wal::wal),
+];
 
 /// Bytes from a client: they decode to a frame that encodes and decodes to itself, or to nothing; and a stream of them
 /// splits in the same way however it is cut.
@@ -91,6 +100,27 @@ pub(crate) fn envelope(data: &[u8]) {
         assert_eq!(header.to_bytes()[..], data[..HEADER_LEN]);
         assert!(data.len() >= HEADER_LEN + header.suite.enc_len() + TAG_LEN);
     }
+}
+
+/// A chunk of a log's history, as it is on disk, with the first seq before it. Its checksum is made to match first, or no
+/// input would come further.
+pub(crate) fn chunk(data: &[u8]) {
+    let Some((first, row)) = data.split_first_chunk::<8>() else { return };
+    let (log, first) = (LogId([1; 16]), u64::from_le_bytes(*first));
+    let _ = Chunk::decode(log, first, row);
+    let mut row = row.to_vec();
+    chunk::seal(log, first, &mut row);
+    let Ok(chunk) = Chunk::decode(log, first, &row) else { return };
+    for seq in [first - 1, first, first + 3, chunk.last(), chunk.last().saturating_add(1)] {
+        let _ = (chunk.chain_at(ROOM, seq), chunk.envelope_len(seq));
+    }
+    let (mut records, _) = (Vec::new(), (chunk.latest_ms(), chunk.since(first)));
+    chunk.copy(first, chunk.last(), &mut records);
+    let items: Vec<_> = chunk.items().collect();
+    assert_eq!((records.len(), records.last().map(|record| record.seq)), (items.len(), Some(chunk.last())));
+    let mut again = vec![0; chunk::encoded_len(first, &items)];
+    chunk::encode(log, first, chunk.before(), &items, &mut again);
+    assert_eq!(again, row, "it is spelled in one way only");
 }
 
 const ROOM: RoomId = RoomId([1; 16]);

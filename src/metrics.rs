@@ -80,6 +80,8 @@ pub struct Metrics {
     pub outbox_bytes: Gauge,
     /// Subscriptions that fell behind and are fed from the log.
     pub catchups: Counter,
+    /// Bytes of recent messages that rooms keep in memory.
+    pub recent_bytes: Gauge,
     /// Payload bytes received.
     pub received_bytes: Family<Transport, Counter>,
     /// Payload bytes sent.
@@ -90,6 +92,18 @@ pub struct Metrics {
     pub commit_seconds: Histogram,
     /// Commits that failed.
     pub commit_failures: Counter,
+    /// Memory of what was brought from the write-ahead log into the history file, in bytes.
+    pub applied_bytes: Counter,
+    /// Attempts to do so that failed.
+    pub apply_failures: Counter,
+    /// Memory of what was logged and is not in the history file.
+    pub backlog_bytes: Gauge,
+    /// Files of the write-ahead log.
+    pub wal_bytes: Gauge,
+    /// Rooms whose history is damaged, as far as that has been found.
+    pub damaged_rooms: Gauge,
+    /// Times that a room's oldest messages were dropped.
+    pub trims: Counter,
     registry: Registry,
 }
 
@@ -112,11 +126,18 @@ impl Metrics {
             refusals: Family::default(),
             outbox_bytes: Gauge::default(),
             catchups: Counter::default(),
+            recent_bytes: Gauge::default(),
             received_bytes: Family::default(),
             sent_bytes: Family::default(),
             commit_batch: Histogram::new(powers(1.0, 13)),
             commit_seconds: Histogram::new(powers(0.000_1, 16)),
             commit_failures: Counter::default(),
+            applied_bytes: Counter::default(),
+            apply_failures: Counter::default(),
+            backlog_bytes: Gauge::default(),
+            wal_bytes: Gauge::default(),
+            damaged_rooms: Gauge::default(),
+            trims: Counter::default(),
             registry: Registry::with_prefix("waxwing"),
         };
         metrics.register();
@@ -138,11 +159,18 @@ impl Metrics {
         r.register("refusals", "Operations refused", self.refusals.clone());
         r.register_with_unit("outbox", "Waiting in outboxes", Unit::Bytes, self.outbox_bytes.clone());
         r.register("catchups", "Subscriptions that fell behind", self.catchups.clone());
+        r.register_with_unit("recent", "Recent messages in memory", Unit::Bytes, self.recent_bytes.clone());
         r.register_with_unit("received", "Payload received", Unit::Bytes, self.received_bytes.clone());
         r.register_with_unit("sent", "Payload sent", Unit::Bytes, self.sent_bytes.clone());
         r.register("commit_batch_size", "Appends in one commit", self.commit_batch.clone());
         r.register_with_unit("commit", "Duration of a commit", Unit::Seconds, self.commit_seconds.clone());
         r.register("commit_failures", "Commits that failed", self.commit_failures.clone());
+        r.register_with_unit("store_applied", "Brought into the history file", Unit::Bytes, self.applied_bytes.clone());
+        r.register("store_apply_failures", "Failures to bring messages into the history file", self.apply_failures.clone());
+        r.register_with_unit("store_backlog", "Logged, and not in the history file", Unit::Bytes, self.backlog_bytes.clone());
+        r.register_with_unit("store_wal", "Files of the write-ahead log", Unit::Bytes, self.wal_bytes.clone());
+        r.register("store_damaged_rooms", "Rooms whose history is damaged", self.damaged_rooms.clone());
+        r.register("store_trims", "Times that a room's oldest messages were dropped", self.trims.clone());
     }
 
     /// Counts an operation that was refused.

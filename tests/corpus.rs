@@ -9,6 +9,8 @@ mod samples;
 
 use std::{fs, path::PathBuf};
 
+use waxwing::engine::embedded::chunk;
+
 fn corpus(target: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "fuzz", "corpus", target].iter().collect()
 }
@@ -53,6 +55,15 @@ fn write_the_seeds() {
             write("envelope", format!("seed-{kind}-{suite}"), &bytes);
         }
     }
+    for (name, lens) in [("one", vec![1]), ("small", vec![30; 20]), ("large", vec![4_096, 0, 200])] {
+        let envelopes: Vec<Vec<u8>> = lens.into_iter().map(|len| vec![7; len]).collect();
+        let chain = Some(waxwing::core::id::Digest([3; 32]));
+        let items: Vec<_> = envelopes.iter().map(|envelope| chunk::Item { time_ms: 1_000, envelope, chain }).collect();
+        let mut bytes = vec![0; chunk::encoded_len(5, &items)];
+        let (log, before) = (waxwing::core::id::LogId([1; 16]), waxwing::core::id::Digest([2; 32]));
+        chunk::encode(log, 5, before, &items, &mut bytes);
+        write("chunk", format!("seed-{name}"), &[&5_u64.to_le_bytes()[..], &bytes].concat());
+    }
     let publish_all = [0, 0, 0, 9].repeat(90);
     let retries: Vec<u8> = (0..70).flat_map(|back| [1, 0, back]).collect();
     for (name, ops) in [
@@ -64,5 +75,15 @@ fn write_the_seeds() {
         ("frames", vec![19, 11, 0xef, 0xfd, 0xb6, 0xf5, 0x0d, 0, 0, 0, 1, 5, 9, 12]),
     ] {
         write("session_ops", format!("seed-{name}"), &ops);
+    }
+    let batches: Vec<u8> = (0..40_u8).flat_map(|n| [0, n.wrapping_mul(7), n % 5, n]).collect();
+    for (name, log) in [
+        ("whole", [&[0][..], &batches].concat()),
+        ("changed", [&[0][..], &batches, &[1, 0x40, 0x10, 0xff]].concat()),
+        ("changed-header", [&[0][..], &batches, &[1, 0x10, 0, 0xff, 1, 0x10, 2, 0xff]].concat()),
+        ("records", [&[1, 0, 0, 0, 0][..], &[77, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], &[0; 90]].concat()),
+        ("file", [&[2][..], b"waxwal\r\n", &[1, 0, 0, 0], &[0; 600]].concat()),
+    ] {
+        write("wal", format!("seed-{name}"), &log);
     }
 }

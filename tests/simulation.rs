@@ -39,7 +39,7 @@ use waxwing::{
     router::{
         Conn, ConnId, Usage,
         outbox::{Outbox, Permit},
-        shard::{Message as ShardMessage, Setup, Shard},
+        shard::{Message as ShardMessage, Setup, Shard, Slices},
     },
 };
 
@@ -438,6 +438,9 @@ impl World {
 fn shard(engine: &Arc<ModelEngine>, mailbox: &Arc<Collector>, limits: &Arc<Limits>, life: u8) -> Shard {
     let mut made = 0;
     Shard::new(Setup {
+        // Small, so that everything is cut.
+        slices: Slices { turn: 40, room: 3, intake: 600 },
+        recent_bytes_max: 12 << 10,
         index: 0,
         limits: Arc::clone(limits),
         engine: Arc::clone(engine) as Arc<dyn Engine>,

@@ -142,7 +142,7 @@ impl Client {
                         bail!(room.reason.unwrap_or_else(|| "the room cannot be used".to_owned()))
                     }
                     Event::Connection { state: ConnectionState::Offline, detail: Some(detail), .. } => obstacle = detail,
-                    Event::Notice { level: Level::Alarm, text, .. } => super::complain(&text),
+                    Event::Notice { level: Level::Warn | Level::Alarm, text, .. } => super::complain(&text),
                     _ => {}
                 }
             }

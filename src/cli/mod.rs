@@ -9,6 +9,8 @@ mod load;
 mod send;
 mod serve;
 mod settings;
+mod since;
+mod store;
 mod token;
 
 use std::{
@@ -53,6 +55,14 @@ enum Command {
     Import(backup::Args),
     /// Measures an edge: many connections that publish and listen.
     Load(load::LoadArgs),
+    /// Writes everything that the server keeps into a new directory, while it runs.
+    #[cfg(unix)]
+    Backup(store::BackupArgs),
+    /// Makes a store from a backup, where there is none; or only checks the backup.
+    Restore(store::RestoreArgs),
+    /// Looks after a store that no server has open.
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Makes a login token for a device, for servers with auth = "token".
     Token(token::Args),
 }
@@ -65,6 +75,10 @@ pub fn run() -> ExitCode {
         None => serve::run(&cli.settings),
         Some(Command::Serve(settings)) => serve::run(&settings),
         Some(Command::Config(settings)) => config::run(&settings),
+        #[cfg(unix)]
+        Some(Command::Backup(args)) => block_on(store::backup(&args)),
+        Some(Command::Restore(args)) => store::restore(&args),
+        Some(Command::Store(command)) => store::run(&command),
         Some(Command::Token(args)) => token::run(&args),
         Some(Command::Export(args)) => backup::export(&args),
         Some(Command::Whoami(args)) => backup::whoami(&args),

@@ -8,8 +8,12 @@ use std::{
 use anyhow::bail;
 use clap::Args;
 
-use super::client::{ClientArgs, parse_link};
+use super::{
+    client::{ClientArgs, parse_link},
+    since::{self, Since},
+};
 use crate::{
+    client::native,
     client::view::{Command, ConnectionState, Event, Level, Message, MessageState, RoomState},
     seal::{body::TEXT_LEN_MAX, link::Link},
 };
@@ -42,6 +46,9 @@ pub(super) struct TailArgs {
     /// End once everything is printed that is there now.
     #[arg(long)]
     once: bool,
+    /// Only what the server stored since then: `90m`, `2h`, `3d` ago, or a time such as 2026-11-23T06:30:00Z.
+    #[arg(long, value_parser = since::parse, value_name = "TIME")]
+    since: Option<Since>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -119,11 +126,15 @@ pub(super) async fn tail(args: &TailArgs) -> anyhow::Result<()> {
     let mut client = args.client.start(&args.link.origin).await?;
     client.join(&args.link).await?;
     let id = args.link.room.to_string();
+    let since_ms = args.since.map_or(0, |since| since.at_ms(native::now_ms()));
     loop {
         let event = tokio::select! {
             event = client.event() => event?,
             _ = tokio::signal::ctrl_c() => break,
         };
+        if matches!(&event, Event::Message { message, .. } if message.time_ms < since_ms) {
+            continue;
+        }
         if args.json {
             super::print(format_args!("{}\n", serde_json::to_string(&event)?))?;
         } else {

@@ -165,7 +165,7 @@ impl Client {
             ServerFrame::Ephemeral { envelope } => self.on_ephemeral(&envelope),
             ServerFrame::Deleted { room } => self.on_deleted(room),
             ServerFrame::Closing { code, retry_after_ms } => self.wire.closing(code, retry_after_ms),
-            ServerFrame::Fetched { .. } | ServerFrame::Pong { .. } => {}
+            ServerFrame::Fetched { .. } | ServerFrame::Sought { .. } | ServerFrame::Pong { .. } => {}
         }
         self.schedule();
     }

@@ -4,7 +4,7 @@ use std::{fmt::Display, path::PathBuf, str::FromStr};
 
 use toml::Value;
 
-use super::{Auth, Config, LogFormat, Secret};
+use super::{Auth, Config, LogFormat, Secret, retention};
 use crate::core::limits::Limits;
 
 /// How text (an environment variable, a flag) becomes a value.
@@ -50,7 +50,7 @@ impl Key {
     }
 }
 
-fn key(
+pub(super) fn key(
     name: &str,
     shape: Shape,
     allowed: &str,
@@ -205,6 +205,7 @@ pub(super) fn keys() -> Vec<Key> {
         secret(),
         path("token_secret_file", "a file of at least 32 bytes, random", |c| &mut c.token_secret_file),
         number("shards", "a whole number from 0 (one for each core) to 64", 0, |c| &mut c.shards),
+        number("recent_total_bytes_max", "a whole number of bytes", 0, |c| &mut c.recent_total_bytes_max),
         number("disk_reserve_bytes", "a whole number of bytes", 0, |c| &mut c.disk_reserve_bytes),
         number("connections_max", "a whole number, 1 or more", 1, |c| &mut c.connections_max),
         number("connections_per_address_max", "a whole number, 1 or more", 1, |c| &mut c.connections_per_address_max),
@@ -230,5 +231,13 @@ pub(super) fn keys() -> Vec<Key> {
         ),
     ];
     keys.extend(limits());
+    keys.push(number("store.commit_wait_us", "a whole number of microseconds from 0 to 2000", 0, |c| {
+        &mut c.store.commit_wait_us
+    }));
+    keys.push(number("store.cache_bytes", "a whole number of bytes", 0, |c| &mut c.store.cache_bytes));
+    keys.push(number("store.wal_bytes_max", "a whole number of bytes", 0, |c| &mut c.store.wal_bytes_max));
+    keys.push(number("store.apply_bytes", "a whole number of bytes", 0, |c| &mut c.store.apply_bytes));
+    keys.extend(retention::keys());
+    keys.push(number("retention.sweep_minutes", "a whole number of minutes, 1 or more", 1, |c| &mut c.retention.sweep_minutes));
     keys
 }

@@ -7,7 +7,7 @@ use toml::Value;
 use super::{
     Config,
     keys::{self, Key},
-    validate,
+    retention, validate,
 };
 
 /// Environment variables of this prefix are ours, and must be known.
@@ -120,7 +120,7 @@ impl Effective {
 impl fmt::Display for Effective {
     /// One line a key, as TOML with the origin behind it. Secrets are not shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for key in keys::keys() {
+        for key in keys::keys().into_iter().chain(retention::keys_of_rooms(&self.config)) {
             match (key.show)(&self.config) {
                 Some(value) => writeln!(f, "{} = {value}  # {}", key.name, self.origin(&key.name))?,
                 None => writeln!(f, "# {} is not set", key.name)?,
@@ -138,7 +138,27 @@ struct Layers {
 }
 
 impl Layers {
+    /// The name of a key as it is always spelled. Keys of single rooms are not in the table until they are named.
+    fn known(&mut self, name: &str, origin: &Origin) -> Option<String> {
+        match retention::room_key(name) {
+            None => Some(name.to_owned()),
+            Some(Ok(name)) => {
+                if !self.keys.iter().any(|key| key.name == name) {
+                    self.keys.extend(retention::find(&name));
+                }
+                Some(name)
+            }
+            Some(Err(room)) => {
+                let allowed = retention::ROOM_ALLOWED.to_owned();
+                self.errors.push(ConfigError::Invalid { key: name.into(), value: room, origin: origin.clone(), allowed });
+                None
+            }
+        }
+    }
+
     fn apply(&mut self, name: &str, value: &Value, origin: Origin) {
+        let Some(name) = self.known(name, &origin) else { return };
+        let name = name.as_str();
         let Some(key) = self.keys.iter().find(|key| key.name == name) else {
             let nearest = nearest(name, self.keys.iter().map(|key| key.name.clone()));
             self.errors.push(ConfigError::Unknown { key: name.into(), origin, nearest });
@@ -154,6 +174,8 @@ impl Layers {
     }
 
     fn apply_text(&mut self, name: &str, text: &str, origin: Origin) {
+        let Some(name) = self.known(name, &origin) else { return };
+        let name = name.as_str();
         let value = self.keys.iter().find(|key| key.name == name).map(|key| (key.read(text), key.allowed.clone()));
         match value {
             Some((None, allowed)) => {

@@ -4,6 +4,7 @@
 mod keys;
 mod load;
 mod network;
+mod retention;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -12,6 +13,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 
 pub use load::{ConfigError, Effective, Errors, Origin, Sources, load};
 pub use network::{Network, ParseNetworkError};
+pub use retention::{Keep, Retention};
 
 use crate::core::limits::Limits;
 
@@ -40,6 +42,27 @@ pub struct Secret(pub Vec<u8>);
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
+    }
+}
+
+/// The store's own settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Store {
+    /// Microseconds to wait for more after the first message of a batch, 0 to 2,000: messages come later, and a disk whose
+    /// syncs are dear does fewer. Default 0.
+    pub commit_wait_us: u32,
+    /// Bytes of memory for pages of the history file. Default 64 MiB.
+    pub cache_bytes: u64,
+    /// Bytes of disk for the write-ahead log. When it is full of messages that could not be brought into the history file,
+    /// publishes are refused. Default 256 MiB.
+    pub wal_bytes_max: u64,
+    /// Bytes of memory of new messages at which they are brought into the history file. Default 32 MiB.
+    pub apply_bytes: u64,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { commit_wait_us: 0, cache_bytes: 64 << 20, wal_bytes_max: 256 << 20, apply_bytes: 32 << 20 }
     }
 }
 
@@ -79,6 +102,8 @@ pub struct Config {
     pub token_secret_file: Option<PathBuf>,
     /// Shards of the router; 0, the default, is one for each core.
     pub shards: u16,
+    /// Bytes of recent messages that all rooms together keep in memory. Default 64 MiB.
+    pub recent_total_bytes_max: u64,
     /// Bytes of the disk that stay free: below, publishes are refused. Default 256 MiB.
     pub disk_reserve_bytes: u64,
     /// Connections at a time. Default 50,000.
@@ -93,6 +118,10 @@ pub struct Config {
     pub log_level: String,
     /// What connections, devices and rooms may use.
     pub limits: Limits,
+    /// The store's own settings.
+    pub store: Store,
+    /// What the store keeps.
+    pub retention: Retention,
 }
 
 impl Default for Config {
@@ -115,6 +144,7 @@ impl Default for Config {
             token_secret: None,
             token_secret_file: None,
             shards: 0,
+            recent_total_bytes_max: 64 << 20,
             disk_reserve_bytes: 256 << 20,
             connections_max: 50_000,
             connections_per_address_max: 512,
@@ -122,6 +152,8 @@ impl Default for Config {
             log_format: LogFormat::Human,
             log_level: "info".into(),
             limits: Limits::default(),
+            store: Store::default(),
+            retention: Retention::default(),
         }
     }
 }

@@ -66,6 +66,12 @@ fn each_bad_value_names_its_key_its_value_and_what_is_allowed() {
         ("limits.envelope_bytes_max", "1", "at least 2048"),
         ("limits.frame_bytes_max", "5000", "limits.envelope_bytes_max"),
         ("limits.idle_timeout_ms", "10", "at least 1000"),
+        ("store.commit_wait_us", "2001", "from 0 to 2000"),
+        ("store.wal_bytes_max", "1000", "at least 33554432"),
+        ("store.apply_bytes", "200000000", "at most half of store.wal_bytes_max"),
+        ("retention.max_age_days", "0", "1 or more"),
+        ("retention.sweep_minutes", "0", "1 or more"),
+        ("retention.rooms.BwcHBwcHBwcHBwcHBwcHBw.max_count", "few", "1 or more"),
     ] {
         let Err(Errors(errors)) = load(&flags(&[(key, value)])) else { panic!("{key} = {value} was accepted") };
         let told = errors.iter().map(ToString::to_string).find(|text| text.starts_with(&format!("{key} = ")));
@@ -88,6 +94,29 @@ fn unknown_keys_are_refused_with_the_nearest_name() {
     assert!(one(&environment).contains("did you mean WAXWING_DATA?"), "{}", one(&environment));
     assert!(one(&flags(&[("zzz", "1")])).contains("waxwing config"));
     assert!(one(&file("listen = ")).starts_with("cannot read waxwing.toml"));
+}
+
+#[test]
+fn rooms_have_a_retention_of_their_own() {
+    let text = "[retention]\nmax_age_days = 90\n[retention.rooms.\"07070707070707070707070707070707\"]\nmax_count = 10\n\
+                [retention.rooms.CAgICAgICAgICAgICAgICA]\nmax_bytes = 5\n";
+    let sources = Sources {
+        file: Some(("waxwing.toml".into(), text.into())),
+        flags: vec![("retention.rooms.BwcHBwcHBwcHBwcHBwcHBw.max_count".into(), "11".into())],
+        ..Sources::default()
+    };
+    let effective = load(&sources).unwrap();
+    let retention = &effective.config.retention;
+    assert_eq!(retention.default, Keep { max_age_days: Some(90), ..Keep::default() });
+    let rooms: Vec<_> = retention.rooms.iter().map(|(room, keep)| (room.0[0], keep.max_count, keep.max_bytes)).collect();
+    assert_eq!(rooms, [(7, Some(11), None), (8, None, Some(5))]);
+    let shown = effective.to_string();
+    for line in ["retention.max_age_days = 90  # file", "retention.rooms.BwcHBwcHBwcHBwcHBwcHBw.max_count = 11  # flag"] {
+        assert!(shown.contains(line), "{line}\nis not in\n{shown}");
+    }
+    let wrong = |key: &str| load(&flags(&[(key, "1")])).unwrap_err().to_string();
+    assert!(wrong("retention.rooms.nobody.max_count").contains("nobody (flag) is not accepted: a room's id"));
+    assert!(wrong("retention.rooms.BwcHBwcHBwcHBwcHBwcHBw.max_coun").starts_with("unknown key"));
 }
 
 #[test]

@@ -10,6 +10,7 @@ pub(super) fn check(effective: &Effective) -> Vec<ConfigError> {
     check.names();
     check.auth();
     check.limits();
+    check.store();
     check.errors
 }
 
@@ -117,6 +118,26 @@ impl Check<'_> {
                 self.refuse("token_secret", "(not shown)", "text of at least 32 bytes, random");
             }
             _ => {}
+        }
+    }
+
+    fn store(&mut self) {
+        let store = self.config().store;
+        if store.commit_wait_us > 2000 {
+            self.refuse("store.commit_wait_us", &store.commit_wait_us, "a whole number of microseconds from 0 to 2000");
+        }
+        for (key, value, least) in [
+            ("store.cache_bytes", store.cache_bytes, 1 << 20),
+            ("store.wal_bytes_max", store.wal_bytes_max, 32 << 20),
+            ("store.apply_bytes", store.apply_bytes, 1 << 20),
+        ] {
+            if value < least {
+                self.refuse(key, &value, format!("at least {least}"));
+            }
+        }
+        if store.apply_bytes > store.wal_bytes_max / 2 {
+            let most = store.wal_bytes_max / 2;
+            self.refuse("store.apply_bytes", &store.apply_bytes, format!("at most half of store.wal_bytes_max, which is {most}"));
         }
     }
 

@@ -5,7 +5,10 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::id::{Digest, RoomId, Seq};
+use super::{
+    id::{Digest, RoomId, Seq},
+    log::Record,
+};
 
 const LABEL: &[u8] = b"waxwing chain v1";
 
@@ -31,6 +34,14 @@ pub fn next_hashed(room: RoomId, before: Digest, seq: Seq, envelope: Digest) -> 
         .chain_update(seq.to_le_bytes())
         .chain_update(envelope.0);
     Digest(hash.finalize().into())
+}
+
+/// The chain values after each of `records`, given the value before the first.
+pub fn along(room: RoomId, before: Digest, records: &[Record]) -> impl Iterator<Item = Digest> {
+    records.iter().scan(before, move |value, record| {
+        *value = next(room, *value, record.seq, &record.envelope);
+        Some(*value)
+    })
 }
 
 /// SHA-256 of `bytes`.

@@ -103,6 +103,15 @@ pub enum ClientFrame {
     },
     /// Goodbye: nothing follows.
     Close,
+    /// Asks where a time lies in the log.
+    Seek {
+        /// Chosen by the client, echoed.
+        request: u32,
+        /// The room.
+        room: RoomId,
+        /// The server's clock.
+        time_ms: UnixMillis,
+    },
 }
 
 /// The first frame.
@@ -252,6 +261,15 @@ pub enum ServerFrame {
         /// Milliseconds to wait before the next attempt.
         retry_after_ms: u32,
     },
+    /// Answer to a seek.
+    Sought {
+        /// The request.
+        request: u32,
+        /// The room.
+        room: RoomId,
+        /// The first seq that was stored at or after that time; `head + 1` when there is none.
+        seq: Seq,
+    },
 }
 
 /// Which operation a [`ServerFrame::Failed`] answers.
@@ -270,6 +288,8 @@ pub enum Operation {
     Ephemeral,
     /// [`ClientFrame::Delete`].
     Delete,
+    /// [`ClientFrame::Seek`].
+    Seek,
 }
 
 /// Where a log stands.
@@ -349,9 +369,42 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     if rest.is_empty() { Ok(frame) } else { Err(DecodeError::Trailing(rest.len())) }
 }
 
-fn encode<T: Serialize>(frame: &T) -> Bytes {
+/// Writes into a vector that was made large enough, so that nothing is copied twice.
+struct Buffer(Vec<u8>);
+
+impl postcard::ser_flavors::Flavor for Buffer {
+    type Output = Vec<u8>;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
+    }
+}
+
+fn encode<T: Serialize>(frame: &T, capacity: usize) -> Bytes {
+    let buffer = Buffer(Vec::with_capacity(capacity));
     // Serialising into a growing vector fails only for types without a known length; frames have none.
-    postcard::to_allocvec(frame).expect("a frame encodes into memory").into()
+    postcard::serialize_with_flavor(frame, buffer).expect("a frame encodes into memory").into()
+}
+
+/// More than any frame takes besides its variable parts, and usually enough for those that have some.
+const SMALL: usize = 160;
+
+impl Page {
+    /// At least the bytes of its encoding within a frame.
+    fn encoded_len_max(&self) -> usize {
+        // Varints: the time takes up to 10 bytes, the length of an envelope up to 5.
+        SMALL + self.items.iter().map(|item| item.envelope.len() + 15).sum::<usize>()
+    }
 }
 
 impl ClientFrame {
@@ -366,7 +419,11 @@ impl ClientFrame {
     /// The frame's bytes, without a length.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        encode(self)
+        let capacity = match self {
+            Self::Publish(publish) => SMALL + publish.envelope.len(),
+            _ => SMALL,
+        };
+        encode(self, capacity)
     }
 }
 
@@ -382,7 +439,15 @@ impl ServerFrame {
     /// The frame's bytes, without a length.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        encode(self)
+        let capacity = match self {
+            Self::Deliver(page) | Self::Fetched { page, .. } => page.encoded_len_max(),
+            Self::Presence { online, offline, .. } => SMALL + 32 * (online.len() + offline.len()),
+            Self::Ephemeral { envelope } => SMALL + envelope.len(),
+            // Small ones are many: what they do not use they do not hold on to.
+            Self::Ack { .. } => 52,
+            _ => SMALL,
+        };
+        encode(self, capacity)
     }
 }
 

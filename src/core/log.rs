@@ -128,8 +128,6 @@ pub struct Append {
 pub struct Record {
     /// Its place.
     pub seq: Seq,
-    /// The chain value after it.
-    pub chain: Digest,
     /// When it was accepted.
     pub time_ms: UnixMillis,
     /// The sealed bytes.

@@ -11,5 +11,6 @@ pub mod id;
 pub mod limits;
 pub mod log;
 pub mod login;
+mod recent;
 pub mod room;
 pub mod session;

@@ -13,7 +13,8 @@ use super::{
     frame::{Item, LogKind, Page, Position, Publish},
     id::{DeviceKey, Digest, RoomId, Seq, UnixMillis},
     limits::Limits,
-    log::{Append, LoadedLog, LogMeta, LogState, Producer, ProducerState, Stored},
+    log::{Append, LoadedLog, LogMeta, LogState, Producer, ProducerState, Records, Stored},
+    recent::Recent,
 };
 
 /// A producer that stored nothing for this long may be forgotten; a client never retries anything older.
@@ -233,6 +234,35 @@ impl RoomLog {
         self.pending.front().map(|append| append.envelope.len())
     }
 
+    /// Takes over where the log begins and what it keeps, as a read found it: the engine trims logs by itself. Nothing is
+    /// ever lowered. `state` is of this life of the log; it may be older than what is durable here, or newer.
+    pub fn adopt(&mut self, state: &LogState) {
+        let durable = &mut self.durable;
+        if state.floor > durable.floor {
+            // What is not visible here yet cannot be gone: then everything that is visible was trimmed.
+            let anchor =
+                if state.floor <= durable.head { (state.floor, state.floor_chain) } else { (durable.head + 1, durable.chain) };
+            (durable.floor, durable.floor_chain) = anchor;
+            (self.assigned.floor, self.assigned.floor_chain) = anchor;
+            self.recent.trim(anchor.0);
+        }
+        // An older state lacks bytes that nobody can add up here; after a failure they are loaded anew.
+        if state.head >= durable.head && !self.failed {
+            let bytes =
+                |appends: &mut dyn Iterator<Item = &Append>| appends.map(|append| append.envelope.len() as u64).sum::<u64>();
+            let counted = bytes(&mut self.pending.iter().filter(|append| append.seq <= state.head));
+            let uncounted = bytes(&mut self.pending.iter().filter(|append| append.seq > state.head));
+            durable.bytes = state.bytes.saturating_sub(counted);
+            self.assigned.bytes = state.bytes + uncounted;
+        }
+    }
+
+    /// Keeps records that were read, when the recent tail begins right behind them.
+    pub fn remember(&mut self, read: &Records, recent_bytes_max: u32) {
+        self.recent.put_before(self.id, read.before, &read.records, recent_bytes_max as usize);
+        self.recent.trim(self.durable.floor);
+    }
+
     /// The chain value at `seq`, if memory has it.
     #[must_use]
     pub fn chain_at(&self, seq: Seq) -> Option<Digest> {
@@ -242,66 +272,57 @@ impl RoomLog {
         if seq + 1 == self.durable.floor {
             return Some(self.durable.floor_chain);
         }
-        self.recent.after(seq, 0).map(|(chain, _)| chain)
+        self.recent.chain_at(seq)
     }
 
     /// What follows `after`, if memory has it: as many as fit `bytes_max`, at least one. `None`: ask the engine. An `after`
     /// at the head gives an empty page.
     #[must_use]
     pub fn recent_after(&self, after: Seq, bytes_max: u32) -> Option<Page> {
-        let (chain, items) = self.recent.after(after, bytes_max as usize)?;
+        self.recent_between(after, self.durable.head, bytes_max)
+    }
+
+    /// As [`RoomLog::recent_after`], but nothing beyond `upto`.
+    #[must_use]
+    pub fn recent_between(&self, after: Seq, upto: Seq, bytes_max: u32) -> Option<Page> {
+        let (chain, items) = self.recent.after(after, upto, bytes_max as usize)?;
         Some(Page { room: self.id, position: self.position(), first: after + 1, chain, items })
     }
 
-    /// Forgets the recent tail: for a room that nobody reads.
-    pub fn forget_recent(&mut self) {
-        self.recent = Recent::new(self.durable.head, self.durable.chain);
-    }
-}
-
-/// The newest records, bounded in bytes.
-#[derive(Debug)]
-struct Recent {
-    /// The seq before the first item.
-    after: Seq,
-    /// The chain value there.
-    before: Digest,
-    items: VecDeque<(Item, Digest)>,
-    bytes: usize,
-}
-
-impl Recent {
-    const fn new(after: Seq, before: Digest) -> Self {
-        Self { after, before, items: VecDeque::new(), bytes: 0 }
-    }
-
-    fn push(&mut self, item: Item, chain: Digest, bytes_max: usize) {
-        self.bytes += item.envelope.len();
-        self.items.push_back((item, chain));
-        while self.bytes > bytes_max && self.items.len() > 1 {
-            let Some((item, chain)) = self.items.pop_front() else { break };
-            self.bytes -= item.envelope.len();
-            self.before = chain;
-            self.after += 1;
-        }
-    }
-
-    fn after(&self, after: Seq, bytes_max: usize) -> Option<(Digest, Vec<Item>)> {
-        let skip = usize::try_from(after.checked_sub(self.after)?).ok()?;
-        let chain = match skip.checked_sub(1) {
-            None => self.before,
-            Some(index) => self.items.get(index)?.1,
+    /// The newest before `before`, if memory has all that fit: as [`super::frame::ClientFrame::Fetch`] asks for. `None`: ask
+    /// the engine.
+    #[must_use]
+    pub fn recent_before(&self, before: Seq, count_max: u32, bytes_max: u32) -> Option<Page> {
+        let LogState { head, floor, floor_chain, .. } = self.durable;
+        let last = before.saturating_sub(1).min(head);
+        let (first, chain, items) = if last < floor {
+            (floor, floor_chain, Vec::new())
+        } else {
+            self.recent.before(last, floor, count_max, bytes_max as usize)?
         };
-        let mut left = bytes_max;
-        let mut items = Vec::new();
-        for (item, _) in self.items.iter().skip(skip) {
-            if !items.is_empty() && item.envelope.len() > left {
-                break;
-            }
-            left = left.saturating_sub(item.envelope.len());
-            items.push(item.clone());
-        }
-        Some((chain, items))
+        Some(Page { room: self.id, position: self.position(), first, chain, items })
+    }
+
+    /// Envelope bytes of the recent tail.
+    #[must_use]
+    pub const fn recent_bytes(&self) -> usize {
+        self.recent.bytes()
+    }
+
+    /// Whether the recent tail has everything after `after`.
+    #[must_use]
+    pub const fn recent_covers(&self, after: Seq) -> bool {
+        after >= self.recent.after_seq()
+    }
+
+    /// Lets the oldest of the recent tail go until it has at most so many bytes, or one record.
+    pub fn shrink_recent(&mut self, bytes_max: u32) {
+        self.recent.shrink(bytes_max as usize);
+    }
+
+    /// Forgets the recent tail up to `upto`.
+    pub fn forget_recent(&mut self, upto: Seq) {
+        self.recent.trim(upto.saturating_add(1));
     }
 }
 
@@ -473,5 +494,81 @@ mod tests {
             [Some(chains[0]), None, Some(chains[2]), Some(chains[5]), None]
         );
         assert_eq!(room.recent_after(6, 1), None);
+    }
+
+    #[test]
+    fn pages_backwards_come_from_memory_only_when_it_has_all_that_fits() {
+        let mut room = room();
+        let size = u32::try_from(envelope(1, 1).len()).unwrap();
+        for n in 1..=5 {
+            go(&mut room, n, 1);
+            room.persisted(3 * size);
+        }
+        let page = |before, count, bytes| {
+            let page = room.recent_before(before, count, bytes)?;
+            Some((page.first, page.items.len(), room.chain_at(page.first - 1) == Some(page.chain)))
+        };
+        assert_eq!(page(u64::MAX, 2, u32::MAX), Some((4, 2, true)));
+        assert_eq!(page(5, 100, 2 * size), Some((3, 2, true)), "cut by bytes");
+        assert_eq!(page(5, 100, 1), Some((4, 1, true)), "at least one");
+        assert_eq!(page(u64::MAX, 3, u32::MAX), Some((3, 3, true)));
+        assert_eq!(page(u64::MAX, 4, u32::MAX), None, "the engine has one more");
+        assert_eq!(page(3, 1, u32::MAX), None);
+        assert_eq!(page(1, 9, u32::MAX), Some((1, 0, true)));
+        assert_eq!(page(0, 9, u32::MAX), Some((1, 0, true)));
+    }
+
+    #[test]
+    fn what_was_read_is_kept_in_front_of_the_tail() {
+        let (mut room, mut read, mut chains) = (room(), Vec::new(), Vec::new());
+        let size = u32::try_from(envelope(1, 1).len()).unwrap();
+        for n in 1..=6 {
+            let Verdict::Append(Append { seq, chain, time_ms, envelope, .. }) = go(&mut room, n, 1) else { panic!() };
+            chains.push(chain);
+            read.push(super::super::log::Record { seq, time_ms, envelope });
+            room.persisted(size);
+        }
+        let before = chain::start(ROOM);
+        let records = |end| Records { state: room.durable, before, records: read[..end].to_vec() };
+        let (apart, whole) = (records(4), records(5));
+        room.remember(&apart, u32::MAX);
+        assert_eq!(room.recent_after(4, 1), None, "a gap");
+        room.remember(&whole, 4 * size);
+        assert_eq!((room.recent_bytes(), room.recent_after(1, 1)), (4 * size as usize, None), "as many as may be kept");
+        let page = room.recent_after(2, u32::MAX).unwrap();
+        assert_eq!((page.first, page.chain, page.items.len()), (3, chains[1], 4));
+        room.shrink_recent(2 * size);
+        assert!(room.recent_covers(4) && !room.recent_covers(3));
+    }
+
+    #[test]
+    fn a_floor_that_the_engine_raised_is_adopted_and_makes_room() {
+        let mut room = room();
+        let size = envelope(1, 1).len() as u64;
+        let limits = Limits { room_bytes_max: 4 * size, ..Limits::default() };
+        let mut chains = vec![chain::start(ROOM)];
+        for n in 1..=4 {
+            let Verdict::Append(append) = room.publish(DEVICE, publish(n, envelope(1, 1)), 0, &limits) else { panic!() };
+            chains.push(append.chain);
+            if n < 4 {
+                room.persisted(1000);
+            }
+        }
+        assert_eq!(room.publish(DEVICE, publish(5, envelope(1, 1)), 0, &limits), Verdict::Refused(Refusal::RoomFull));
+        // The engine is ahead by the pending one.
+        let state = LogState { head: 4, chain: chains[4], floor: 3, floor_chain: chains[2], bytes: 2 * size };
+        room.adopt(&state);
+        assert_eq!((room.durable.floor, room.durable.bytes, room.assigned.bytes), (3, size, 2 * size));
+        assert_eq!((room.recent_after(1, 1), room.chain_at(2)), (None, Some(chains[2])));
+        assert_eq!(room.recent_after(2, 1000).map(|page| page.items.len()), Some(1));
+        room.persisted(1000);
+        assert_eq!((room.durable.head, room.durable.bytes), (4, 2 * size));
+        assert!(matches!(room.publish(DEVICE, publish(5, envelope(1, 1)), 0, &limits), Verdict::Append(_)));
+        // An older view changes nothing.
+        room.adopt(&LogState { head: 3, chain: chains[3], floor: 1, floor_chain: chains[0], bytes: 3 * size });
+        assert_eq!((room.durable.floor, room.assigned.bytes), (3, 3 * size));
+        // A floor beyond what is visible here.
+        room.adopt(&LogState { head: 5, chain: chains[0], floor: 6, floor_chain: chains[0], bytes: 0 });
+        assert_eq!((room.durable.floor, room.chain_at(4)), (5, Some(chains[4])));
     }
 }

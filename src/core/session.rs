@@ -5,7 +5,7 @@ use super::{
     close::{CloseCode, Refusal},
     envelope::{Header, Kind},
     frame::{ClientFrame, Hello, LogKind, Operation, PROTOCOL_VERSION, Publish, ServerFrame},
-    id::{AccessKey, DeviceKey, Digest, Nonce, RoomId, Seq, Signature},
+    id::{AccessKey, DeviceKey, Digest, Nonce, RoomId, Seq, Signature, UnixMillis},
     limits::{Limits, TokenBucket},
     login::{AGENT_LEN_MAX, AUTHORITY_LEN_MAX, TOKEN_LEN_MAX, Transcript},
 };
@@ -68,6 +68,13 @@ pub enum Action {
     },
     /// Delete it.
     Delete,
+    /// Find the first seq at or after a time.
+    Seek {
+        /// Echoed.
+        request: u32,
+        /// The server's clock.
+        time_ms: UnixMillis,
+    },
 }
 
 /// What a frame leads to.
@@ -297,6 +304,7 @@ fn request(frame: ClientFrame) -> Option<(RoomId, Action)> {
         ClientFrame::Unsubscribe { room } => (room, Action::Unsubscribe),
         ClientFrame::Fetch { request, room, before, count_max } => (room, Action::Fetch { request, before, count_max }),
         ClientFrame::Delete { room } => (room, Action::Delete),
+        ClientFrame::Seek { request, room, time_ms } => (room, Action::Seek { request, time_ms }),
         _ => return None,
     })
 }
@@ -310,6 +318,7 @@ const fn operation(action: &Action) -> Option<Operation> {
         Action::Fetch { .. } => Some(Operation::Fetch),
         Action::Ephemeral { .. } => Some(Operation::Ephemeral),
         Action::Delete => Some(Operation::Delete),
+        Action::Seek { .. } => Some(Operation::Seek),
         Action::Leave | Action::Unsubscribe | Action::Publish(_) => None,
     }
 }

@@ -4,12 +4,16 @@
 //! survive a crash; completions of one log's appends come in the order of their seqs, and one failure fails all that
 //! were submitted behind it, so that a log never has a gap.
 
+pub mod embedded;
+mod queue;
 pub mod redb;
+mod rows;
+pub mod wal;
 
 use std::{sync::Arc, time::Duration};
 
 use crate::core::{
-    id::{RoomId, Seq},
+    id::{RoomId, Seq, UnixMillis},
     log::{Append, LoadedLog, LogMeta, Records},
 };
 
@@ -58,6 +62,14 @@ pub enum Request {
         /// The log.
         room: RoomId,
     },
+    /// Where a time lies. A log's times ascend as far as the clock that gave them never went back; where it did, the answer is
+    /// one of the places that the time fits.
+    Seek {
+        /// The log.
+        room: RoomId,
+        /// The time.
+        time_ms: UnixMillis,
+    },
 }
 
 /// What comes back.
@@ -69,6 +81,8 @@ pub enum Answer {
     Done,
     /// To [`Request::ReadAfter`] and [`Request::ReadBefore`].
     Records(Records),
+    /// To [`Request::Seek`]: the first seq kept that was accepted at or after that time; `head + 1` when there is none.
+    Sought(Seq),
 }
 
 /// Why a request was not carried out.
@@ -122,6 +136,26 @@ pub trait Observer: Send + Sync {
     /// A batch is on disk: its writes, their envelope bytes, and how long storing and syncing took.
     fn committed(&self, requests: usize, bytes: usize, took: Duration) {
         let _ = (requests, bytes, took);
+    }
+
+    /// What was logged is in the history file now: its memory in bytes, and how long that took.
+    fn applied(&self, bytes: usize, took: Duration) {
+        let _ = (bytes, took);
+    }
+
+    /// What was logged could not be brought into the history file; it will be tried again.
+    fn apply_failed(&self, why: &str) {
+        let _ = why;
+    }
+
+    /// The history of a room is damaged: it takes no more, and what was acked and is not in it was put aside.
+    fn damaged(&self, room: RoomId, why: &str) {
+        let _ = (room, why);
+    }
+
+    /// Older records of a room were dropped, as its retention says; this one is the oldest now.
+    fn trimmed(&self, room: RoomId, floor: Seq) {
+        let _ = (room, floor);
     }
 
     /// A load or read was answered with so many envelope bytes.

@@ -9,8 +9,8 @@
 //! The rows are described in `tables`.
 
 mod batch;
-mod guard;
-mod queue;
+pub(super) mod guard;
+mod old;
 mod read;
 mod store;
 mod tables;
@@ -24,15 +24,15 @@ use std::{
     time::Instant,
 };
 
+pub(super) use self::{old::OldStore, store::make_directory};
 use serde::{Deserialize, Serialize};
 
 use self::{
-    queue::Queue,
     read::{Read, ReadJob},
     store::Store,
     write::{FreeSpace, Write, WriteJob, Writer},
 };
-use super::{Busy, Complete, Engine, Observer, Request, Token};
+use super::{Busy, Complete, Engine, Observer, Request, Token, queue::Queue};
 
 /// Settings of the embedded engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -226,6 +226,7 @@ impl Engine for RedbEngine {
             Request::ReadBefore { room, before, count_max, bytes_max } => {
                 read(room, Read::Before { before, count_max, bytes_max }, to)
             }
+            Request::Seek { room, time_ms } => read(room, Read::Seek { time_ms }, to),
             Request::Create { room, meta } => write(Write::Create { room, meta }, to),
             Request::Append(append) => write(Write::Append(append), to),
             Request::Delete { room } => write(Write::Delete { room }, to),
@@ -258,13 +259,18 @@ fn clock() -> Instant {
     Instant::now()
 }
 
+/// What lies in a file, with all that is written kept in memory.
+pub(super) fn overlay(backend: Box<dyn redb::StorageBackend>) -> io::Result<guard::Overlay> {
+    guard::Overlay::new(guard::Guard::new(backend))
+}
+
 #[cfg(unix)]
-fn free_bytes(path: &Path) -> io::Result<u64> {
+pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(not(unix))]
-fn free_bytes(_path: &Path) -> io::Result<u64> {
+pub(super) fn free_bytes(_path: &Path) -> io::Result<u64> {
     Err(io::ErrorKind::Unsupported.into())
 }

@@ -1,36 +1,60 @@
-//! Delivery of one room: live pages encoded once for all, catch-up at each member's own pace, presence, ephemerals.
+//! Delivery of one room to those who are there: each page encoded once for all, ephemerals, subscriptions.
 //!
-//! The one invariant: a member that is live was given everything up to `shown`, and one that is behind everything up to
-//! its cursor, each record once, in order. Cursors move only when a page has entered the outbox.
+//! The one invariant: a member was given everything up to its cursor, each record once, in order. A cursor moves only when
+//! a page has entered the outbox. A live member's cursor is `shown`, or where `shown` was when the broadcast that is under
+//! way began; no member that is behind is given anything beyond `shown`. So whoever reaches `shown` may become live at any
+//! moment, and a broadcast may stop between any two members and go on in a later turn.
 
-use std::sync::Arc;
+use std::{
+    ops::Bound::{Excluded, Unbounded},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
 use super::{
     Conn, ConnId,
-    presence::Change,
-    room::{Cursor, Knows, Member, Room, answer, fail, refusal},
-    shard::{Context, Op},
+    context::{Context, work_of_bytes},
+    presence::Knows,
+    room::{Cursor, Member, Room, answer, fail},
 };
-use crate::{
-    core::{
-        close::Refusal,
-        frame::{Operation, Page, ServerFrame},
-        id::{DeviceKey, Digest, Seq},
-        log::Records,
-    },
-    engine::{self, Failure},
+use crate::core::{
+    close::Refusal,
+    frame::{Operation, Page, ServerFrame},
+    id::{Digest, RoomId, Seq},
 };
 
+/// Ephemeral envelopes of one room that wait for their broadcast; more are dropped.
+const EPHEMERALS_MAX: usize = 256;
+/// Pages that the recent tail may hold of what live members have not been given yet. What is older they read from the engine.
+const UNSHOWN_PAGES: usize = 16;
+
 /// The seq of the last item of `page`; the one before its first if it has none.
-const fn last(page: &Page) -> Seq {
+pub(super) const fn last(page: &Page) -> Seq {
     page.first + page.items.len() as u64 - 1
+}
+
+/// Something on its way to the live members, in the order of their connections.
+#[derive(Debug)]
+pub(super) struct Broadcast {
+    what: What,
+    /// Everybody up to here had it.
+    passed: Option<ConnId>,
+}
+
+#[derive(Debug)]
+enum What {
+    /// A page, encoded.
+    Page { frame: Bytes, last: Seq, items: u64 },
+    /// Memory lacks what follows: live members turn into ones that are behind.
+    Lost,
+    /// Ephemeral envelopes, and whom they are from.
+    Ephemerals(Vec<(ConnId, Bytes)>),
 }
 
 impl Member {
     /// Queues a page, or notes that the member is to be fed when there is room.
-    fn push_page(&mut self, frame: &Bytes, room: &RoomOf, ctx: &mut Context) -> bool {
+    pub(super) fn push_page(&mut self, frame: &Bytes, room: RoomId, ctx: &mut Context) -> bool {
         let pushed = self.conn.outbox.push_page(frame, ctx.index).is_ok();
         if !pushed {
             self.stall(room, ctx);
@@ -38,20 +62,17 @@ impl Member {
         pushed
     }
 
-    fn stall(&mut self, room: &RoomOf, ctx: &mut Context) {
+    pub(super) fn stall(&mut self, room: RoomId, ctx: &mut Context) {
         if !self.stalled {
             self.stalled = true;
-            ctx.stalled(self.conn.id, room.0);
+            ctx.stalled(self.conn.id, room);
         }
     }
 
-    fn is_subscribed(&self) -> bool {
+    pub(super) fn is_subscribed(&self) -> bool {
         self.cursor != Cursor::Off
     }
 }
-
-/// Names the room while its members are borrowed.
-struct RoomOf(crate::core::id::RoomId);
 
 impl Room {
     pub(super) fn subscribe(&mut self, conn: &Arc<Conn>, after: Seq, ctx: &mut Context) {
@@ -60,279 +81,196 @@ impl Room {
             return fail(ctx, conn, self.id, Operation::Subscribe, Refusal::CursorAhead { head: state.head });
         }
         let Some(member) = self.members.get_mut(&conn.id) else { return };
-        if !member.is_subscribed() {
-            self.presence.came(conn.device);
+        match member.cursor {
+            Cursor::Off => {
+                self.presence.came(conn.device);
+                self.subscribers.insert(conn.id);
+                member.knows = Knows::Nothing;
+            }
+            Cursor::Live(_) => self.live -= 1,
+            Cursor::Behind(_) => {}
         }
         member.cursor = Cursor::Behind(after.max(state.floor - 1));
         member.announced = false;
-        member.knows = Knows::Nothing;
-        self.presence_due = true;
-        self.hungry.push(conn.id);
+        member.knows.begin_anew();
+        self.hunger(conn.id);
     }
 
     pub(super) fn unsubscribe(&mut self, conn: ConnId) {
         let Some(member) = self.members.get_mut(&conn) else { return };
         if member.is_subscribed() {
+            if matches!(member.cursor, Cursor::Live(_)) {
+                self.live -= 1;
+            }
             member.cursor = Cursor::Off;
             self.presence.went(member.conn.device);
+            self.subscribers.remove(&conn);
         }
     }
 
-    /// Passes an envelope of kind 7 to every other live subscriber that has room for it.
-    pub(super) fn ephemeral(&self, from: ConnId, envelope: Bytes, ctx: &mut Context) {
-        let frame = ServerFrame::Ephemeral { envelope }.encode();
-        for (id, member) in &self.members {
-            if *id != from && member.cursor == Cursor::Live {
-                match member.conn.outbox.push_droppable(&frame) {
-                    Ok(()) => ctx.stats.ephemerals += 1,
-                    Err(_) => ctx.stats.ephemerals_dropped += 1,
+    /// Has a member fed in its turn, unless it waits for something already.
+    pub(super) fn hunger(&mut self, id: ConnId) {
+        if let Some(member) = self.members.get_mut(&id)
+            && !member.waits
+        {
+            member.waits = true;
+            self.hungry.push_back(id);
+        }
+    }
+
+    /// Takes an envelope of kind 7 for every other live subscriber that will have room for it.
+    pub(super) fn ephemeral(&mut self, from: ConnId, envelope: Bytes, ctx: &mut Context) {
+        if self.ephemerals.len() < EPHEMERALS_MAX {
+            self.ephemerals.push((from, ServerFrame::Ephemeral { envelope }.encode()));
+        } else {
+            ctx.stats.ephemerals_dropped += 1;
+        }
+    }
+
+    /// What the recent tail may hold now: what is not yet shown is kept, within limits.
+    pub(super) fn tail_bytes_max(&self, next: usize, ctx: &Context) -> u32 {
+        let unshown = (self.unshown_bytes + next).min(UNSHOWN_PAGES * ctx.limits.page_bytes_max as usize);
+        ctx.tail_bytes_max().max(u32::try_from(unshown).unwrap_or(u32::MAX))
+    }
+
+    /// Members may be given everything up to `seq`.
+    fn show(&mut self, seq: Seq, bytes: usize) {
+        self.shown = seq;
+        self.unshown_bytes = if seq == self.log.durable().head { 0 } else { self.unshown_bytes.saturating_sub(bytes) };
+        self.encoded.clear();
+        self.hungry.append(&mut self.parked);
+    }
+
+    /// Gives the live members what became durable, and ephemerals, one slice of it. Who has no room falls behind.
+    pub(super) fn broadcast(&mut self, ctx: &mut Context) {
+        let end = ctx.slice_end();
+        while ctx.work < end {
+            let Some(broadcast) = self.broadcast.take().or_else(|| self.next_broadcast(ctx)) else { return };
+            self.broadcast = self.pass_on(broadcast, end, ctx);
+        }
+    }
+
+    fn next_broadcast(&mut self, ctx: &mut Context) -> Option<Broadcast> {
+        if self.live == 0 {
+            ctx.stats.ephemerals_dropped += std::mem::take(&mut self.ephemerals).len() as u64;
+            if self.shown < self.log.durable().head {
+                self.show(self.log.durable().head, 0);
+            }
+            return None;
+        }
+        // They take turns, so that neither waits for ever.
+        let ephemerals_first = !std::mem::take(&mut self.ephemerals_last);
+        let what = match () {
+            () if ephemerals_first && !self.ephemerals.is_empty() => self.next_ephemerals(),
+            () if self.shown < self.log.durable().head => self.next_page(ctx),
+            () if !self.ephemerals.is_empty() => self.next_ephemerals(),
+            () => return None,
+        };
+        Some(Broadcast { what, passed: None })
+    }
+
+    fn next_ephemerals(&mut self) -> What {
+        self.ephemerals_last = true;
+        What::Ephemerals(std::mem::take(&mut self.ephemerals))
+    }
+
+    fn next_page(&mut self, ctx: &mut Context) -> What {
+        let page = self.log.recent_after(self.shown, ctx.limits.page_bytes_max).filter(|page| !page.items.is_empty());
+        let Some(page) = page else {
+            self.show(self.log.durable().head, 0);
+            return What::Lost;
+        };
+        let (last, items) = (last(&page), page.items.len() as u64);
+        let bytes = page.items.iter().map(|item| item.envelope.len()).sum();
+        let frame = ServerFrame::Deliver(page).encode();
+        ctx.work += work_of_bytes(frame.len());
+        self.show(last, bytes);
+        self.log.shrink_recent(self.tail_bytes_max(0, ctx));
+        What::Page { frame, last, items }
+    }
+
+    /// Passes it on until the slice ends. Returns it if there are more members to come.
+    fn pass_on(&mut self, mut broadcast: Broadcast, end: u64, ctx: &mut Context) -> Option<Broadcast> {
+        let from = broadcast.passed.map_or(Unbounded, Excluded);
+        for (id, member) in self.members.range_mut((from, Unbounded)) {
+            if ctx.work >= end {
+                return Some(broadcast);
+            }
+            ctx.work += 1;
+            broadcast.passed = Some(*id);
+            let Cursor::Live(at) = member.cursor else { continue };
+            match &broadcast.what {
+                What::Page { frame, last, items } if at < *last => {
+                    if member.push_page(frame, self.id, ctx) {
+                        member.cursor = Cursor::Live(*last);
+                        ctx.stats.delivered(*items, frame.len());
+                    } else {
+                        member.cursor = Cursor::Behind(at);
+                        self.live -= 1;
+                        ctx.stats.catch_ups += 1;
+                    }
+                }
+                What::Lost if at < self.shown => {
+                    member.cursor = Cursor::Behind(at);
+                    self.live -= 1;
+                    if !member.waits {
+                        member.waits = true;
+                        self.hungry.push_back(*id);
+                    }
+                }
+                What::Page { .. } | What::Lost => {}
+                What::Ephemerals(frames) => {
+                    for (_, frame) in frames.iter().filter(|(from, _)| from != id) {
+                        match member.conn.outbox.push_droppable(frame) {
+                            Ok(()) => ctx.stats.ephemerals += 1,
+                            Err(_) => ctx.stats.ephemerals_dropped += 1,
+                        }
+                    }
+                    ctx.work += frames.len() as u64;
                 }
             }
         }
+        None
     }
 
-    /// Gives the live members what became durable since the last time. Who has no room falls behind.
-    pub(super) fn show(&mut self, ctx: &mut Context) {
-        self.unshown_bytes = 0;
-        let head = self.log.durable().head;
-        while self.shown < head {
-            if !self.members.values().any(|member| member.cursor == Cursor::Live) {
-                self.shown = head;
-                return;
-            }
-            let page = self.log.recent_after(self.shown, ctx.limits.page_bytes_max).filter(|page| !page.items.is_empty());
-            match page {
-                Some(page) => self.show_page(page, ctx),
-                None => self.lose_live(head),
-            }
-        }
-    }
-
-    fn show_page(&mut self, page: Page, ctx: &mut Context) {
-        let (before, last, items) = (self.shown, last(&page), page.items.len() as u64);
-        let frame = ServerFrame::Deliver(page).encode();
-        let room = RoomOf(self.id);
-        for member in self.members.values_mut().filter(|member| member.cursor == Cursor::Live) {
-            if member.push_page(&frame, &room, ctx) {
-                ctx.stats.delivered(items, frame.len());
-            } else {
-                member.cursor = Cursor::Behind(before);
-                ctx.stats.catch_ups += 1;
-            }
-        }
-        self.shown = last;
-    }
-
-    /// Memory lacks what follows `shown` (the log was loaded anew, further on): live members read it from the engine.
-    fn lose_live(&mut self, head: Seq) {
-        for (id, member) in &mut self.members {
-            if member.cursor == Cursor::Live {
-                member.cursor = Cursor::Behind(self.shown);
-                self.hungry.push(*id);
-            }
-        }
-        self.shown = head;
+    /// Whether there is something for the next slice.
+    pub(super) fn has_more(&self) -> bool {
+        let (live, unshown) = (self.live > 0, self.shown < self.log.durable().head);
+        self.broadcast.is_some()
+            || (live && (unshown || !self.ephemerals.is_empty()))
+            // The last live member fell behind just as the slice ended: nothing else shows them what they wait for.
+            || (unshown && !self.parked.is_empty())
+            || !self.hungry.is_empty()
+            || !self.held.is_empty()
+            || !self.inbox.is_empty()
     }
 
     /// The connection has room again: everything that waits for it here is tried anew.
     pub(super) fn relieved(&mut self, conn: ConnId) {
         if let Some(member) = self.members.get_mut(&conn) {
             member.stalled = false;
-            self.presence_due = true;
-            self.hungry.push(conn);
+            self.uninformed.push(conn);
+            self.hunger(conn);
         }
     }
 
-    /// Feeds who asked for it in this turn. Live members have been given everything when this is called.
-    pub(super) fn feed_hungry(&mut self, ctx: &mut Context) {
-        // Members at the same cursor are given the same bytes.
-        let mut encoded: Option<(Page, Bytes)> = None;
-        for id in std::mem::take(&mut self.hungry) {
-            while self.feed(id, &mut encoded, ctx) {}
-        }
-    }
-
-    /// Gives a member that is behind one page from memory, or asks the engine for one. Whether to go on.
-    fn feed(&mut self, id: ConnId, encoded: &mut Option<(Page, Bytes)>, ctx: &mut Context) -> bool {
-        let room = RoomOf(self.id);
-        let Some(member) = self.members.get_mut(&id) else { return false };
-        let Cursor::Behind(after) = member.cursor else { return false };
-        if member.reading.is_some() {
-            return false;
-        }
-        if !member.conn.outbox.has_room(ctx.index) {
-            member.stall(&room, ctx);
-            return false;
-        }
-        if !member.announced
-            && let Some(chain) = self.log.chain_at(after)
-        {
-            self.announce(id, after, chain);
-            return true;
-        }
-        if after == self.shown && member.announced {
-            member.cursor = Cursor::Live;
-            return false;
-        }
-        if encoded.as_ref().is_none_or(|(page, _)| page.first != after + 1) {
-            *encoded = self.log.recent_after(after, ctx.catch_up_bytes_max()).map(|page| {
-                let frame = ServerFrame::Deliver(page.clone()).encode();
-                (page, frame)
-            });
-        }
-        match encoded {
-            Some((page, frame)) if member.announced && !page.items.is_empty() => {
-                let pushed = member.push_page(frame, &room, ctx);
-                if pushed {
-                    member.cursor = Cursor::Behind(last(page));
-                    ctx.stats.delivered(page.items.len() as u64, frame.len());
-                }
-                pushed
-            }
-            _ => {
-                self.read(id, after, ctx);
-                false
-            }
-        }
-    }
-
-    /// Tells a subscriber where its delivery begins. The list of who is there follows at the end of the turn.
-    fn announce(&mut self, id: ConnId, after: Seq, chain: Digest) {
+    /// Tells a subscriber where its delivery begins. The list of who is there follows at the end of the slice.
+    pub(super) fn announce(&mut self, id: ConnId, after: Seq, chain: Digest) {
         let position = self.log.position();
         if let Some(member) = self.members.get_mut(&id) {
             member.announced = true;
-            self.presence_due = true;
+            self.uninformed.push(id);
             answer(&member.conn, &ServerFrame::Subscribed { room: self.id, after, chain, position });
         }
     }
 
-    /// Has the engine read what follows `after`, once for all who are there.
-    fn read(&mut self, id: ConnId, after: Seq, ctx: &mut Context) {
-        if let Some(waiting) = self.reads.get_mut(&after) {
-            if !waiting.contains(&id) {
-                waiting.push(id);
-            }
-        } else {
-            let request = engine::Request::ReadAfter { room: self.id, after, bytes_max: ctx.catch_up_bytes_max() };
-            if ctx.submit(request, Op::ReadAfter { room: self.id, life: self.life, after }).is_err() {
-                self.hungry.push(id);
-                ctx.retry(self.id);
-                return;
-            }
-            ctx.stats.history_reads += 1;
-            self.reads.insert(after, vec![id]);
-        }
-        if let Some(member) = self.members.get_mut(&id) {
-            member.reading = Some(after);
-        }
-    }
-
-    /// What follows `after` was read, or not.
-    pub(super) fn read_done(&mut self, after: Seq, result: Result<Records, Failure>, ctx: &mut Context) {
-        let mut waiting = self.reads.remove(&after).unwrap_or_default();
-        waiting.retain(|id| {
-            let Some(member) = self.members.get_mut(id).filter(|member| member.reading == Some(after)) else { return false };
-            member.reading = None;
-            let wanted = member.cursor == Cursor::Behind(after);
-            if !wanted {
-                // It subscribed anew meanwhile: one read at a time, so the next one begins now.
-                self.hungry.push(*id);
-            }
-            wanted
-        });
-        let page = result.map(|mut records| {
-            // What is on disk but not yet acked here is shown when it is.
-            records.records.retain(|record| record.seq <= self.log.durable().head);
-            self.page(&records, after + 1)
-        });
-        match page {
-            Ok(page) if !page.items.is_empty() => self.give(&waiting, after, &page, ctx),
-            Ok(_) => self.stop(&waiting, Refusal::Internal, ctx),
-            Err(failure) => self.stop(&waiting, refusal(failure), ctx),
-        }
-    }
-
-    fn give(&mut self, waiting: &[ConnId], after: Seq, page: &Page, ctx: &mut Context) {
-        let frame = ServerFrame::Deliver(page.clone()).encode();
-        let room = RoomOf(self.id);
-        for id in waiting {
-            let Some(member) = self.members.get_mut(id) else { continue };
-            // Records behind the cursor were trimmed meanwhile: the subscription begins anew where the log begins.
-            let trimmed = page.first != after + 1;
-            if !member.announced || trimmed {
-                member.cursor = Cursor::Behind(page.first - 1);
-                self.announce(*id, page.first - 1, page.chain);
-            }
-            let Some(member) = self.members.get_mut(id) else { continue };
-            if member.push_page(&frame, &room, ctx) {
-                member.cursor = Cursor::Behind(last(page));
-                ctx.stats.delivered(page.items.len() as u64, frame.len());
-                self.hungry.push(*id);
-            }
-        }
-    }
-
     /// Delivery cannot go on: says so, and ends the subscriptions.
-    fn stop(&mut self, waiting: &[ConnId], why: Refusal, ctx: &mut Context) {
+    pub(super) fn stop(&mut self, waiting: &[ConnId], why: Refusal, ctx: &mut Context) {
         for id in waiting {
             self.unsubscribe(*id);
-            if let Some(member) = self.members.get(id) {
+            if let Some(member) = self.members.get_mut(id) {
+                member.waits = false;
                 fail(ctx, &member.conn, self.id, Operation::Subscribe, why);
-            }
-        }
-    }
-
-    /// Tells the subscribers who came and went, once per turn.
-    pub(super) fn tell_presence(&mut self, ctx: &mut Context) {
-        let delta = match self.presence.turn(ctx.limits.presence_sessions_max) {
-            Change::Nothing => None,
-            Change::Delta { online, offline } => {
-                let devices: Vec<DeviceKey> = online.iter().chain(&offline).copied().collect();
-                Some((devices, ServerFrame::Presence { room: self.id, online, offline }.encode()))
-            }
-            Change::Restart => {
-                self.members.values_mut().for_each(|member| member.knows = Knows::Nothing);
-                self.presence_due = true;
-                None
-            }
-        };
-        if !std::mem::take(&mut self.presence_due) && delta.is_none() {
-            return;
-        }
-        let room = RoomOf(self.id);
-        let mut all: Option<Bytes> = None;
-        for member in self.members.values_mut().filter(|member| member.is_subscribed() && member.announced) {
-            match &mut member.knows {
-                Knows::Nothing if self.presence.is_on() => {
-                    let list = || ServerFrame::Presence { room: room.0, online: self.presence.online(), offline: Vec::new() };
-                    let frame = all.get_or_insert_with(|| list().encode()).clone();
-                    if member.push_page(&frame, &room, ctx) {
-                        member.knows = Knows::All;
-                    }
-                }
-                Knows::Nothing => {}
-                Knows::All => {
-                    if let Some((devices, frame)) = &delta
-                        && !member.push_page(frame, &room, ctx)
-                    {
-                        member.knows = Knows::AllBut(devices.iter().copied().collect());
-                    }
-                }
-                Knows::AllBut(missed) => {
-                    missed.extend(delta.iter().flat_map(|(devices, _)| devices));
-                    // Best effort beyond this: a reader that slow learns of these when they change again.
-                    while missed.len() > 2 * ctx.limits.presence_sessions_max as usize {
-                        missed.pop_first();
-                    }
-                    if member.stalled {
-                        continue;
-                    }
-                    let (online, offline) = missed.iter().partition(|device| self.presence.is_online(device));
-                    let frame = ServerFrame::Presence { room: room.0, online, offline }.encode();
-                    if member.push_page(&frame, &room, ctx) {
-                        member.knows = Knows::All;
-                    }
-                }
             }
         }
     }

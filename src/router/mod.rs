@@ -4,11 +4,14 @@
 //! or socket. [`task`] runs shards on tokio. A room belongs to exactly one shard, so its order needs no lock; a connection
 //! belongs to nobody: its writer takes what shards put into its outbox.
 
+mod context;
 mod delivery;
 pub mod outbox;
 mod presence;
+mod reads;
 mod room;
 pub mod shard;
+mod tails;
 pub mod task;
 
 pub use task::{Config, Handle, Stopped};

@@ -1,8 +1,53 @@
-//! Which devices are subscribed to a room. A device with several sessions is there once.
+//! Which devices are subscribed to a room, and telling its subscribers. A device with several sessions is there once.
+//!
+//! What changes in a turn is told once. It costs as much as there are subscribers, so it is done only where there are few
+//! of them: coming and going in a large room is a matter of two maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::core::id::DeviceKey;
+use bytes::Bytes;
+
+use super::{ConnId, context::Context, room::Room};
+use crate::core::{frame::ServerFrame, id::DeviceKey};
+
+/// What a subscriber knows of who is there.
+#[derive(Debug)]
+pub(super) enum Knows {
+    /// Nothing: it must be given the whole list.
+    Nothing,
+    /// It was told of devices once, and must be given the whole list anew; these may have gone since.
+    Stale(BTreeSet<DeviceKey>),
+    /// Everything.
+    All,
+    /// All but what became of these devices.
+    AllBut(BTreeSet<DeviceKey>),
+}
+
+impl Knows {
+    /// It must be given the whole list, and hear of those who went unheard.
+    pub(super) fn begin_anew(&mut self) {
+        *self = match std::mem::replace(self, Self::Nothing) {
+            Self::Nothing => Self::Nothing,
+            Self::All => Self::Stale(BTreeSet::new()),
+            Self::AllBut(missed) | Self::Stale(missed) => Self::Stale(missed),
+        };
+    }
+
+    /// These changed, and it has not heard of it.
+    fn miss(&mut self, devices: &[DeviceKey], missed_max: usize) {
+        match self {
+            Self::Nothing => {}
+            Self::All => *self = Self::AllBut(devices.iter().copied().collect()),
+            Self::AllBut(missed) | Self::Stale(missed) => {
+                missed.extend(devices);
+                // Best effort beyond this: a reader that slow learns of these when they change again.
+                while missed.len() > missed_max {
+                    missed.pop_first();
+                }
+            }
+        }
+    }
+}
 
 /// The devices that are there, and what changed since the last turn.
 #[derive(Debug)]
@@ -95,6 +140,81 @@ impl Presence {
             }
         }
         if online.is_empty() && offline.is_empty() { Change::Nothing } else { Change::Delta { online, offline } }
+    }
+}
+
+/// What changed, and the frame that says so.
+type Delta = Option<(Vec<DeviceKey>, Bytes)>;
+
+impl Room {
+    /// Tells the subscribers who came and went, and newcomers who is there.
+    pub(super) fn tell_presence(&mut self, ctx: &mut Context) {
+        let delta = match self.presence.turn(ctx.limits.presence_sessions_max) {
+            Change::Nothing => None,
+            Change::Delta { online, offline } => {
+                let devices: Vec<DeviceKey> = online.iter().chain(&offline).copied().collect();
+                Some((devices, ServerFrame::Presence { room: self.id, online, offline }.encode()))
+            }
+            Change::Restart => {
+                for id in &self.subscribers {
+                    if let Some(member) = self.members.get_mut(id) {
+                        member.knows.begin_anew();
+                    }
+                }
+                self.uninformed = self.subscribers.iter().copied().collect();
+                None
+            }
+        };
+        let mut hearers = std::mem::take(&mut self.uninformed);
+        if delta.is_some() {
+            hearers = self.subscribers.iter().copied().collect();
+        }
+        ctx.work += hearers.len() as u64;
+        let mut all = None;
+        for id in hearers {
+            self.tell_member(id, &delta, &mut all, ctx);
+        }
+    }
+
+    fn tell_member(&mut self, id: ConnId, delta: &Delta, all: &mut Option<Bytes>, ctx: &mut Context) {
+        let (room, presence) = (self.id, &self.presence);
+        let Some(member) = self.members.get_mut(&id).filter(|member| member.is_subscribed()) else { return };
+        if let (Knows::All, true, Some((_, frame))) = (&member.knows, member.announced, delta)
+            && member.push_page(frame, room, ctx)
+        {
+            return;
+        }
+        if let Some((devices, _)) = delta {
+            member.knows.miss(devices, 2 * ctx.limits.presence_sessions_max as usize);
+        }
+        if !member.announced || member.stalled {
+            return; // Told when it is, or when there is room.
+        }
+        // Where presence is off, nobody is there for anybody.
+        let is_online = |device: &DeviceKey| presence.is_on() && presence.is_online(device);
+        let (frame, then) = match &member.knows {
+            Knows::All => return,
+            Knows::AllBut(missed) => {
+                let (online, offline) = missed.iter().partition(|device| is_online(device));
+                (ServerFrame::Presence { room, online, offline }.encode(), Knows::All)
+            }
+            Knows::Nothing | Knows::Stale(_) => {
+                let missed = if let Knows::Stale(missed) = &member.knows { Some(missed) } else { None };
+                let offline: Vec<_> = missed.into_iter().flatten().filter(|device| !is_online(device)).copied().collect();
+                match (presence.is_on(), offline.is_empty()) {
+                    (true, true) => {
+                        let list = || ServerFrame::Presence { room, online: presence.online(), offline }.encode();
+                        (all.get_or_insert_with(list).clone(), Knows::All)
+                    }
+                    (true, false) => (ServerFrame::Presence { room, online: presence.online(), offline }.encode(), Knows::All),
+                    (false, true) => return,
+                    (false, false) => (ServerFrame::Presence { room, online: Vec::new(), offline }.encode(), Knows::Nothing),
+                }
+            }
+        };
+        if member.push_page(&frame, room, ctx) {
+            member.knows = then;
+        }
     }
 }
 

@@ -1,22 +1,25 @@
 //! One room at its shard: its log, its members, what waits for the engine. Requests and appends are here, delivery is in
-//! `delivery`.
+//! `delivery` and `reads`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
     sync::Arc,
 };
 
 use super::{
     Conn, ConnId,
+    context::{Context, Op, Slices, work_of},
+    delivery::Broadcast,
     outbox::Permit,
-    presence::Presence,
-    shard::{Context, Op},
+    presence::{Knows, Presence},
+    reads::{EncodedPages, Held, Reads},
 };
 use crate::{
     core::{
         close::Refusal,
-        frame::{Item, LogKind, Operation, Page, Publish, ServerFrame},
-        id::{AccessKey, DeviceKey, RoomId, Seq, Signature},
+        frame::{LogKind, Operation, Publish, ServerFrame},
+        id::{AccessKey, RoomId, Seq, Signature, UnixMillis},
         log::{Append, LoadedLog, LogMeta, Records},
         login,
         room::{RoomLog, Verdict},
@@ -33,27 +36,55 @@ pub(super) struct Room {
     pub(super) life: u64,
     pub(super) log: RoomLog,
     pub(super) members: BTreeMap<ConnId, Member>,
+    /// Those of them that are subscribed.
+    pub(super) subscribers: BTreeSet<ConnId>,
+    /// How many of these are live.
+    pub(super) live: usize,
+    /// Requests that wait for the room's next slice, and the work of those that did not wait, in which turn.
+    pub(super) inbox: VecDeque<Asked>,
+    taken: (u64, u64),
     /// Who waits for each pending append, in the order of their seqs.
     waiters: VecDeque<Vec<(Arc<Conn>, Permit)>>,
-    /// What live members have been given: everything up to here.
+    /// Members may have been given everything up to here, and nothing beyond.
     pub(super) shown: Seq,
     /// Envelope bytes that are durable and not yet shown.
     pub(super) unshown_bytes: usize,
-    /// Members to be fed at the end of the turn.
-    pub(super) hungry: Vec<ConnId>,
-    /// Reads in flight, by cursor, and who waits for each.
-    pub(super) reads: HashMap<Seq, Vec<ConnId>>,
+    /// What is on its way to the live members.
+    pub(super) broadcast: Option<Broadcast>,
+    /// Ephemeral envelopes to be passed on, and whom they are from.
+    pub(super) ephemerals: Vec<(ConnId, bytes::Bytes)>,
+    /// The last broadcast was of these.
+    pub(super) ephemerals_last: bool,
+    /// Members to be fed, and those that wait for `shown` to reach their cursor.
+    pub(super) hungry: VecDeque<ConnId>,
+    pub(super) parked: VecDeque<ConnId>,
+    /// Pages of the recent tail, encoded, for those who are fed in this slice.
+    pub(super) encoded: EncodedPages,
+    /// Members that wait for the engine, and what it has read for them.
+    pub(super) reads: Reads,
+    pub(super) held: VecDeque<Held>,
     pub(super) presence: Presence,
-    /// Whether some subscriber may have to be told of who is there, besides what changes.
-    pub(super) presence_due: bool,
+    /// Subscribers that may have to be told of who is there, besides what changes.
+    pub(super) uninformed: Vec<ConnId>,
     /// Requests to the engine that are not answered, besides appends and reads.
     pub(super) in_flight: u32,
+    /// Whether the engine is asked where the log stands, and when that was last asked.
+    refreshing: bool,
+    refreshed_ms: Option<UnixMillis>,
     /// Who asked for the deletion, which waits until no append is pending.
     deleting: Vec<(Arc<Conn>, Permit)>,
     submitted: Submitted,
-    /// Whether the shard looks after this room at the end of the turn.
+    /// Whether the shard will give it a slice.
     pub(super) touched: bool,
+    /// Its place among the shard's recent tails.
+    pub(super) tail: super::tails::Place,
 }
+
+/// A request and its connection.
+pub(super) type Asked = (Arc<Conn>, Action, Permit);
+
+/// The engine is asked where a full log stands at most so often.
+const REFRESH_MS: u64 = 2_000;
 
 /// Which request that concerns the whole log is with the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +92,8 @@ enum Submitted {
     Nothing,
     Reload,
     Delete,
+    /// The reload failed: nothing is asked before the next tick.
+    Paused,
 }
 
 /// A session that has entered.
@@ -70,8 +103,8 @@ pub(super) struct Member {
     pub(super) cursor: Cursor,
     /// Whether `Subscribed` was sent for this cursor.
     pub(super) announced: bool,
-    /// The cursor of the read it waits for.
-    pub(super) reading: Option<Seq>,
+    /// Whether it is in one of the room's queues.
+    pub(super) waits: bool,
     /// Whether the shard will come back to it when its outbox has room.
     pub(super) stalled: bool,
     pub(super) knows: Knows,
@@ -82,26 +115,15 @@ pub(super) struct Member {
 pub(super) enum Cursor {
     /// Not subscribed.
     Off,
-    /// It was given everything that the room has shown.
-    Live,
+    /// It was given everything up to here, and is part of every broadcast of what follows.
+    Live(Seq),
     /// It was given everything up to here, and is fed at its own pace.
     Behind(Seq),
 }
 
-/// What a subscriber knows of who is there.
-#[derive(Debug)]
-pub(super) enum Knows {
-    /// Nothing: it must be given the whole list.
-    Nothing,
-    /// Everything.
-    All,
-    /// All but what became of these devices.
-    AllBut(BTreeSet<DeviceKey>),
-}
-
 impl Member {
     const fn new(conn: Arc<Conn>) -> Self {
-        Self { conn, cursor: Cursor::Off, announced: false, reading: None, stalled: false, knows: Knows::Nothing }
+        Self { conn, cursor: Cursor::Off, announced: false, waits: false, stalled: false, knows: Knows::Nothing }
     }
 }
 
@@ -110,8 +132,12 @@ impl Member {
 pub(super) enum Fate {
     /// It stays in memory.
     Keep,
+    /// It stays, and wants another slice.
+    More,
     /// Nobody needs it there.
     Drop,
+    /// Its log is gone, and its members must hear it.
+    Close,
 }
 
 pub(super) fn answer(conn: &Conn, frame: &ServerFrame) {
@@ -149,17 +175,62 @@ impl Room {
             life,
             log: RoomLog::new(id, loaded),
             members: BTreeMap::new(),
+            subscribers: BTreeSet::new(),
+            live: 0,
+            inbox: VecDeque::new(),
+            taken: (0, 0),
             waiters: VecDeque::new(),
             shown,
             unshown_bytes: 0,
-            hungry: Vec::new(),
-            reads: HashMap::new(),
+            broadcast: None,
+            ephemerals: Vec::new(),
+            ephemerals_last: false,
+            hungry: VecDeque::new(),
+            parked: VecDeque::new(),
+            encoded: EncodedPages::new(),
+            reads: Reads::default(),
+            held: VecDeque::new(),
             presence: Presence::new(),
-            presence_due: false,
+            uninformed: Vec::new(),
             in_flight: 0,
+            refreshing: false,
+            refreshed_ms: None,
             deleting: Vec::new(),
             submitted: Submitted::Nothing,
             touched: false,
+            tail: super::tails::Place::default(),
+        }
+    }
+
+    /// A request comes: it is carried out, unless the room had its share of this turn, or others wait already.
+    pub(super) fn ask(&mut self, conn: Arc<Conn>, action: Action, permit: Permit, turn: u64, ctx: &mut Context) -> Option<Asked> {
+        if self.taken.0 != turn {
+            self.taken = (turn, 0);
+        }
+        let Slices { intake, .. } = ctx.setup.slices;
+        if self.inbox.is_empty() && self.taken.1 < intake.into() {
+            let (known, before) = (work_of(&action), ctx.work);
+            self.request(&conn, action, permit, ctx);
+            // What it cost besides is known only now: a page from memory, say, is encoded at once.
+            self.taken.1 += known + (ctx.work - before);
+        } else if self.inbox.len() < super::shard::WAITING_MAX {
+            self.inbox.push_back((conn, action, permit));
+            ctx.queued += 1;
+        } else {
+            return Some((conn, action, permit));
+        }
+        None
+    }
+
+    /// Requests that waited, one slice of them.
+    fn answer_waiting(&mut self, ctx: &mut Context) {
+        let end = ctx.slice_end();
+        while ctx.work < end
+            && let Some((conn, action, permit)) = self.inbox.pop_front()
+        {
+            ctx.work += work_of(&action);
+            ctx.queued -= 1;
+            self.request(&conn, action, permit, ctx);
         }
     }
 
@@ -184,6 +255,10 @@ impl Room {
                 false => fail(ctx, conn, self.id, Operation::Ephemeral, Refusal::NoAccess),
             },
             Action::Delete => self.delete(conn, permit, ctx),
+            Action::Seek { request, time_ms } => match self.members.contains_key(&conn.id) {
+                true => self.seek(conn, request, time_ms, permit, ctx),
+                false => fail(ctx, conn, self.id, Operation::Seek, Refusal::NoAccess),
+            },
         }
     }
 
@@ -238,7 +313,12 @@ impl Room {
             answer(conn, &ServerFrame::Refused { room, producer, client_seq, why });
         };
         match self.log.publish(conn.device, publish, ctx.now_ms, &ctx.limits) {
-            Verdict::Refused(why) => refused(ctx, why),
+            Verdict::Refused(why) => {
+                if why == Refusal::RoomFull {
+                    self.refresh(ctx);
+                }
+                refused(ctx, why);
+            }
             Verdict::Stored(seq) => {
                 ctx.stats.acks += 1;
                 answer(conn, &ServerFrame::Ack { room, producer, client_seq, seq });
@@ -279,52 +359,18 @@ impl Room {
             }
             return;
         }
-        // The recent tail keeps at least what one page holds, so what is not yet shown is still there.
-        if self.unshown_bytes + self.log.next_pending_bytes().unwrap_or(0) > ctx.limits.page_bytes_max as usize {
-            self.show(ctx);
-        }
-        let Some(append) = self.log.persisted(ctx.limits.recent_bytes_max.max(ctx.limits.page_bytes_max)) else { return };
+        let bytes_max = self.tail_bytes_max(self.log.next_pending_bytes().unwrap_or(0), ctx);
+        let Some(append) = self.log.persisted(bytes_max) else { return };
         self.unshown_bytes += append.envelope.len();
+        if self.is_nearly_full(ctx) {
+            self.refresh(ctx);
+        }
         let Append { room, producer, client_seq, seq, .. } = append;
         let frame = ServerFrame::Ack { room, producer: producer.id, client_seq, seq };
         for (conn, _permit) in waiters {
             ctx.stats.acks += 1;
             answer(&conn, &frame);
         }
-    }
-
-    fn fetch(&mut self, conn: &Arc<Conn>, request: u32, before: Seq, count_max: u32, permit: Permit, ctx: &mut Context) {
-        let (room, bytes_max) = (self.id, ctx.limits.page_bytes_max);
-        let read = engine::Request::ReadBefore { room, before, count_max: count_max.max(1), bytes_max };
-        let op = Op::ReadBefore { room, life: self.life, conn: Arc::clone(conn), request, permit };
-        match ctx.submit(read, op) {
-            Ok(()) => self.in_flight += 1,
-            Err(engine::Busy) => fail(ctx, conn, room, Operation::Fetch, Refusal::Overloaded),
-        }
-    }
-
-    /// A page before some seq was read, or not.
-    pub(super) fn fetched(&mut self, conn: &Conn, request: u32, result: Result<Records, Failure>, ctx: &mut Context) {
-        self.in_flight -= 1;
-        if !self.members.contains_key(&conn.id) {
-            return fail(ctx, conn, self.id, Operation::Fetch, Refusal::NoAccess);
-        }
-        match result {
-            Ok(records) => {
-                let page = self.page(&records, records.state.floor);
-                answer(conn, &ServerFrame::Fetched { request, page });
-            }
-            Err(failure) => fail(ctx, conn, self.id, Operation::Fetch, refusal(failure)),
-        }
-    }
-
-    /// Records as a page. The engine may be ahead of the completions that have arrived here.
-    pub(super) fn page(&self, records: &Records, first: Seq) -> Page {
-        let mut position = self.log.position();
-        position.head = position.head.max(records.state.head);
-        let first = records.records.first().map_or(first, |record| record.seq);
-        let item = |record: &crate::core::log::Record| Item { time_ms: record.time_ms, envelope: record.envelope.clone() };
-        Page { room: self.id, position, first, chain: records.before, items: records.records.iter().map(item).collect() }
     }
 
     fn delete(&mut self, conn: &Arc<Conn>, permit: Permit, ctx: &mut Context) {
@@ -336,32 +382,52 @@ impl Room {
         fail(ctx, conn, self.id, Operation::Delete, why);
     }
 
+    /// Whether the room keeps almost as many bytes as it may.
+    fn is_nearly_full(&self, ctx: &Context) -> bool {
+        let bytes_max = match self.log.meta().kind {
+            LogKind::Room => ctx.limits.room_bytes_max,
+            LogKind::Inbox => ctx.limits.inbox_bytes_max,
+        };
+        self.log.durable().bytes > bytes_max - bytes_max / 16
+    }
+
+    /// Asks the engine where the log stands: it may have trimmed it, so that there is room again.
+    fn refresh(&mut self, ctx: &mut Context) {
+        let recent = self.refreshed_ms.is_some_and(|at_ms| ctx.now_ms.saturating_sub(at_ms) < REFRESH_MS);
+        if self.refreshing || recent {
+            return;
+        }
+        let (room, after) = (self.id, self.log.durable().head);
+        let request = engine::Request::ReadAfter { room, after, bytes_max: 1 };
+        // An engine that is busy is asked at the next refusal.
+        if ctx.submit(request, Op::Refresh { room, life: self.life }).is_ok() {
+            self.refreshing = true;
+            self.refreshed_ms = Some(ctx.now_ms);
+            self.in_flight += 1;
+        }
+    }
+
+    pub(super) fn refreshed(&mut self, result: Result<Records, Failure>) {
+        self.in_flight -= 1;
+        self.refreshing = false;
+        if let Ok(records) = result {
+            self.log.adopt(&records.state);
+        }
+    }
+
     /// The deletion is done, or not.
     pub(super) fn deleted(&mut self, result: Result<(), Failure>, ctx: &mut Context) -> Fate {
         self.in_flight -= 1;
         self.submitted = Submitted::Nothing;
-        let asked = std::mem::take(&mut self.deleting);
+        let asked = mem::take(&mut self.deleting);
         match result {
-            Ok(()) | Err(Failure::NotFound) => {
-                self.close(ctx);
-                Fate::Drop
-            }
+            Ok(()) | Err(Failure::NotFound) => Fate::Close,
             Err(failure) => {
                 for (conn, _permit) in asked {
                     fail(ctx, &conn, self.id, Operation::Delete, refusal(failure));
                 }
                 Fate::Keep
             }
-        }
-    }
-
-    /// The log is gone: tells every member, and forgets them.
-    pub(super) fn close(&mut self, ctx: &mut Context) {
-        let frame = ServerFrame::Deleted { room: self.id }.encode();
-        for (id, member) in std::mem::take(&mut self.members) {
-            member.conn.outbox.push_control(frame.clone());
-            member.conn.leave();
-            ctx.left(id, self.id);
         }
     }
 
@@ -374,28 +440,42 @@ impl Room {
                 self.log = RoomLog::new(self.id, *loaded);
                 Fate::Keep
             }
-            Ok(None) => {
-                self.close(ctx);
-                Fate::Drop
-            }
+            Ok(None) => Fate::Close,
             Err(_) => {
+                self.submitted = Submitted::Paused;
                 ctx.retry(self.id);
                 Fate::Keep
             }
         }
     }
 
-    /// Everything that waits for the end of a turn.
-    pub(super) fn end_turn(&mut self, ctx: &mut Context) -> Fate {
+    /// Time has passed: what failed is tried again.
+    pub(super) fn ticked(&mut self) {
+        if self.submitted == Submitted::Paused {
+            self.submitted = Submitted::Nothing;
+        }
+    }
+
+    /// One slice of everything that waits.
+    pub(super) fn work(&mut self, ctx: &mut Context) -> Fate {
         self.touched = false;
-        self.show(ctx);
-        self.feed_hungry(ctx);
+        self.answer_waiting(ctx);
+        self.broadcast(ctx);
+        self.feed(ctx);
         self.tell_presence(ctx);
         if self.log.is_quiet() && self.submitted == Submitted::Nothing {
             self.submit_whole(ctx);
         }
+        if self.has_more() {
+            return Fate::More;
+        }
         let idle = self.in_flight == 0 && self.reads.is_empty() && self.log.is_quiet();
         if idle && self.members.is_empty() && self.deleting.is_empty() { Fate::Drop } else { Fate::Keep }
+    }
+
+    /// What it leaves behind when its log is gone: members, and requests that came after.
+    pub(super) fn into_rest(self) -> (BTreeMap<ConnId, Member>, VecDeque<Asked>) {
+        (self.members, self.inbox)
     }
 
     /// What must wait until no append is pending.

@@ -1,34 +1,39 @@
 //! One shard: the owner of its rooms. Pure: messages in, frames into outboxes and requests to the engine out.
 //!
-//! The shell calls [`Shard::handle`] for all that has come, then [`Shard::end_turn`] once: what became durable in one turn
-//! travels to each room's members in one frame. While [`Shard::wants_tick`], the shell also ends a turn after a short while
-//! without messages.
+//! The shell calls [`Shard::handle`] for what has come, then [`Shard::end_turn`] once: what became durable in one turn
+//! travels to each room's members in one frame. A turn does a bounded amount of work, in slices, one room after the other;
+//! while [`Shard::wants_turn`], the shell begins the next one at once, without waiting for messages. While
+//! [`Shard::wants_tick`], it also ends a turn after a short while without messages.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
-    fmt,
+    collections::{BTreeMap, HashMap, VecDeque},
+    mem,
     sync::Arc,
 };
 
+use bytes::Bytes;
+
+pub use super::context::{Setup, Slices, Stats};
 use super::{
     Conn, ConnId,
+    context::{Context, Op},
     outbox::Permit,
-    room::{Fate, Room, answer, fail, refusal, refuse},
+    room::{Asked, Fate, Member, Room, answer, fail, refusal, refuse},
+    tails::Tails,
 };
 use crate::{
     core::{
         close::Refusal,
         frame::{Operation, ServerFrame},
-        id::{LogId, RoomId, Seq, UnixMillis},
-        limits::Limits,
+        id::{RoomId, UnixMillis},
         log::{LoadedLog, LogMeta, LogState},
         session::{Action, RoomRequest},
     },
-    engine::{Answer, Busy, Complete, Completion, Engine, Failure, Request, Token},
+    engine::{Answer, Busy, Completion, Failure, Request},
 };
 
-/// Requests that may wait for one room to be loaded or made.
-const WAITING_MAX: usize = 16 << 10;
+/// Requests that may wait for one room: to be loaded or made, or for its next slice.
+pub(super) const WAITING_MAX: usize = 16 << 10;
 
 /// What comes to a shard.
 #[derive(Debug)]
@@ -56,147 +61,36 @@ pub enum Message {
     Completed(Vec<Completion>),
 }
 
-/// What a shard starts from.
-pub struct Setup {
-    /// Its number: at most 63.
-    pub index: usize,
-    /// What everybody may use.
-    pub limits: Arc<Limits>,
-    /// What keeps its logs.
-    pub engine: Arc<dyn Engine>,
-    /// Brings the engine's completions back, as [`Message::Completed`].
-    pub complete: Arc<dyn Complete>,
-    /// Makes random log ids.
-    pub log_id: Box<dyn FnMut() -> LogId + Send>,
-}
-
-impl fmt::Debug for Setup {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Setup").field("index", &self.index).field("limits", &self.limits).finish_non_exhaustive()
-    }
-}
-
-/// What happened since the shell last took it.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Records put into outboxes, once for each receiver.
-    pub deliveries: u64,
-    /// Bytes of the frames that carried them.
-    pub delivered_bytes: u64,
-    /// Publishes acked.
-    pub acks: u64,
-    /// Members that fell behind.
-    pub catch_ups: u64,
-    /// Pages of history read from the engine for subscribers.
-    pub history_reads: u64,
-    /// Ephemeral envelopes passed on, once for each receiver.
-    pub ephemerals: u64,
-    /// Ephemeral envelopes that a full outbox dropped.
-    pub ephemerals_dropped: u64,
-    /// Refusals, by [`Refusal::name`].
-    pub refusals: HashMap<&'static str, u64>,
-}
-
-impl Stats {
-    pub(super) fn refused(&mut self, why: Refusal) {
-        *self.refusals.entry(why.name()).or_default() += 1;
-    }
-
-    pub(super) const fn delivered(&mut self, records: u64, bytes: usize) {
-        self.deliveries += records;
-        self.delivered_bytes += bytes as u64;
-    }
-}
-
-/// Why the engine was asked.
-#[derive(Debug)]
-pub(super) enum Op {
-    Load { room: RoomId },
-    Create { room: RoomId, meta: LogMeta, conn: Arc<Conn>, permit: Permit },
-    Append { room: RoomId },
-    ReadAfter { room: RoomId, life: u64, after: Seq },
-    ReadBefore { room: RoomId, life: u64, conn: Arc<Conn>, request: u32, permit: Permit },
-    Delete { room: RoomId },
-}
-
-/// Everything of a shard but its rooms.
-#[derive(Debug)]
-pub(super) struct Context {
-    pub(super) index: usize,
-    pub(super) limits: Arc<Limits>,
-    pub(super) now_ms: UnixMillis,
-    pub(super) stats: Stats,
-    setup: Setup,
-    ops: HashMap<Token, Op>,
-    next_token: Token,
-    next_life: u64,
-    conns: HashMap<ConnId, InRooms>,
-    retry: Vec<RoomId>,
-}
-
-/// Where a connection is known.
-#[derive(Debug, Default)]
-struct InRooms {
-    entered: BTreeSet<RoomId>,
-    /// Rooms that wait for its outbox to have room.
-    stalled: Vec<RoomId>,
-}
-
-impl Context {
-    pub(super) fn submit(&mut self, request: Request, op: Op) -> Result<(), Busy> {
-        self.setup.engine.submit(request, self.next_token, &self.setup.complete)?;
-        self.ops.insert(self.next_token, op);
-        self.next_token += 1;
-        Ok(())
-    }
-
-    /// Envelope bytes of one page of history: it fits an outbox that is half full.
-    pub(super) fn catch_up_bytes_max(&self) -> u32 {
-        self.limits.page_bytes_max.min(self.limits.outbox_bytes_max / 2)
-    }
-
-    pub(super) fn entered(&mut self, conn: ConnId, room: RoomId) {
-        self.conns.entry(conn).or_default().entered.insert(room);
-    }
-
-    pub(super) fn left(&mut self, conn: ConnId, room: RoomId) {
-        if let Some(rooms) = self.conns.get_mut(&conn) {
-            rooms.entered.remove(&room);
-            rooms.stalled.retain(|stalled| *stalled != room);
-            if rooms.entered.is_empty() {
-                self.conns.remove(&conn);
-            }
-        }
-    }
-
-    pub(super) fn stalled(&mut self, conn: ConnId, room: RoomId) {
-        self.conns.entry(conn).or_default().stalled.push(room);
-    }
-
-    /// The engine was busy, or failed: the room is looked after again at the next tick.
-    pub(super) fn retry(&mut self, room: RoomId) {
-        self.retry.push(room);
-    }
-
-    const fn life(&mut self) -> u64 {
-        self.next_life += 1;
-        self.next_life
-    }
-}
-
 #[derive(Debug)]
 enum Slot {
     /// The engine was asked for it, or to make it.
-    Loading(VecDeque<(Arc<Conn>, Action, Permit)>),
+    Loading(VecDeque<Asked>),
     Ready(Box<Room>),
+    /// It was deleted, and its members are being told.
+    Closing(Box<Closing>),
+}
+
+/// What is left of a deleted room.
+#[derive(Debug)]
+struct Closing {
+    members: BTreeMap<ConnId, Member>,
+    /// What they are told.
+    frame: Bytes,
+    /// Requests that came after.
+    waiting: VecDeque<Asked>,
 }
 
 /// The owner of some rooms.
 #[derive(Debug)]
 pub struct Shard {
     rooms: HashMap<RoomId, Slot>,
-    /// Rooms to be looked after at the end of the turn.
-    touched: Vec<RoomId>,
+    /// Rooms that want a slice, in the order of their turns.
+    ready: VecDeque<RoomId>,
+    /// Counts turns.
+    turn: u64,
+    tails: Tails,
+    /// Bytes of recent messages that the shell knows of.
+    told_bytes: usize,
     ctx: Context,
 }
 
@@ -204,20 +98,9 @@ impl Shard {
     /// A shard without rooms.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
-        debug_assert!(setup.index < 64, "a shard is a bit of a ShardSet");
-        let ctx = Context {
-            index: setup.index,
-            limits: Arc::clone(&setup.limits),
-            now_ms: 0,
-            stats: Stats::default(),
-            setup,
-            ops: HashMap::new(),
-            next_token: 0,
-            next_life: 0,
-            conns: HashMap::new(),
-            retry: Vec::new(),
-        };
-        Self { rooms: HashMap::new(), touched: Vec::new(), ctx }
+        let tails = Tails::new(setup.recent_bytes_max);
+        let (rooms, ready) = (HashMap::new(), VecDeque::new());
+        Self { rooms, ready, turn: 1, tails, told_bytes: 0, ctx: Context::new(setup) }
     }
 
     /// One message, at this wall-clock time.
@@ -231,27 +114,126 @@ impl Shard {
         }
     }
 
-    /// Everything that has come was handled: delivers, and lets go of rooms that nobody needs.
+    /// What has come was handled: delivers, a bounded part of it, and lets go of rooms that nobody needs.
     pub fn end_turn(&mut self) {
-        for id in std::mem::take(&mut self.touched) {
-            if let Some(Slot::Ready(room)) = self.rooms.get_mut(&id)
-                && room.end_turn(&mut self.ctx) == Fate::Drop
-            {
-                self.rooms.remove(&id);
+        self.turn += 1;
+        // What requests have cost already counts, but half of the turn is left to deliver in.
+        let turn = u64::from(self.ctx.setup.slices.turn);
+        let end = turn.max(self.ctx.work + turn.div_ceil(2));
+        while self.ctx.work < end
+            && let Some(id) = self.ready.pop_front()
+        {
+            self.ctx.work += 1;
+            self.slice(id);
+        }
+        self.ctx.stats.work += mem::take(&mut self.ctx.work);
+        self.forget_tails();
+    }
+
+    /// One room's slice.
+    fn slice(&mut self, id: RoomId) {
+        match self.rooms.get_mut(&id) {
+            Some(Slot::Ready(room)) => {
+                let fate = room.work(&mut self.ctx);
+                self.tails.touch(id, &mut room.tail, room.log.recent_bytes());
+                if fate == Fate::More && !room.touched {
+                    room.touched = true;
+                    self.ready.push_back(id);
+                }
+                self.settle(id, fate);
             }
+            Some(Slot::Closing(_)) => self.say_farewell(id),
+            Some(Slot::Loading(_)) | None => {}
         }
     }
 
-    /// Whether some room waits for the engine to be less busy: the shell calls [`Shard::tick`] after some 10 ms.
+    /// What becomes of a room.
+    fn settle(&mut self, id: RoomId, fate: Fate) {
+        if matches!(fate, Fate::Keep | Fate::More) {
+            return;
+        }
+        let Some(Slot::Ready(mut room)) = self.rooms.remove(&id) else { return };
+        self.tails.count(&mut room.tail, 0);
+        if fate == Fate::Close {
+            let (members, waiting) = room.into_rest();
+            self.ctx.queued -= waiting.len();
+            let frame = ServerFrame::Deleted { room: id }.encode();
+            self.rooms.insert(id, Slot::Closing(Box::new(Closing { members, frame, waiting })));
+            self.say_farewell(id);
+        }
+    }
+
+    /// Tells one slice of the members that their room is gone, and forgets them.
+    fn say_farewell(&mut self, id: RoomId) {
+        let Some(Slot::Closing(closing)) = self.rooms.get_mut(&id) else { return };
+        let end = self.ctx.slice_end();
+        while let Some((conn, member)) = closing.members.pop_first() {
+            member.conn.outbox.push_control(closing.frame.clone());
+            member.conn.leave();
+            self.ctx.left(conn, id);
+            self.ctx.work += 1;
+            if self.ctx.work >= end {
+                return self.ready.push_back(id);
+            }
+        }
+        let waiting = mem::take(&mut closing.waiting);
+        self.rooms.remove(&id);
+        self.again(id, waiting);
+    }
+
+    /// Carries on with requests that waited.
+    fn again(&mut self, room: RoomId, waiting: VecDeque<Asked>) {
+        for (conn, action, permit) in waiting {
+            self.request(conn, RoomRequest { room, action }, permit);
+        }
+    }
+
+    /// Keeps to the budget of recent messages. What live members have not been given yet stays.
+    fn forget_tails(&mut self) {
+        let mut entries = self.tails.len();
+        while self.tails.exceeds() && entries > 0 {
+            entries -= 1;
+            let Some((id, stamp)) = self.tails.oldest() else { break };
+            if let Some(Slot::Ready(room)) = self.rooms.get_mut(&id)
+                && room.tail.is(stamp)
+            {
+                room.log.forget_recent(room.shown);
+                room.tail.leave();
+                self.tails.touch(id, &mut room.tail, room.log.recent_bytes());
+            }
+        }
+        let rooms = &self.rooms;
+        self.tails.tidy(rooms.len(), |id, stamp| matches!(rooms.get(id), Some(Slot::Ready(room)) if room.tail.is(stamp)));
+        let (bytes, told) = (self.tails.bytes(), mem::replace(&mut self.told_bytes, self.tails.bytes()));
+        self.ctx.stats.recent_bytes += bytes.cast_signed() as i64 - told.cast_signed() as i64;
+    }
+
+    /// Whether some room wants another slice: the shell ends another turn, having handled what has come meanwhile.
     #[must_use]
-    pub const fn wants_tick(&self) -> bool {
+    pub fn wants_turn(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Whether some room waits for the engine to be less busy, or to work again: the shell calls [`Shard::tick`] after some
+    /// 10 ms.
+    #[must_use]
+    pub fn wants_tick(&self) -> bool {
         !self.ctx.retry.is_empty()
     }
 
-    /// Tries again what the engine was too busy for. A turn ends after it.
+    /// Whether so many requests wait for their rooms that the shell lets further messages wait in the mailbox, and so their
+    /// connections.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        self.ctx.queued >= WAITING_MAX
+    }
+
+    /// Tries again what the engine was too busy for, or failed at. A turn ends after it.
     pub fn tick(&mut self) {
-        for id in std::mem::take(&mut self.ctx.retry) {
-            self.room(id);
+        for id in mem::take(&mut self.ctx.retry) {
+            if let Some(room) = self.room(id) {
+                room.ticked();
+            }
         }
     }
 
@@ -263,7 +245,13 @@ impl Shard {
 
     /// What happened since this was last called.
     pub fn take_stats(&mut self) -> Stats {
-        std::mem::take(&mut self.ctx.stats)
+        mem::take(&mut self.ctx.stats)
+    }
+
+    /// Bytes of recent messages in memory.
+    #[must_use]
+    pub const fn recent_bytes(&self) -> usize {
+        self.tails.bytes()
     }
 
     /// A loaded room, to be looked after at the end of the turn.
@@ -272,11 +260,11 @@ impl Shard {
             Slot::Ready(room) => {
                 if !room.touched {
                     room.touched = true;
-                    self.touched.push(id);
+                    self.ready.push_back(id);
                 }
                 Some(room)
             }
-            Slot::Loading(_) => None,
+            Slot::Loading(_) | Slot::Closing(_) => None,
         }
     }
 
@@ -285,12 +273,17 @@ impl Shard {
             Some(Slot::Ready(room)) => {
                 if !room.touched {
                     room.touched = true;
-                    self.touched.push(id);
+                    self.ready.push_back(id);
                 }
-                room.request(&conn, action, permit, &mut self.ctx);
+                if let Some((conn, action, _permit)) = room.ask(conn, action, permit, self.turn, &mut self.ctx) {
+                    reject(&mut self.ctx, &conn, id, &action, Refusal::Overloaded);
+                }
             }
             Some(Slot::Loading(waiting)) if waiting.len() < WAITING_MAX => waiting.push_back((conn, action, permit)),
-            Some(Slot::Loading(_)) => reject(&mut self.ctx, &conn, id, &action, Refusal::Overloaded),
+            Some(Slot::Closing(closing)) if closing.waiting.len() < WAITING_MAX => {
+                closing.waiting.push_back((conn, action, permit))
+            }
+            Some(Slot::Loading(_) | Slot::Closing(_)) => reject(&mut self.ctx, &conn, id, &action, Refusal::Overloaded),
             None => {
                 // Only these mean anything in a room that the session has not entered.
                 if matches!(action, Action::Create { .. } | Action::Enter { .. } | Action::Publish(_)) {
@@ -310,7 +303,7 @@ impl Shard {
     }
 
     fn drained(&mut self, conn: ConnId) {
-        let stalled = self.ctx.conns.get_mut(&conn).map(|rooms| std::mem::take(&mut rooms.stalled));
+        let stalled = self.ctx.conns.get_mut(&conn).map(|rooms| mem::take(&mut rooms.stalled));
         for id in stalled.unwrap_or_default() {
             if let Some(room) = self.room(id) {
                 room.relieved(conn);
@@ -319,14 +312,19 @@ impl Shard {
     }
 
     fn closed(&mut self, conn: ConnId) {
-        let entered = self.ctx.conns.get_mut(&conn).map(|rooms| std::mem::take(&mut rooms.entered));
-        for id in entered.unwrap_or_default() {
+        let Some(rooms) = self.ctx.conns.remove(&conn) else { return };
+        for id in rooms.entered {
             self.room(id);
-            if let Some(Slot::Ready(room)) = self.rooms.get_mut(&id) {
-                room.leave(conn, &mut self.ctx);
+            match self.rooms.get_mut(&id) {
+                Some(Slot::Ready(room)) => room.leave(conn, &mut self.ctx),
+                Some(Slot::Closing(closing)) => {
+                    if let Some(member) = closing.members.remove(&conn) {
+                        member.conn.leave();
+                    }
+                }
+                Some(Slot::Loading(_)) | None => {}
             }
         }
-        self.ctx.conns.remove(&conn);
     }
 
     fn completed(&mut self, Completion { token, result }: Completion) {
@@ -355,6 +353,17 @@ impl Shard {
                 });
                 drop(permit);
             }
+            Some(Op::Refresh { room, life }) => self.with(room, Some(life), |room, _| {
+                room.refreshed(result.and_then(records));
+                Fate::Keep
+            }),
+            Some(Op::Seek { room: id, life, conn, request, permit }) => {
+                self.with(id, Some(life), |room, ctx| {
+                    room.sought(&conn, request, result.and_then(|answer| sought(&answer)), ctx);
+                    Fate::Keep
+                });
+                drop(permit);
+            }
             Some(Op::Delete { room }) => self.with(room, None, |room, ctx| room.deleted(result.map(drop), ctx)),
         }
     }
@@ -364,9 +373,9 @@ impl Shard {
         self.room(id);
         if let Some(Slot::Ready(room)) = self.rooms.get_mut(&id)
             && life.is_none_or(|life| room.life == life)
-            && act(room, &mut self.ctx) == Fate::Drop
         {
-            self.rooms.remove(&id);
+            let fate = act(room, &mut self.ctx);
+            self.settle(id, fate);
         }
     }
 
@@ -386,7 +395,7 @@ impl Shard {
     }
 
     /// Removes a slot that is being loaded.
-    fn take_waiting(&mut self, id: RoomId) -> VecDeque<(Arc<Conn>, Action, Permit)> {
+    fn take_waiting(&mut self, id: RoomId) -> VecDeque<Asked> {
         match self.rooms.remove(&id) {
             Some(Slot::Loading(waiting)) => waiting,
             Some(ready) => {
@@ -403,9 +412,7 @@ impl Shard {
         let life = self.ctx.life();
         self.rooms.insert(id, Slot::Ready(Box::new(Room::new(id, life, loaded))));
         self.room(id);
-        for (conn, action, permit) in waiting {
-            self.request(conn, RoomRequest { room: id, action }, permit);
-        }
+        self.again(id, waiting);
     }
 
     /// There is no such log. The first creation that waits makes it; what came before that is refused.
@@ -444,9 +451,7 @@ impl Shard {
                 fail(&mut self.ctx, conn, id, Operation::Create, refusal(failure));
                 // What waited behind it is decided by what is there: nothing, or a log that another owner made.
                 let waiting = self.take_waiting(id);
-                for (conn, action, permit) in waiting {
-                    self.request(conn, RoomRequest { room: id, action }, permit);
-                }
+                self.again(id, waiting);
             }
         }
         drop(permit);
@@ -460,6 +465,13 @@ fn records(answer: Answer) -> Result<crate::core::log::Records, Failure> {
     }
 }
 
+const fn sought(answer: &Answer) -> Result<crate::core::id::Seq, Failure> {
+    match answer {
+        Answer::Sought(seq) => Ok(*seq),
+        _ => Err(Failure::Read),
+    }
+}
+
 /// Answers a request that no room takes.
 fn reject(ctx: &mut Context, conn: &Conn, room: RoomId, action: &Action, why: Refusal) {
     let what = match action {
@@ -469,6 +481,7 @@ fn reject(ctx: &mut Context, conn: &Conn, room: RoomId, action: &Action, why: Re
         Action::Fetch { .. } => Operation::Fetch,
         Action::Ephemeral { .. } => Operation::Ephemeral,
         Action::Delete => Operation::Delete,
+        Action::Seek { .. } => Operation::Seek,
         Action::Publish(publish) => return refuse(ctx, conn, publish, why),
         // They have no answer, and nothing to undo.
         Action::Leave | Action::Unsubscribe => return,

@@ -10,13 +10,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Conn, ConnId, Devices,
     outbox::ShardSet,
-    shard::{Message, Setup, Shard, Stats},
+    shard::{Message, Setup, Shard, Slices, Stats},
 };
 use crate::{
     core::{
@@ -26,9 +26,9 @@ use crate::{
     engine::{Complete, Completion, Engine},
 };
 
-/// Messages that are handled in one turn at most.
-const TURN_MAX: usize = 512;
-/// How long a shard waits before it asks a busy engine again.
+/// Messages that are handled in one turn at most; each completion of the engine counts as one, the last batch may exceed it.
+const TURN_MAX: usize = 1024;
+/// How long a shard waits before it asks a busy or failing engine again.
 const RETRY: Duration = Duration::from_millis(10);
 
 /// What the router starts from.
@@ -40,6 +40,8 @@ pub struct Config {
     pub mailbox_max: usize,
     /// What everybody may use.
     pub limits: Arc<Limits>,
+    /// Bytes of recent messages that rooms keep in memory, over all shards.
+    pub recent_bytes_max: u64,
     /// What keeps the logs.
     pub engine: Arc<dyn Engine>,
     /// The wall clock.
@@ -79,6 +81,7 @@ impl Handle {
     pub fn start(config: &Config) -> Self {
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
         let count = config.shards.clamp(1, ShardSet::BITS as usize);
+        let recent_bytes_max = usize::try_from(config.recent_bytes_max).unwrap_or(usize::MAX) / count;
         let shards = (0..count).map(|index| {
             let (sender, receiver) = mpsc::channel(config.mailbox_max.max(1));
             let complete = Arc::new(Mailbox(sender.downgrade()));
@@ -89,6 +92,8 @@ impl Handle {
                 engine: Arc::clone(&config.engine),
                 complete,
                 log_id: Box::new(move || log_id()),
+                slices: Slices::default(),
+                recent_bytes_max,
             });
             let (stopped, config) = (stopping.clone(), config.clone());
             tasks.spawn(async move {
@@ -183,25 +188,51 @@ impl Complete for Mailbox {
 }
 
 async fn run(mut shard: Shard, index: usize, mut mailbox: mpsc::Receiver<Message>, config: Config) {
-    let mut turn = Vec::with_capacity(TURN_MAX);
-    let mut rooms = 0;
+    let (mut rooms, mut ticked_ms) = (0, 0);
     loop {
-        let received = if shard.wants_tick() {
-            let received = tokio::time::timeout(RETRY, mailbox.recv_many(&mut turn, TURN_MAX)).await;
-            shard.tick();
-            !matches!(received, Ok(0))
+        let mut rested = false;
+        let first = if shard.wants_turn() {
+            // The writers of the frames that were just queued go first.
+            tokio::task::yield_now().await;
+            match if shard.is_full() { Err(TryRecvError::Empty) } else { mailbox.try_recv() } {
+                Ok(message) => Some(message),
+                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Disconnected) => return,
+            }
+        } else if shard.wants_tick() {
+            match tokio::time::timeout(RETRY, mailbox.recv()).await {
+                Ok(None) => return,
+                Ok(message) => message,
+                Err(_) => {
+                    rested = true;
+                    None
+                }
+            }
         } else {
-            mailbox.recv_many(&mut turn, TURN_MAX).await > 0
+            match mailbox.recv().await {
+                None => return,
+                message => message,
+            }
         };
-        if !received {
-            return;
-        }
         let now_ms = (config.clock)();
-        for message in turn.drain(..) {
-            shard.handle(message, now_ms);
+        // At most so often, however many messages come; and they do not put it off, nor does a clock that is set back.
+        if shard.wants_tick() && (rested || u128::from(now_ms.abs_diff(ticked_ms)) >= RETRY.as_millis()) {
+            ticked_ms = now_ms;
+            shard.tick();
         }
+        take_in(&mut shard, first, &mut mailbox, now_ms);
         shard.end_turn();
         let before = std::mem::replace(&mut rooms, i64::try_from(shard.rooms_len()).unwrap_or(i64::MAX));
         (config.observe)(index, rooms - before, shard.take_stats());
+    }
+}
+
+/// Handles what has come, up to a turn's worth.
+fn take_in(shard: &mut Shard, first: Option<Message>, mailbox: &mut mpsc::Receiver<Message>, now_ms: UnixMillis) {
+    let (mut message, mut taken) = (first, 0);
+    while let Some(now) = message {
+        taken += if let Message::Completed(batch) = &now { batch.len() } else { 1 };
+        shard.handle(now, now_ms);
+        message = if taken < TURN_MAX && !shard.is_full() { mailbox.try_recv().ok() } else { None };
     }
 }

@@ -6,6 +6,8 @@ pub mod admission;
 pub mod auth;
 pub mod certificate;
 pub mod clock;
+#[cfg(unix)]
+pub mod control;
 pub mod driver;
 mod http;
 mod listen;
@@ -32,7 +34,7 @@ use crate::{
     core::close::CloseCode,
     engine::{
         Engine,
-        redb::{self, RedbEngine},
+        embedded::{self, EmbeddedEngine},
     },
     metrics::{KeyExchange, Metrics, Name},
     transport::{Connection, tls},
@@ -76,7 +78,7 @@ pub struct Shared {
     abort: CancellationToken,
     handler: Handler,
     /// Gone when the server is stopping, or has none.
-    store: Weak<RedbEngine>,
+    store: Weak<EmbeddedEngine>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -96,6 +98,18 @@ impl Shared {
             Some(store) if !store.is_healthy() => Err("the store cannot write; see the log, and start again"),
             _ => Ok(()),
         }
+    }
+
+    /// Everything that is counted, as Prometheus reads it.
+    fn measure(&self) -> String {
+        if let Some(store) = self.store.upgrade() {
+            let status = store.status();
+            let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+            self.metrics.backlog_bytes.set(number(status.backlog_bytes));
+            self.metrics.wal_bytes.set(number(status.wal_bytes));
+            self.metrics.damaged_rooms.set(number(status.damaged));
+        }
+        self.metrics.encode()
     }
 
     fn handshake_timeout(&self) -> Duration {
@@ -147,7 +161,10 @@ pub enum StartError {
     Auth(#[from] auth::SecretError),
     /// The store cannot be opened.
     #[error(transparent)]
-    Store(#[from] redb::OpenError),
+    Store(#[from] embedded::OpenError),
+    /// The store of the first format cannot be brought over.
+    #[error("the store of the first format cannot be brought over: {0}")]
+    Migration(#[source] embedded::ops::Error),
     /// Something else that has to do with files or sockets.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -165,7 +182,7 @@ pub struct Running {
 #[derive(Debug)]
 struct Core {
     service: Arc<Service>,
-    store: Arc<RedbEngine>,
+    store: Arc<EmbeddedEngine>,
 }
 
 /// Starts a server that drives sessions.
@@ -244,6 +261,16 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, core: Option<
     }
     for endpoint in &endpoints {
         shared.spawn(udp::accept(endpoint.clone(), Arc::clone(&shared)));
+    }
+    #[cfg(unix)]
+    if core.is_some() {
+        match control::bind(&shared.config.data) {
+            Ok(listener) => shared.spawn(control::serve(listener, Arc::clone(&shared))),
+            // It serves all the same; only a backup has to wait until it is stopped.
+            Err(error) => tracing::warn!(
+                path = %shared.config.data.join(control::SOCKET).display(), %error, "no control socket: `waxwing backup` cannot reach this server"
+            ),
+        }
     }
     Ok(Running { shared, endpoints, core })
 }

@@ -1,22 +1,23 @@
 //! What sessions are served with: the store, the router, and the check of who may log in.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 
 use hyper::http::uri::Authority;
 use rustls::crypto::SecureRandom;
 
-use super::{Shared, clock};
+use super::{Shared, StartError, clock};
 use crate::{
-    config::Config,
+    config::{self, Config},
     core::{
         close::CloseCode,
         frame::Hello,
-        id::{LogId, Nonce},
+        id::{LogId, Nonce, RoomId, Seq},
         session,
     },
     engine::{
         self, Engine, Failure,
-        redb::{self, RedbEngine},
+        embedded::{self, Clock, EmbeddedEngine, Keep, Retention, ops},
+        wal,
     },
     metrics::Metrics,
     router::{self, shard::Stats},
@@ -25,8 +26,8 @@ use crate::{
 
 /// Messages that may wait for one shard.
 const MAILBOX_MAX: usize = 4096;
-/// The store's file within the data directory.
-const STORE: &str = "waxwing.redb";
+/// The store within the data directory.
+pub const STORE: &str = "store";
 
 /// The store, the router, and the names of this server.
 pub struct Service {
@@ -41,11 +42,58 @@ impl fmt::Debug for Service {
     }
 }
 
-/// Opens the store of a configuration.
-pub(super) fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<RedbEngine>, redb::OpenError> {
-    let settings = redb::Config { disk_reserve_bytes: config.disk_reserve_bytes, ..redb::Config::default() };
+/// Opens the store of a configuration; one of the first format is brought over first.
+pub(super) fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<EmbeddedEngine>, StartError> {
+    bring_over(config)?;
     let observer = Arc::new(StoreMetrics(Arc::clone(metrics)));
-    RedbEngine::open(&config.data.join(STORE), settings, observer).map(Arc::new)
+    Ok(Arc::new(EmbeddedEngine::open(&config.data.join(STORE), store_settings(config), observer)?))
+}
+
+/// The engine's settings in a configuration.
+#[must_use]
+pub fn store_settings(config: &Config) -> embedded::Config {
+    let default = embedded::Config::default();
+    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    embedded::Config {
+        wal: wal::Config { bytes_max: config.store.wal_bytes_max, ..default.wal.clone() },
+        cache_bytes: bytes(config.store.cache_bytes),
+        commit_wait_us: config.store.commit_wait_us,
+        apply_bytes: bytes(config.store.apply_bytes),
+        disk_reserve_bytes: config.disk_reserve_bytes,
+        retention: retention(&config.retention),
+        ..default
+    }
+}
+
+fn retention(config: &config::Retention) -> Retention {
+    let keep = |keep: &config::Keep| Keep {
+        age_ms: keep.max_age_days.map(|days| days.saturating_mul(24 * 60 * 60 * 1000)),
+        count: keep.max_count,
+        bytes: keep.max_bytes,
+    };
+    Retention {
+        default: keep(&config.default),
+        rooms: config.rooms.iter().map(|(room, limits)| (*room, keep(limits))).collect(),
+        sweep_every_ms: config.sweep_minutes.saturating_mul(60_000),
+        clock: Clock(Arc::new(clock::unix_millis)),
+    }
+}
+
+fn bring_over(config: &Config) -> Result<(), StartError> {
+    let mut tenth = 0;
+    let migrated = ops::migrate(&config.data, STORE, &mut |progress| {
+        let now = progress.bytes.saturating_mul(10).checked_div(progress.bytes_total).unwrap_or(10);
+        if now > tenth {
+            tenth = now;
+            tracing::info!(percent = now * 10, records = progress.records, "bringing the store of the first format over");
+        }
+        ControlFlow::Continue(())
+    });
+    if let Some(done) = migrated.map_err(StartError::Migration)? {
+        let kept = config.data.join(ops::KEPT);
+        tracing::info!(logs = done.logs, records = done.records, kept = %kept.display(), "the store has the present format now");
+    }
+    Ok(())
 }
 
 impl Service {
@@ -57,6 +105,7 @@ impl Service {
             shards: if config.shards == 0 { cores() } else { config.shards.into() },
             mailbox_max: MAILBOX_MAX,
             limits: Arc::new(config.limits.clone()),
+            recent_bytes_max: config.recent_total_bytes_max,
             engine,
             clock: Arc::new(clock::unix_millis),
             log_id: Arc::new(move || LogId(fill(random))),
@@ -123,6 +172,7 @@ fn observe(metrics: Arc<Metrics>) -> Arc<dyn Fn(usize, i64, Stats) + Send + Sync
         metrics.acks.inc_by(stats.acks);
         metrics.ephemerals.inc_by(stats.ephemerals);
         metrics.catchups.inc_by(stats.catch_ups);
+        metrics.recent_bytes.inc_by(stats.recent_bytes);
         for (why, count) in stats.refusals {
             metrics.refused_by_name(why, count);
         }
@@ -146,5 +196,23 @@ impl engine::Observer for StoreMetrics {
 
     fn latched(&self, why: &str) {
         tracing::error!(why, "the store accepts nothing until the process starts again; reading goes on");
+    }
+
+    fn applied(&self, bytes: usize, _took: Duration) {
+        self.0.applied_bytes.inc_by(bytes as u64);
+    }
+
+    fn damaged(&self, room: RoomId, why: &str) {
+        tracing::error!(%room, why, "the history of a room is damaged: it takes nothing more; see `waxwing store check`");
+    }
+
+    fn trimmed(&self, room: RoomId, floor: Seq) {
+        self.0.trims.inc();
+        tracing::debug!(%room, floor, "older messages of a room were dropped");
+    }
+
+    fn apply_failed(&self, why: &str) {
+        self.0.apply_failures.inc();
+        tracing::warn!(why, "the history file failed; the log goes on and it is tried again");
     }
 }

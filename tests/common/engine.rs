@@ -19,10 +19,14 @@ use waxwing::{
 /// One stored log.
 #[derive(Debug, Clone)]
 pub struct Log {
+    room: RoomId,
     pub meta: LogMeta,
     pub state: LogState,
     pub producers: BTreeMap<Producer, ProducerState>,
+    /// All that there ever were: what lies below the floor is only kept to compare with.
     pub records: Vec<Record>,
+    /// The chain value after each record.
+    pub chains: Vec<waxwing::core::id::Digest>,
     /// The (producer, number) of each record.
     pub origins: Vec<(Producer, u64)>,
     /// An append failed and the log was not loaded since.
@@ -34,6 +38,10 @@ struct State {
     logs: BTreeMap<RoomId, Log>,
     queue: VecDeque<(Request, Token, Arc<dyn Complete>)>,
     fail_next: VecDeque<Failure>,
+    /// Loads that will fail.
+    fail_loads: u32,
+    /// Reads of records that were asked for, by log.
+    reads: BTreeMap<RoomId, u64>,
 }
 
 /// See the module.
@@ -47,6 +55,9 @@ impl Engine for ModelEngine {
         let mut state = self.state.lock().unwrap();
         if state.queue.len() >= self.queue_max {
             return Err(Busy);
+        }
+        if let Request::ReadAfter { room, .. } | Request::ReadBefore { room, .. } = &request {
+            *state.reads.entry(*room).or_default() += 1;
         }
         state.queue.push_back((request, token, Arc::clone(to)));
         Ok(())
@@ -88,12 +99,47 @@ impl ModelEngine {
         self.state.lock().unwrap().fail_next.push_back(failure);
     }
 
+    /// So many loads fail.
+    pub fn fail_loads(&self, count: u32) {
+        self.state.lock().unwrap().fail_loads = count;
+    }
+
+    /// How many requests wait.
+    pub fn queue_len(&self) -> usize {
+        self.state.lock().unwrap().queue.len()
+    }
+
     /// Forgets what it has not carried out.
     pub fn crash(&self) {
         let mut state = self.state.lock().unwrap();
         state.queue.clear();
         state.fail_next.clear();
         state.logs.values_mut().for_each(|log| log.broken = false);
+    }
+
+    /// Retention: all but the newest `keep` records go, behind the router's back.
+    pub fn trim(&self, room: RoomId, keep: u64) {
+        let mut state = self.state.lock().unwrap();
+        let Some(log) = state.logs.get_mut(&room) else { return };
+        let floor = (log.state.head + 1).saturating_sub(keep).max(log.state.floor);
+        let gone = &log.records[usize::try_from(log.state.floor - 1).unwrap()..usize::try_from(floor - 1).unwrap()];
+        log.state.bytes -= gone.iter().map(|record| record.envelope.len() as u64).sum::<u64>();
+        log.state.floor_chain = log.chain_at(floor - 1);
+        log.state.floor = floor;
+    }
+
+    /// How many reads of records were asked for since this was last called, by log.
+    pub fn take_reads(&self) -> BTreeMap<RoomId, u64> {
+        mem::take(&mut self.state.lock().unwrap().reads)
+    }
+
+    /// Which logs the requests that wait concern, in their order, where they are appends.
+    pub fn queued_appends(&self) -> Vec<(RoomId, Seq)> {
+        let append = |(request, ..): &(Request, Token, Arc<dyn Complete>)| match request {
+            Request::Append(append) => Some((append.room, append.seq)),
+            _ => None,
+        };
+        self.state.lock().unwrap().queue.iter().filter_map(append).collect()
     }
 
     pub fn log(&self, room: RoomId) -> Option<Log> {
@@ -104,6 +150,10 @@ impl ModelEngine {
 impl State {
     fn carry_out(&mut self, request: Request) -> Result<Answer, Failure> {
         match request {
+            Request::Load { .. } if self.fail_loads > 0 => {
+                self.fail_loads -= 1;
+                Err(Failure::Read)
+            }
             Request::Load { room } => Ok(Answer::Loaded(self.logs.get_mut(&room).map(|log| {
                 log.broken = false;
                 let producers = log.producers.iter().map(|(producer, state)| (*producer, state.clone())).collect();
@@ -114,8 +164,8 @@ impl State {
                     return Err(Failure::Exists);
                 }
                 let state = LogState::empty(room);
-                let (producers, records, origins) = (BTreeMap::new(), Vec::new(), Vec::new());
-                self.logs.insert(room, Log { meta, state, producers, records, origins, broken: false });
+                let (producers, records, chains, origins) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
+                self.logs.insert(room, Log { room, meta, state, producers, records, chains, origins, broken: false });
                 Ok(Answer::Done)
             }
             Request::Append(append) => {
@@ -141,10 +191,11 @@ impl State {
             }
             Request::ReadBefore { room, before, count_max, bytes_max } => {
                 let log = self.logs.get(&room).ok_or(Failure::NotFound)?;
-                let end = usize::try_from((before.max(1) - 1).min(log.state.head)).unwrap();
+                let lowest = usize::try_from(log.state.floor - 1).unwrap();
+                let end = usize::try_from((before.max(1) - 1).min(log.state.head)).unwrap().max(lowest);
                 let mut first = end;
                 let mut bytes = 0;
-                while first > 0 && end - first < count_max as usize {
+                while first > lowest && end - first < count_max as usize {
                     bytes += log.records[first - 1].envelope.len();
                     if first < end && bytes > bytes_max as usize {
                         break;
@@ -153,6 +204,13 @@ impl State {
                 }
                 let records = log.records[first..end].to_vec();
                 Ok(Answer::Records(Records { state: log.state, before: log.chain_at(first as u64), records }))
+            }
+            Request::Seek { room, time_ms } => {
+                let log = self.logs.get(&room).ok_or(Failure::NotFound)?;
+                let kept = log.records.iter().filter(|record| record.seq >= log.state.floor);
+                let seq =
+                    kept.into_iter().find(|record| record.time_ms >= time_ms).map_or(log.state.head + 1, |record| record.seq);
+                Ok(Answer::Sought(seq))
             }
             Request::Delete { room } => self.logs.remove(&room).map(|_| Answer::Done).ok_or(Failure::NotFound),
         }
@@ -171,17 +229,19 @@ impl Log {
         self.state.chain = chain;
         self.state.bytes += envelope.len() as u64;
         self.origins.push((producer, client_seq));
-        self.records.push(Record { seq, chain, time_ms, envelope });
+        self.records.push(Record { seq, time_ms, envelope });
+        self.chains.push(chain);
     }
 
-    fn chain_at(&self, seq: Seq) -> waxwing::core::id::Digest {
+    pub fn chain_at(&self, seq: Seq) -> waxwing::core::id::Digest {
         match usize::try_from(seq).unwrap().checked_sub(1) {
-            None => self.state.floor_chain,
-            Some(index) => self.records[index].chain,
+            None => chain::start(self.room),
+            Some(index) => self.chains[index],
         }
     }
 
     fn read(&self, after: Seq, bytes_max: u32) -> Records {
+        let after = after.clamp(self.state.floor - 1, self.state.head);
         let mut bytes = 0;
         let mut records = Vec::new();
         for record in self.records.iter().skip(usize::try_from(after).unwrap()) {
@@ -202,6 +262,10 @@ pub struct Collector(Mutex<Vec<Completion>>);
 impl Collector {
     pub fn take(&self) -> Vec<Completion> {
         mem::take(&mut self.0.lock().unwrap())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().unwrap().is_empty()
     }
 
     /// The first so many.

@@ -8,6 +8,7 @@
     reason = "each test binary uses a part, and helpers fail like their tests"
 )]
 
+pub mod audit;
 pub mod client;
 pub mod engine;
 pub mod server;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use waxwing::{
     core::chain,
-    engine::{Engine, Failure, Request},
+    engine::{Answer, Engine, Failure, Request},
 };
 
 use crate::driver::{Driver, Log, meta, room};
@@ -36,6 +36,7 @@ fn missing_logs(driver: &mut Driver) {
     assert_eq!(driver.load(nowhere), None);
     assert_eq!(driver.after(nowhere, 0, 1000), Err(Failure::NotFound));
     assert_eq!(driver.before(nowhere, u64::MAX, 10, 1000), Err(Failure::NotFound));
+    assert_eq!(driver.ask(Request::Seek { room: nowhere, time_ms: 1 }).map(drop), Err(Failure::NotFound));
     assert_eq!(driver.done(Request::Delete { room: nowhere }), Err(Failure::NotFound));
     assert_eq!(driver.done(Request::Append(Log::new(nowhere).next(vec![1]))), Err(Failure::NotFound));
 }
@@ -67,6 +68,7 @@ fn append_and_read(driver: &mut Driver) -> Vec<Log> {
         log.acked = 100;
         assert_eq!(log.check(driver), 100);
         pages(driver, log);
+        times(driver, log);
     }
     logs
 }
@@ -96,6 +98,15 @@ fn pages(driver: &mut Driver, log: &Log) {
         let page = driver.before(log.room, nothing, 1000, 100_000).unwrap();
         assert_eq!((seqs(&page), page.before), (vec![], chain_at(0)));
     }
+}
+
+/// Record n has time 1,000 + n.
+fn times(driver: &mut Driver, log: &Log) {
+    let mut seek = |time_ms| match driver.ask(Request::Seek { room: log.room, time_ms }) {
+        Ok(Answer::Sought(seq)) => seq,
+        other => panic!("unexpected {other:?}"),
+    };
+    assert_eq!([0, 1_001, 1_002, 1_050, 1_100, 1_101, u64::MAX].map(&mut seek), [1, 1, 2, 50, 100, 101, 101]);
 }
 
 fn gaps_are_refused(driver: &mut Driver) {

@@ -25,13 +25,13 @@ impl Rng {
 }
 
 #[derive(Debug, Clone)]
-enum Op {
+pub(crate) enum Op {
     Write(u64, Vec<u8>),
     SetLen(u64),
 }
 
 impl Op {
-    fn apply(&self, image: &mut Vec<u8>) {
+    pub(crate) fn apply(&self, image: &mut Vec<u8>) {
         match self {
             Self::SetLen(len) => image.resize(usize::try_from(*len).unwrap(), 0),
             Self::Write(offset, data) => {
@@ -41,6 +41,24 @@ impl Op {
                 }
                 image[start..start + data.len()].copy_from_slice(data);
             }
+        }
+    }
+}
+
+impl Op {
+    /// What a power cut leaves of it: all, some sectors, or nothing.
+    pub(crate) fn tear(&self, image: &mut Vec<u8>, rng: &mut Rng) {
+        match (rng.below(3), self) {
+            (0, _) => {}
+            (1, Self::Write(offset, data)) => {
+                // Sectors of 512 bytes are written whole, in any order.
+                for (index, sector) in data.chunks(512).enumerate() {
+                    if rng.below(2) == 0 {
+                        Self::Write(offset + index as u64 * 512, sector.to_vec()).apply(image);
+                    }
+                }
+            }
+            (_, op) => op.apply(image),
         }
     }
 }
@@ -107,15 +125,7 @@ impl Disk {
         let mut image = state.durable.clone();
         let Some(rng) = rng else { return image };
         for op in &state.unsynced {
-            match (rng.below(3), op) {
-                (0, _) => {}
-                (1, Op::Write(offset, data)) => {
-                    // Sectors of 512 bytes are written whole.
-                    let keep = usize::try_from(rng.below(data.len() as u64 / 512 + 1) * 512).unwrap();
-                    Op::Write(*offset, data[..keep].to_vec()).apply(&mut image);
-                }
-                (_, op) => op.apply(&mut image),
-            }
+            op.tear(&mut image, rng);
         }
         image
     }

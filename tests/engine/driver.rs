@@ -158,7 +158,7 @@ impl Log {
                 seq += 1;
                 chain = chain::next(self.room, chain, seq, &record.envelope);
                 let append = &self.appends[usize::try_from(seq).unwrap() - 1];
-                assert_eq!((record.seq, record.chain, &record.envelope), (seq, chain, &append.envelope));
+                assert_eq!((record.seq, chain, &record.envelope), (seq, append.chain, &append.envelope));
                 assert_eq!(record.time_ms, append.time_ms);
             }
             if page.records.is_empty() {

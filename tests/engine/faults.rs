@@ -91,7 +91,7 @@ fn power_cut(seed: u64) {
     }
 }
 
-fn seeded(count: u64, run: fn(u64)) {
+pub(crate) fn seeded(count: u64, run: fn(u64)) {
     let seeds: Vec<u64> = match std::env::var("WAXWING_TEST_SEED") {
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) => (0..count).collect(),

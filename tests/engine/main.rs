@@ -11,5 +11,7 @@
 mod conformance;
 mod disk;
 mod driver;
+mod embedded;
 mod faults;
 mod files;
+mod machine;

@@ -54,6 +54,7 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
         ("delete", ClientFrame::Delete { room: ROOM }),
         ("ping", ClientFrame::Ping { token: 0xdead_beef }),
         ("close", ClientFrame::Close),
+        ("seek", ClientFrame::Seek { request: 7, room: ROOM, time_ms: 1_700_000_000_000 }),
     ]
 }
 
@@ -81,14 +82,21 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
         ("deleted", ServerFrame::Deleted { room: ROOM }),
         ("pong", ServerFrame::Pong { token: 0xdead_beef }),
     ];
-    for what in
-        [Operation::Create, Operation::Enter, Operation::Subscribe, Operation::Fetch, Operation::Ephemeral, Operation::Delete]
-    {
+    for what in [
+        Operation::Create,
+        Operation::Enter,
+        Operation::Subscribe,
+        Operation::Fetch,
+        Operation::Ephemeral,
+        Operation::Delete,
+        Operation::Seek,
+    ] {
         frames.push(("failed", ServerFrame::Failed { room: ROOM, what, why: Refusal::NoAccess }));
     }
     for why in refusals() {
         frames.push(("refused", ServerFrame::Refused { room: ROOM, producer: PRODUCER, client_seq: 127, why }));
     }
+    frames.push(("sought", ServerFrame::Sought { request: 7, room: ROOM, seq: 299 }));
     for code in CloseCode::ALL {
         frames.push(("closing", ServerFrame::Closing { code, retry_after_ms: 1_000 }));
     }

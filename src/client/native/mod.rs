@@ -220,8 +220,10 @@ enum Happened {
     Timer,
 }
 
+/// The wall clock, as the client sees it: Unix milliseconds.
 #[expect(clippy::disallowed_methods, reason = "the native shell reads the clock here and nowhere else")]
-fn now_ms() -> u64 {
+#[must_use]
+pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -5,29 +5,25 @@ use std::collections::BTreeMap;
 use redb::{ReadableTable as _, Table, WriteTransaction};
 
 use super::{
-    super::Failure,
-    tables::{self, Error, LogRow, ProducerKey, RecordKey},
+    super::{Failure, rows::Producers},
+    tables::{self, Error, LogRow, RecordKey},
     write::Write,
 };
 use crate::core::{
-    id::{DeviceKey, LogId, RoomId, UnixMillis},
-    log::{Append, LogMeta, LogState, ProducerState, Stored},
+    id::{LogId, RoomId},
+    log::{Append, LogMeta, LogState},
 };
 
-/// An outbox that was idle for so long may be forgotten.
-pub(super) const PRODUCER_IDLE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 /// Records that are swept in one transaction: enough to be quick, few enough not to hold up who waits for an ack.
 const SWEEP_RECORDS: usize = 1000;
 
 pub(super) struct Batch<'t> {
     logs: Table<'t, &'static [u8; 16], &'static [u8]>,
     records: Table<'t, RecordKey, &'static [u8]>,
-    producers: Table<'t, &'static ProducerKey, &'static [u8]>,
+    producers: Producers<'t>,
     deleting: Table<'t, &'static [u8; 16], ()>,
     /// The logs that this batch has read; `None` where there is none (any more).
     rows: BTreeMap<RoomId, Cached>,
-    /// The producers that this batch has changed.
-    states: BTreeMap<ProducerKey, ProducerState>,
     deleted: Vec<LogId>,
     full: bool,
     changed: bool,
@@ -55,10 +51,9 @@ impl<'t> Batch<'t> {
         Ok(Self {
             logs: txn.open_table(tables::LOGS)?,
             records: txn.open_table(tables::RECORDS)?,
-            producers: txn.open_table(tables::PRODUCERS)?,
+            producers: Producers::open(txn)?,
             deleting: txn.open_table(tables::DELETING)?,
             rows: BTreeMap::new(),
-            states: BTreeMap::new(),
             deleted: Vec::new(),
             full,
             changed: false,
@@ -116,16 +111,14 @@ impl<'t> Batch<'t> {
         }
         let log = row.meta.log;
         // Read before anything is changed, so that a broken row fails this write without a trace.
-        self.load_producer(log, append)?;
+        self.producers.load(log, append)?;
         let Some(Cached { row: Some(row), dirty }) = self.rows.get_mut(&append.room) else { return Ok(Err(Failure::NotFound)) };
         row.state.head = append.seq;
         row.state.chain = append.chain;
         row.state.bytes += append.envelope.len() as u64;
         *dirty = true;
         self.insert_record(log, append)?;
-        if let Some(state) = self.states.get_mut(&tables::producer_key(log, &append.producer)) {
-            note(state, append);
-        }
+        self.producers.note(log, append);
         self.changed = true;
         Ok(Ok(()))
     }
@@ -140,43 +133,12 @@ impl<'t> Batch<'t> {
         Ok(())
     }
 
-    fn load_producer(&mut self, log: LogId, append: &Append) -> Result<(), Error> {
-        let key = tables::producer_key(log, &append.producer);
-        if self.states.contains_key(&key) {
-            return Ok(());
-        }
-        let stored = self.producers.get(&key)?.map(|row| tables::decode_producer(row.value())).transpose()?;
-        if stored.is_none() {
-            self.forget_idle(log, append.producer.device, append.time_ms)?;
-        }
-        self.states.insert(key, stored.unwrap_or_default());
-        Ok(())
-    }
-
-    /// Forgets the device's outboxes that were idle for [`PRODUCER_IDLE_MS`]: done when it begins another one, so that
-    /// their number stays bounded.
-    fn forget_idle(&mut self, log: LogId, device: DeviceKey, now: UnixMillis) -> Result<(), Error> {
-        let (low, high) = tables::producer_range(log, Some(device));
-        let mut idle = Vec::new();
-        for entry in self.producers.range::<&ProducerKey>(&low..=&high)? {
-            let (key, state) = entry?;
-            if tables::decode_producer(state.value())?.time_ms.saturating_add(PRODUCER_IDLE_MS) < now {
-                idle.push(*key.value());
-            }
-        }
-        for key in idle {
-            self.producers.remove(&key)?;
-        }
-        Ok(())
-    }
-
     fn delete(&mut self, room: RoomId) -> Result<Result<(), Failure>, Error> {
         let cached = self.cached(room)?;
         let Some(row) = cached.row.take() else { return Ok(Err(Failure::NotFound)) };
         cached.dirty = true;
         let log = row.meta.log;
-        let (low, high) = tables::producer_range(log, None);
-        self.states.retain(|key, _| *key < low || *key > high);
+        self.producers.drop_log(log);
         self.deleting.insert(&log.0, ())?;
         self.deleted.push(log);
         self.changed = true;
@@ -191,9 +153,7 @@ impl<'t> Batch<'t> {
                 None => drop(self.logs.remove(&room.0)?),
             }
         }
-        for (key, state) in &self.states {
-            self.producers.insert(key, tables::encode_producer(state).as_slice())?;
-        }
+        self.producers.write()?;
         let swept = match sweep {
             Some(log) => self.sweep(log)?,
             None => false,
@@ -210,19 +170,8 @@ impl<'t> Batch<'t> {
         if swept == SWEEP_RECORDS {
             return Ok(false);
         }
-        let (low, high) = tables::producer_range(log, None);
-        self.producers.retain_in::<&ProducerKey, _>(&low..=&high, |_, _| false)?;
+        self.producers.sweep(log, usize::MAX)?;
         self.deleting.remove(&log.0)?;
         Ok(true)
     }
-}
-
-/// Notes the publish. Its number decides: where the outbox was forgotten in between, what came before cannot be recognised
-/// any more.
-fn note(state: &mut ProducerState, append: &Append) {
-    if state.last + 1 != append.client_seq {
-        state.ring.clear();
-        state.last = append.client_seq.saturating_sub(1);
-    }
-    state.push(Stored { seq: append.seq, hash: append.hash }, append.time_ms);
 }

@@ -21,7 +21,7 @@ const BLOCK_LEN: usize = 4096;
 
 /// The file, and its header as of the last successful sync.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub(in crate::engine) struct Guard {
     inner: Box<dyn StorageBackend>,
     /// Operations that change the file hold it shared; latching waits for them.
     latched: RwLock<bool>,
@@ -30,12 +30,12 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn new(inner: impl StorageBackend) -> Arc<Self> {
-        Arc::new(Self { inner: Box::new(inner), latched: RwLock::new(false), header_before: Mutex::new(None) })
+    pub(in crate::engine) fn new(inner: Box<dyn StorageBackend>) -> Arc<Self> {
+        Arc::new(Self { inner, latched: RwLock::new(false), header_before: Mutex::new(None) })
     }
 
     /// From now on nothing reaches the file.
-    pub(super) fn latch(&self) {
+    pub(in crate::engine) fn latch(&self) {
         *self.latched.write().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
@@ -66,7 +66,7 @@ impl Guard {
 
 /// What redb is given.
 #[derive(Debug)]
-pub(super) struct Guarded(pub(super) Arc<Guard>);
+pub(in crate::engine) struct Guarded(pub(in crate::engine) Arc<Guard>);
 
 impl StorageBackend for Guarded {
     fn len(&self) -> io::Result<u64> {
@@ -130,7 +130,7 @@ impl StorageBackend for Guarded {
 
 /// The last durable state of a latched [`Guard`], with writes kept in memory.
 #[derive(Debug)]
-pub(super) struct Overlay {
+pub(in crate::engine) struct Overlay {
     base: Arc<Guard>,
     state: Mutex<State>,
 }
@@ -143,7 +143,7 @@ struct State {
 
 impl Overlay {
     /// Latches `base` and shows what it had made durable.
-    pub(super) fn new(base: Arc<Guard>) -> io::Result<Self> {
+    pub(in crate::engine) fn new(base: Arc<Guard>) -> io::Result<Self> {
         base.latch();
         let header = base.header_before.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let state = State { len: base.inner.len()?, blocks: HashMap::new() };

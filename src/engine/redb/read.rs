@@ -9,14 +9,13 @@ use bytes::Bytes;
 use redb::ReadTransaction;
 
 use super::{
-    super::{Answer, Complete, Completion, Failure, Observer, Token},
+    super::{Answer, Complete, Completion, Failure, Observer, Token, queue::Queue, rows},
     clock,
-    queue::Queue,
     store::Store,
     tables::{self, Error, LogRow},
 };
 use crate::core::{
-    id::{RoomId, Seq},
+    id::{RoomId, Seq, UnixMillis},
     log::{LoadedLog, Record, Records},
 };
 
@@ -26,6 +25,7 @@ pub(super) enum Read {
     Load,
     After { after: Seq, bytes_max: u32 },
     Before { before: Seq, count_max: u32, bytes_max: u32 },
+    Seek { time_ms: UnixMillis },
 }
 
 /// A read, and where its result goes.
@@ -59,7 +59,7 @@ pub(super) fn run(store: &Store, queue: &Queue<ReadJob>, observer: &dyn Observer
 fn answer_bytes(answer: &Answer) -> usize {
     match answer {
         Answer::Records(page) => page.records.iter().map(|record| record.envelope.len()).sum(),
-        Answer::Loaded(_) | Answer::Done => 0,
+        Answer::Loaded(_) | Answer::Done | Answer::Sought(_) => 0,
     }
 }
 
@@ -74,16 +74,25 @@ fn answer(txn: &ReadTransaction, room: RoomId, read: Read) -> Result<Result<Answ
         Read::Load => load(txn, row).map(|log| Ok(Answer::Loaded(Some(Box::new(log))))),
         Read::After { after, bytes_max } => after_cursor(txn, &row, after, bytes_max),
         Read::Before { before, count_max, bytes_max } => before_cursor(txn, &row, before, count_max, bytes_max),
+        Read::Seek { time_ms } => seek(txn, &row, time_ms).map(|seq| Ok(Answer::Sought(seq))),
     }
 }
 
-fn load(txn: &ReadTransaction, row: LogRow) -> Result<LoadedLog, Error> {
-    let (low, high) = tables::producer_range(row.meta.log, None);
-    let mut producers = Vec::new();
-    for entry in txn.open_table(tables::PRODUCERS)?.range::<&tables::ProducerKey>(&low..=&high)? {
-        let (key, state) = entry?;
-        producers.push((tables::producer_of(key.value()), tables::decode_producer(state.value())?));
+/// Halves the seqs that may be the answer.
+fn seek(txn: &ReadTransaction, row: &LogRow, time_ms: UnixMillis) -> Result<Seq, Error> {
+    let table = txn.open_table(tables::RECORDS)?;
+    let (mut low, mut high) = (row.state.floor, row.state.head + 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let record = table.get((&row.meta.log.0, middle))?.ok_or(Error::Row("records"))?;
+        let (_, stored_ms, _) = tables::split_record(record.value())?;
+        if stored_ms < time_ms { low = middle + 1 } else { high = middle }
     }
+    Ok(low)
+}
+
+fn load(txn: &ReadTransaction, row: LogRow) -> Result<LoadedLog, Error> {
+    let producers = rows::producers(&txn.open_table(tables::PRODUCERS)?, row.meta.log)?;
     Ok(LoadedLog { meta: row.meta, state: row.state, producers })
 }
 
@@ -98,12 +107,12 @@ fn collect<'a>(
     let (mut records, mut bytes) = (Vec::new(), 0_u64);
     for entry in rows {
         let (key, row) = entry?;
-        let (chain, time_ms, envelope) = tables::split_record(row.value())?;
+        let (_, time_ms, envelope) = tables::split_record(row.value())?;
         bytes += envelope.len() as u64;
         if !records.is_empty() && (records.len() >= count_max || bytes > u64::from(bytes_max)) {
             break;
         }
-        records.push(Record { seq: key.value().1, chain, time_ms, envelope: Bytes::copy_from_slice(envelope) });
+        records.push(Record { seq: key.value().1, time_ms, envelope: Bytes::copy_from_slice(envelope) });
     }
     Ok(records)
 }

@@ -38,7 +38,7 @@ impl Store {
         cache_bytes: usize,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, OpenError> {
-        let guard = Guard::new(backend);
+        let guard = Guard::new(Box::new(backend));
         let db = Builder::new()
             .set_cache_size(cache_bytes)
             .create_with_backend(Guarded(Arc::clone(&guard)))
@@ -68,6 +68,11 @@ impl Store {
     /// Begins a durable write that leaves the file quick to open after a crash.
     pub(super) fn begin_write(&self) -> Result<WriteTransaction, Error> {
         begin_write(&self.current().1)
+    }
+
+    /// Begins to read from one snapshot.
+    pub(super) fn begin_read(&self) -> Result<ReadTransaction, Error> {
+        Ok(self.current().1.begin_read()?)
     }
 
     /// Reads from one snapshot; if the storage fails, from the last durable state of the file.
@@ -193,7 +198,7 @@ fn make_file(path: &Path) -> Result<(), OpenError> {
     fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
 }
 
-fn make_directory(directory: &Path) -> io::Result<()> {
+pub(in crate::engine) fn make_directory(directory: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -202,7 +207,7 @@ fn make_directory(directory: &Path) -> io::Result<()> {
 }
 
 impl OpenError {
-    fn from_io(path: &Path, source: io::Error) -> Self {
+    pub(in crate::engine) fn from_io(path: &Path, source: io::Error) -> Self {
         let path = path.into();
         match source.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Permission { path, source },
@@ -211,7 +216,7 @@ impl OpenError {
         }
     }
 
-    fn from_redb(path: &Path, error: DatabaseError) -> Self {
+    pub(in crate::engine) fn from_redb(path: &Path, error: DatabaseError) -> Self {
         match error {
             DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => Self::Locked { path: path.into() },
             DatabaseError::Storage(StorageError::Io(source)) => Self::from_io(path, source),

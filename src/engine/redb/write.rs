@@ -11,11 +11,10 @@ use std::{
 use redb::ReadableTable as _;
 
 use super::{
-    super::{Answer, Complete, Completion, Failure, Observer, Token},
+    super::{Answer, Complete, Completion, Failure, Observer, Token, queue::Queue},
     Config,
     batch::Batch,
     clock,
-    queue::Queue,
     store::Store,
     tables::{self, Error},
 };

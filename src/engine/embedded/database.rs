@@ -1,0 +1,136 @@
+//! The redb file, and how it is opened again after it failed.
+//!
+//! redb latches after any I/O error. What was logged is safe without it, so the file is simply opened again, as a restart
+//! would do. Where even that cannot be written, what was durable is read on through an overlay.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use redb::{
+    Builder, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, StorageBackend, StorageError, WriteTransaction,
+};
+
+use super::{Storage, tables::Error};
+use crate::engine::redb::guard::{Guard, Guarded, Overlay};
+
+pub(super) struct Database {
+    storage: Arc<dyn Storage>,
+    cache_bytes: usize,
+    /// Those who use it hold it shared; opening it again waits for them, as the old one must have let go of the file.
+    open: RwLock<Option<Opened>>,
+    /// Whether an operation failed since it was opened.
+    failed: AtomicBool,
+}
+
+struct Opened {
+    database: redb::Database,
+    /// Whether it writes to the file, and not to an overlay.
+    writes: bool,
+}
+
+impl Database {
+    pub(super) fn open(storage: Arc<dyn Storage>, cache_bytes: usize) -> Result<Self, DatabaseError> {
+        let database = create(cache_bytes, Guarded(Guard::new(storage.history(true)?)))?;
+        let open = RwLock::new(Some(Opened { database, writes: true }));
+        Ok(Self { storage, cache_bytes, open, failed: AtomicBool::new(false) })
+    }
+
+    /// Reads from one snapshot. After a failure of the storage, once more from the file opened anew.
+    pub(super) fn read<T>(&self, read: impl Fn(&ReadTransaction) -> Result<T, Error>) -> Result<T, Error> {
+        let attempt = || self.with(|opened| read(&opened.database.begin_read()?));
+        self.usable()?;
+        let first = attempt();
+        if !first.as_ref().is_err_and(is_latching) {
+            return first;
+        }
+        self.usable()?;
+        attempt()
+    }
+
+    /// Reads from one snapshot, once, however long it takes. Meanwhile the file cannot be opened anew.
+    pub(super) fn snapshot<T>(&self, read: impl FnOnce(&ReadTransaction) -> T) -> Result<T, Error> {
+        self.with(|opened| Ok(read(&opened.database.begin_read()?)))
+    }
+
+    /// Writes in one transaction, durably. After a failure the file is opened anew when it is used next.
+    pub(super) fn write<T>(&self, write: impl FnOnce(&WriteTransaction) -> Result<T, Error>) -> Result<T, Error> {
+        if !self.with(|opened| Ok(opened.writes)).unwrap_or(false) {
+            self.failed.store(true, Ordering::Release);
+        }
+        self.usable()?;
+        self.with(|opened| {
+            if !opened.writes {
+                return Err(Error::Storage(redb::Error::PreviousIo));
+            }
+            let mut txn = opened.database.begin_write()?;
+            txn.set_durability(Durability::Immediate).map_err(|error| Error::Storage(error.into()))?;
+            // Opens after a crash without a scan of the whole file.
+            txn.set_quick_repair(true);
+            let done = write(&txn)?;
+            txn.commit()?;
+            Ok(done)
+        })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&Opened) -> Result<T, Error>) -> Result<T, Error> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let unusable = || Err(Error::Storage(redb::Error::PreviousIo));
+        let Some(opened) = &*open else { return unusable() };
+        let result = catch_unwind(AssertUnwindSafe(|| act(opened))).unwrap_or_else(|_| unusable());
+        if result.as_ref().is_err_and(is_latching) {
+            // Noted while it is held: whoever opens it anew has waited for this.
+            self.failed.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    /// Opens the file anew if it has failed.
+    fn usable(&self) -> Result<(), Error> {
+        if !self.failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if self.failed.load(Ordering::Acquire) {
+            close(open.take());
+            *open = Some(self.open_again().map_err(|error| Error::Storage(error.into()))?);
+            self.failed.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn open_again(&self) -> Result<Opened, DatabaseError> {
+        let guard = Guard::new(self.storage.history(false)?);
+        if let Ok(database) = create(self.cache_bytes, Guarded(Arc::clone(&guard))) {
+            return Ok(Opened { database, writes: true });
+        }
+        let overlay = Overlay::new(guard).map_err(StorageError::from)?;
+        Ok(Opened { database: create(self.cache_bytes, overlay)?, writes: false })
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        close(self.open.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+/// redb panics over some damages of the file, also when it is closed after that.
+fn close(opened: Option<Opened>) {
+    drop(catch_unwind(AssertUnwindSafe(|| drop(opened))));
+}
+
+fn create(cache_bytes: usize, backend: impl StorageBackend) -> Result<redb::Database, DatabaseError> {
+    let create = || Builder::new().set_cache_size(cache_bytes).create_with_backend(backend);
+    let damaged = || DatabaseError::Storage(StorageError::Corrupted("it cannot be made sense of".to_owned()));
+    catch_unwind(AssertUnwindSafe(create)).unwrap_or_else(|_| Err(damaged()))
+}
+
+/// A damaged page fails who asks for it; a failed operation ends the use of this opening of the file.
+fn is_latching(error: &Error) -> bool {
+    matches!(error, Error::Storage(error) if !matches!(error, redb::Error::Corrupted(_)))
+}

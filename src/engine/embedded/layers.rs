@@ -1,0 +1,343 @@
+//! The memtables that writer, readers and applier share.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Health,
+    memtable::{Memtable, RoomTail},
+};
+use crate::{
+    core::{
+        id::{Digest, LogId, RoomId, Seq},
+        log::{Append, LogMeta, LogState},
+    },
+    engine::wal::{Entry, Lsn},
+};
+
+/// The active table and the frozen one.
+pub(super) struct Layers {
+    tables: Mutex<Tables>,
+    changed: Condvar,
+}
+
+struct Tables {
+    active: Memtable,
+    /// When the active table got its oldest entry.
+    since: Option<Instant>,
+    frozen: Option<Arc<Memtable>>,
+    /// How many tables were frozen, and how many of them were applied.
+    freezes: u64,
+    applies: u64,
+    closing: bool,
+    /// Whether the applier has something else to do.
+    chore: bool,
+}
+
+/// Which life of its log a room has, as far as the tables know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// The tables do not know the room: redb decides.
+    Unknown,
+    /// It was deleted.
+    Gone,
+    /// This one.
+    Is(LogId),
+}
+
+/// Which records of a tail are wanted.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Want {
+    /// None: only how the log stands.
+    State,
+    /// All.
+    All,
+    /// From this seq on, until those after it exceed so many envelope bytes.
+    From { seq: Seq, bytes_max: u64 },
+    /// Those before this seq, newest first, until so many records or envelope bytes are exceeded.
+    Before { seq: Seq, count_max: usize, bytes_max: u64 },
+}
+
+/// What the tables have of one room.
+#[derive(Debug)]
+pub(super) struct Tail {
+    pub(super) life: Life,
+    pub(super) made: Option<LogMeta>,
+    /// The newest seq and its chain value.
+    pub(super) head: Option<(Seq, Digest)>,
+    /// What was wanted, ascending and without gap.
+    pub(super) records: Vec<Append>,
+    /// For each table with records: its first seq, and its envelope bytes.
+    parts: Vec<(Seq, u64)>,
+}
+
+impl Tail {
+    /// Whether what is unapplied begins right after `head`.
+    pub(super) fn follows(&self, head: Seq) -> bool {
+        let oldest = self.parts.iter().map(|(first, _)| *first).filter(|first| *first > head).min();
+        oldest.is_none_or(|first| first == head + 1)
+    }
+
+    /// How the log stands, given how it stands in redb.
+    pub(super) fn state(&self, base: LogState) -> LogState {
+        let unapplied = |(first, _): &&(Seq, u64)| *first > base.head;
+        let bytes = base.bytes + self.parts.iter().filter(unapplied).map(|(_, bytes)| bytes).sum::<u64>();
+        match self.head {
+            Some((head, chain)) if head > base.head => LogState { head, chain, bytes, ..base },
+            _ => base,
+        }
+    }
+}
+
+impl Layers {
+    pub(super) fn new(active: Memtable) -> Self {
+        let since = (!active.is_empty()).then(super::clock);
+        Self {
+            tables: Mutex::new(Tables { active, since, frozen: None, freezes: 0, applies: 0, closing: false, chore: false }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tables> {
+        // No code panics while it holds the lock half-way through a change.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows durable entries to readers.
+    pub(super) fn insert(&self, entries: impl IntoIterator<Item = (Lsn, Entry)>) {
+        let mut tables = self.lock();
+        if tables.since.is_none() {
+            tables.since = Some(super::clock());
+        }
+        for (lsn, entry) in entries {
+            tables.active.insert(lsn, entry);
+        }
+    }
+
+    /// Freezes the active table as soon as the frozen one is applied: for a writer that has to wait because there is too
+    /// much. While applying fails it does not wait; then the log's own limit holds.
+    pub(super) fn freeze(&self, health: &Health) {
+        let mut tables = self.lock();
+        while tables.frozen.is_some() && !tables.closing && health.can_apply() {
+            tables = self.changed.wait(tables).unwrap_or_else(PoisonError::into_inner);
+        }
+        if tables.frozen.is_none() {
+            tables.freeze();
+            drop(tables);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until everything is applied, or cannot be.
+    pub(super) fn drain(&self, health: &Health) {
+        let mut tables = self.lock();
+        while (tables.frozen.is_some() || !tables.active.is_empty()) && !tables.closing && health.can_apply() {
+            if tables.frozen.is_none() {
+                tables.freeze();
+                self.changed.notify_all();
+            }
+            tables = self.changed.wait(tables).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Has all that is there now applied, and waits for that; what comes meanwhile is not waited for. Whether it is.
+    pub(super) fn checkpoint(&self, health: &Health) -> bool {
+        let mut tables = self.lock();
+        let wanted = tables.freezes + u64::from(!tables.active.is_empty());
+        while tables.applies < wanted {
+            if !health.can_apply() || (tables.closing && !health.can_log()) {
+                return false;
+            }
+            if tables.frozen.is_none() && tables.freezes < wanted {
+                tables.freeze();
+                self.changed.notify_all();
+            }
+            tables = self.changed.wait(tables).unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+
+    /// Waits until there is a frozen table, and freezes the active one when it is older than `age`, or on closing. With
+    /// `patience`, it waits no longer than that.
+    pub(super) fn next(&self, age: Duration, patience: Option<Duration>) -> Next {
+        let begun = super::clock();
+        let mut tables = self.lock();
+        loop {
+            if let Some(frozen) = &tables.frozen {
+                return Next::Apply(Arc::clone(frozen));
+            }
+            let old = tables.since.map(|since| since.elapsed());
+            if tables.closing || old.is_some_and(|old| old >= age) {
+                match tables.since {
+                    Some(_) => tables.freeze(),
+                    None => return Next::Closed,
+                }
+                continue;
+            }
+            let until_old = old.map(|old| age.saturating_sub(old));
+            let left = patience.map(|patience| patience.saturating_sub(begun.elapsed()));
+            if std::mem::take(&mut tables.chore) || left.is_some_and(|left| left.is_zero()) {
+                return Next::Idle;
+            }
+            let wait = [until_old, left].into_iter().flatten().min().unwrap_or(Duration::from_secs(3600));
+            tables = self.changed.wait_timeout(tables, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits a while, less when the tables are closed. Whether they are.
+    pub(super) fn pause(&self, duration: Duration) -> bool {
+        let tables = self.lock();
+        let paused = self.changed.wait_timeout_while(tables, duration, |tables| !tables.closing);
+        paused.unwrap_or_else(PoisonError::into_inner).0.closing
+    }
+
+    /// The frozen table was applied.
+    pub(super) fn applied(&self) {
+        let mut tables = self.lock();
+        tables.frozen = None;
+        tables.applies += 1;
+        drop(tables);
+        self.changed.notify_all();
+    }
+
+    /// Has the applier look after what else there is to do.
+    pub(super) fn chore(&self) {
+        self.lock().chore = true;
+        self.changed.notify_all();
+    }
+
+    /// Applying failed: who waits for it looks again.
+    pub(super) fn wake(&self) {
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    /// No more entries come: what there is is applied.
+    pub(super) fn close(&self) {
+        self.lock().closing = true;
+        self.changed.notify_all();
+    }
+
+    /// Memory of the active table, in bytes.
+    pub(super) fn active_bytes(&self) -> usize {
+        self.lock().active.bytes
+    }
+
+    /// Memory of both tables, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let tables = self.lock();
+        tables.active.bytes + tables.frozen.as_ref().map_or(0, |frozen| frozen.bytes)
+    }
+
+    /// What the tables have of `room`.
+    pub(super) fn tail(&self, room: RoomId, want: Want) -> Tail {
+        let tables = self.lock();
+        let newest_first = [tables.active.rooms.get(&room), tables.frozen.as_ref().and_then(|frozen| frozen.rooms.get(&room))];
+        gather(newest_first, want)
+    }
+}
+
+/// What the applier does next.
+pub(super) enum Next {
+    Apply(Arc<Memtable>),
+    Idle,
+    Closed,
+}
+
+impl Tables {
+    fn freeze(&mut self) {
+        self.since = None;
+        if !self.active.is_empty() {
+            self.frozen = Some(Arc::new(std::mem::take(&mut self.active)));
+            self.freezes += 1;
+        }
+    }
+}
+
+fn gather(newest_first: [Option<&RoomTail>; 2], want: Want) -> Tail {
+    let mut tail = Tail { life: Life::Unknown, made: None, head: None, records: Vec::new(), parts: Vec::new() };
+    let mut left = Left::new(want);
+    let mut wanted: Vec<&[Append]> = Vec::new();
+    for part in newest_first.into_iter().flatten() {
+        match (tail.life, part.log) {
+            (Life::Unknown, None) => {
+                tail.life = Life::Gone;
+                break;
+            }
+            (Life::Unknown, Some(log)) => tail.life = Life::Is(log),
+            (Life::Is(log), other) if other == Some(log) => {}
+            _ => break,
+        }
+        tail.head = tail.head.or_else(|| part.head());
+        if let Some(first) = part.records.first() {
+            tail.parts.push((first.seq, part.envelope_bytes));
+            wanted.push(left.select(part));
+        }
+        if part.made.is_some() {
+            tail.made.clone_from(&part.made);
+            break;
+        }
+    }
+    let oldest_first = wanted.into_iter().rev().flatten();
+    tail.records = match want {
+        Want::From { seq, bytes_max } => {
+            let mut bytes = 0;
+            let fits = |record: &&Append| {
+                let fits = bytes <= bytes_max;
+                // The first one is there for its chain value.
+                bytes += if record.seq > seq { record.envelope.len() as u64 } else { 0 };
+                fits
+            };
+            oldest_first.take_while(fits).cloned().collect()
+        }
+        _ => oldest_first.cloned().collect(),
+    };
+    tail
+}
+
+/// What is still wanted, from the newest table to the oldest.
+struct Left {
+    want: Want,
+    count: usize,
+    bytes: u64,
+}
+
+impl Left {
+    const fn new(want: Want) -> Self {
+        let (count, bytes) = match want {
+            Want::Before { count_max, bytes_max, .. } => (count_max, bytes_max),
+            _ => (0, 0),
+        };
+        // One more than asked: its chain value is the one before the first.
+        Self { want, count: count.saturating_add(1), bytes }
+    }
+
+    fn select<'a>(&mut self, part: &'a RoomTail) -> &'a [Append] {
+        match self.want {
+            Want::State => &[],
+            Want::All => &part.records,
+            Want::From { seq, .. } => part.after(seq.saturating_sub(1)),
+            Want::Before { seq, .. } => {
+                let newer = part.after(seq.saturating_sub(1)).len();
+                let older = part.records.get(..part.records.len() - newer).unwrap_or_default();
+                let mut from = older.len();
+                for record in older.iter().rev() {
+                    if self.count == 0 {
+                        break;
+                    }
+                    self.count -= 1;
+                    from -= 1;
+                    let len = record.envelope.len() as u64;
+                    match self.bytes.checked_sub(len) {
+                        Some(bytes) => self.bytes = bytes,
+                        // This one is too much, or the only one: the one before it gives its chain value.
+                        None => (self.bytes, self.count) = (0, self.count.min(1)),
+                    }
+                }
+                older.get(from..).unwrap_or_default()
+            }
+        }
+    }
+}

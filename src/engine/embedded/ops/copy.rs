@@ -1,0 +1,568 @@
+//! The copier: from a snapshot of a store into a fresh history file, checking everything on the way.
+
+use std::{
+    fs,
+    ops::{Bound, ControlFlow},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use redb::{
+    Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _, StorageBackend as _,
+    backends::FileBackend,
+};
+
+use super::{Damaged, Error, Progress, Report, private};
+use crate::{
+    core::{
+        chain,
+        id::{Digest, LogId, RoomId, Seq, UnixMillis},
+        log::{LogMeta, LogState, Producer},
+    },
+    engine::{
+        embedded::{
+            apply,
+            chunk::{self, Item},
+            layout::{Layout, Sizes},
+            read,
+            tables::{self, CHUNKS, LOGS, LogRow, META, Open, PRODUCERS, STRANDED, TAILS},
+        },
+        redb::{self as direct, OldStore},
+        rows,
+        wal::Lsn,
+    },
+};
+
+/// Bytes of rows that are gathered for one transaction.
+const FLUSH_BYTES: usize = 16 << 20;
+/// Bytes of the cache of the file that is written: it is written once and hardly read.
+const TARGET_CACHE_BYTES: usize = 16 << 20;
+/// Bytes of the first format's records that are laid out together.
+const BATCH_BYTES: u64 = 4 << 20;
+
+/// The sum of what was copied.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Copied {
+    pub(super) logs: u64,
+    pub(super) records: u64,
+    pub(super) bytes: u64,
+    pub(super) damaged: Vec<Damaged>,
+    /// How far it came.
+    pub(super) progress: Progress,
+    /// Chunks of the whole ones.
+    pub(super) chunks: u64,
+}
+
+/// Which ids the logs of a copy have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ids {
+    /// Those that they have.
+    Same,
+    /// New ones: it is another life.
+    New,
+}
+
+/// What happens to a damaged log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnDamage {
+    /// It is left out.
+    LeaveOut,
+    /// Its rows are copied as they are.
+    AsItIs,
+}
+
+/// Where logs come from.
+pub(super) enum Source<'a> {
+    /// A snapshot of a history of this format.
+    History(&'a ReadTransaction),
+    /// A store of the first format.
+    First(&'a OldStore),
+}
+
+/// A fresh history file, or nothing.
+pub(super) struct Target {
+    file: Option<(Database, PathBuf)>,
+    rows: Vec<Row>,
+    bytes: usize,
+    /// Logs of which rows may be in the file already: the latest only, as logs come one after the other.
+    flushed: Option<LogId>,
+}
+
+enum Row {
+    Log(RoomId, Vec<u8>),
+    Chunk(Place, LogId, Seq, Vec<u8>),
+    Producer(LogId, Producer, Vec<u8>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Chunks,
+    Tails,
+    Stranded,
+}
+
+impl Target {
+    /// Keeps nothing.
+    pub(super) const fn nothing() -> Self {
+        Self { file: None, rows: Vec::new(), bytes: 0, flushed: None }
+    }
+
+    /// A new file at `path`.
+    pub(super) fn create(path: &Path) -> Result<Self, Error> {
+        let file = private().open(path).map_err(Error::write(path))?;
+        let created = Self::create_in(file, path);
+        if created.is_err() {
+            // It is ours, and nobody will finish it.
+            let _ = fs::remove_file(path);
+        }
+        created
+    }
+
+    fn create_in(file: fs::File, path: &Path) -> Result<Self, Error> {
+        let failed = |why: String| Error::Write { path: path.into(), why };
+        let backend = FileBackend::new(file).map_err(|error| failed(error.to_string()))?;
+        let mut builder = Builder::new();
+        builder.set_cache_size(TARGET_CACHE_BYTES);
+        let database = builder.create_with_backend(backend).map_err(|error| failed(error.to_string()))?;
+        let target = Self { file: Some((database, path.into())), ..Self::nothing() };
+        target.write(false, tables::make)?;
+        Ok(target)
+    }
+
+    fn write(&self, last: bool, write: impl FnOnce(&redb::WriteTransaction) -> Result<(), rows::Error>) -> Result<(), Error> {
+        let Some((database, path)) = &self.file else { return Ok(()) };
+        let run = || {
+            let mut txn = database.begin_write()?;
+            txn.set_durability(Durability::Immediate).map_err(|error| rows::Error::Storage(error.into()))?;
+            // Only what is whole is ever opened again.
+            txn.set_quick_repair(last);
+            write(&txn)?;
+            txn.commit()?;
+            Ok(())
+        };
+        run().map_err(|error: rows::Error| Error::Write { path: path.clone(), why: error.to_string() })
+    }
+
+    fn put(&mut self, row: Row) -> Result<(), Error> {
+        if self.file.is_none() {
+            return Ok(());
+        }
+        let log = match &row {
+            Row::Chunk(_, log, ..) | Row::Producer(log, ..) => Some(*log),
+            Row::Log(..) => None,
+        };
+        self.bytes += match &row {
+            Row::Log(_, bytes) | Row::Chunk(.., bytes) | Row::Producer(_, _, bytes) => bytes.len() + size_of::<Row>(),
+        };
+        self.rows.push(row);
+        if self.bytes >= FLUSH_BYTES {
+            self.flush()?;
+            self.flushed = log.or(self.flushed);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        let rows = std::mem::take(&mut self.rows);
+        self.bytes = 0;
+        self.write(false, |txn| {
+            let (mut logs, mut producers) = (txn.open_table(LOGS)?, txn.open_table(PRODUCERS)?);
+            let (mut chunks, mut tails, mut stranded) =
+                (txn.open_table(CHUNKS)?, txn.open_table(TAILS)?, txn.open_table(STRANDED)?);
+            for row in &rows {
+                match row {
+                    Row::Log(room, bytes) => drop(logs.insert(&room.0, bytes.as_slice())?),
+                    Row::Producer(log, producer, bytes) => {
+                        producers.insert(&rows::producer_key(*log, producer), bytes.as_slice())?;
+                    }
+                    Row::Chunk(place, log, seq, bytes) => {
+                        let table = match place {
+                            Place::Chunks => &mut chunks,
+                            Place::Tails => &mut tails,
+                            Place::Stranded => &mut stranded,
+                        };
+                        table.insert((&log.0, *seq), bytes.as_slice())?;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes back what was put of `log`.
+    fn forget(&mut self, log: LogId) -> Result<(), Error> {
+        self.rows.retain(|row| match row {
+            Row::Chunk(_, of, ..) | Row::Producer(of, ..) => *of != log,
+            Row::Log(..) => true,
+        });
+        if self.flushed != Some(log) {
+            return Ok(());
+        }
+        self.write(false, |txn| {
+            for table in [CHUNKS, TAILS, STRANDED] {
+                let mut table = txn.open_table(table)?;
+                for entry in table.extract_from_if((&log.0, 0)..=(&log.0, u64::MAX), |_, _| true)? {
+                    entry?;
+                }
+            }
+            rows::Producers::open(txn)?.sweep(log, usize::MAX)?;
+            Ok(())
+        })
+    }
+
+    /// Everything is there: makes it durable, and lets go of the file.
+    pub(super) fn finish(mut self, meta: &[(&'static str, Vec<u8>)]) -> Result<(), Error> {
+        self.flush()?;
+        self.write(true, |txn| {
+            let mut table = txn.open_table(META)?;
+            for (name, value) in meta {
+                table.insert(name, value.as_slice())?;
+            }
+            Ok(())
+        })?;
+        let Some((mut database, path)) = self.file.take() else { return Ok(()) };
+        // Pages that were written more than once left gaps.
+        database.compact().map_err(|error| Error::Write { path: path.clone(), why: error.to_string() })?;
+        drop(database);
+        fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::write(&path))
+    }
+}
+
+/// One copying.
+pub(super) struct Copier<'a, 'r> {
+    pub(super) source: Source<'a>,
+    /// What the source is called, for messages.
+    pub(super) path: &'a Path,
+    pub(super) target: Target,
+    pub(super) ids: Ids,
+    pub(super) on_damage: OnDamage,
+    pub(super) report: Report<'r>,
+    progress: Progress,
+    chunks: u64,
+    /// What ended a walk through a log, other than damage.
+    failed: Option<Error>,
+}
+
+/// The logs that can be read, and the rooms whose row cannot.
+type Found = (Vec<(LogId, RoomId)>, Vec<Damaged>);
+
+impl<'a, 'r> Copier<'a, 'r> {
+    pub(super) fn new(source: Source<'a>, path: &'a Path, target: Target, report: Report<'r>) -> Self {
+        Self {
+            source,
+            path,
+            target,
+            ids: Ids::Same,
+            on_damage: OnDamage::LeaveOut,
+            report,
+            progress: Progress::default(),
+            chunks: 0,
+            failed: None,
+        }
+    }
+
+    /// Copies every log. The target has yet to be finished.
+    pub(super) fn run(mut self) -> Result<(Copied, Target), Error> {
+        let (mut logs, damaged) = self.logs()?;
+        if self.on_damage == OnDamage::AsItIs && !damaged.is_empty() {
+            // Nobody knows which chunks are theirs, and a copy that has all but those would end them.
+            return Err(Error::Damaged { rooms: damaged });
+        }
+        // In the order of the ids under which they are written, a file fills from its left to its right.
+        logs.sort_unstable();
+        let ids = self.new_ids(&logs)?;
+        let mut copied = Copied { damaged, ..Copied::default() };
+        self.tell()?;
+        for ((log, room), id) in logs.into_iter().zip(ids) {
+            let before = self.progress;
+            match self.log(room, log, id) {
+                Ok(()) => copied.logs += 1,
+                Err(found) => {
+                    if let Some(failed) = self.failed.take() {
+                        return Err(failed);
+                    }
+                    let why = match found {
+                        rows::Error::Storage(error) if !matches!(error, redb::Error::Corrupted(_)) => {
+                            return Err(Error::read(self.path, &error));
+                        }
+                        rows::Error::Log { why, .. } => why,
+                        other => other.to_string(),
+                    };
+                    copied.damaged.push(Damaged { room, why });
+                    self.target.forget(id)?;
+                    self.progress.records = before.records;
+                    self.progress.bytes = before.bytes;
+                    if self.on_damage == OnDamage::AsItIs {
+                        self.as_it_is(room, log)?;
+                    }
+                }
+            }
+            self.progress.logs += 1;
+            self.tell()?;
+        }
+        copied.progress = self.progress;
+        (copied.records, copied.bytes, copied.chunks) = (self.progress.records, self.progress.bytes, self.chunks);
+        Ok((copied, self.target))
+    }
+
+    fn tell(&mut self) -> Result<(), Error> {
+        match (self.report)(self.progress) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Stopped),
+        }
+    }
+
+    /// All logs; what they have is added up. And the rooms whose rows cannot be read.
+    fn logs(&mut self) -> Result<Found, Error> {
+        let (mut logs, mut damaged) = (Vec::new(), Vec::new());
+        let mut bytes = 0_u64;
+        let mut each = |room, log, state: &LogState| {
+            logs.push((log, room));
+            bytes = bytes.saturating_add(state.bytes);
+        };
+        match &self.source {
+            Source::History(txn) => each_row(txn, |room, row| match row {
+                Ok(row) => each(room, row.meta.log, &row.state),
+                Err(error) => damaged.push(Damaged { room, why: error.to_string() }),
+            }),
+            Source::First(old) => old.each_log(each),
+        }
+        .map_err(|error| Error::read(self.path, &error))?;
+        self.progress.logs_total = logs.len() as u64;
+        self.progress.bytes_total = bytes;
+        Ok((logs, damaged))
+    }
+
+    fn new_ids(&self, logs: &[(LogId, RoomId)]) -> Result<Vec<LogId>, Error> {
+        if self.ids == Ids::Same {
+            return Ok(logs.iter().map(|(log, _)| *log).collect());
+        }
+        let mut ids = vec![LogId([0; 16]); logs.len()];
+        for id in &mut ids {
+            getrandom::fill(&mut id.0).map_err(|error| Error::read(Path::new("the system's randomness"), &error))?;
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    fn log(&mut self, room: RoomId, log: LogId, id: LogId) -> Result<(), rows::Error> {
+        match self.source {
+            Source::History(txn) => self.log_of_history(txn, room, id),
+            Source::First(old) => self.log_of_first(old, room, log, id),
+        }
+    }
+
+    /// Notes what is no damage, and ends the walk.
+    fn put(&mut self, row: Row) -> Result<(), rows::Error> {
+        self.target.put(row).map_err(|error| {
+            self.failed = Some(error);
+            rows::Error::Row("(the walk ends)")
+        })
+    }
+
+    fn count(&mut self, records: usize, bytes: u64) -> Result<(), rows::Error> {
+        self.progress.records += records as u64;
+        self.progress.bytes += bytes;
+        self.tell().map_err(|error| {
+            self.failed = Some(error);
+            rows::Error::Row("(the walk ends)")
+        })
+    }
+
+    fn log_of_history(&mut self, txn: &ReadTransaction, room: RoomId, id: LogId) -> Result<(), rows::Error> {
+        let row = read::row(txn, room)?.ok_or(rows::Error::Row("logs"))?;
+        let place = |first| if first < row.open.tails { Place::Chunks } else { Place::Tails };
+        read::chunks(txn, room, &row)?.verify(|chunk| {
+            if self.target.file.is_some() {
+                let items: Vec<Item<'_>> = chunk.items().collect();
+                let mut bytes = vec![0; chunk::encoded_len(chunk.first(), &items)];
+                chunk::encode(id, chunk.first(), chunk.before(), &items, &mut bytes);
+                self.put(Row::Chunk(place(chunk.first()), id, chunk.first(), bytes))?;
+            }
+            self.chunks += 1;
+            self.count(chunk.items().len(), chunk.envelopes().len() as u64)
+        })?;
+        for (producer, state) in read::producers(txn, &row)? {
+            self.put(Row::Producer(id, producer, rows::encode_producer(&state)))?;
+        }
+        raw(txn, Place::Stranded, row.meta.log, |first, bytes| self.put(Row::Chunk(Place::Stranded, id, first, bytes)))?;
+        let row = LogRow { meta: LogMeta { log: id, ..row.meta.clone() }, ..row };
+        self.put(Row::Log(room, row.encode()))
+    }
+
+    fn log_of_first(&mut self, old: &OldStore, room: RoomId, log: LogId, id: LogId) -> Result<(), rows::Error> {
+        let (meta, state) = old.log(room)?.ok_or(rows::Error::Row("logs"))?;
+        let mut pending = Pending { id, first: state.floor, before: state.floor_chain, records: Vec::new(), bytes: 0 };
+        let damaged = |why: String| rows::Error::Log { log, why };
+        let (mut value, mut bytes, mut next) = (state.floor_chain, 0, state.floor);
+        old.records(log, state.floor, state.head, &mut |seq, kept, time_ms, envelope| {
+            if seq != next {
+                return Err(damaged(format!("record {next} is missing")));
+            }
+            value = chain::next(room, value, seq, envelope);
+            if value != kept {
+                return Err(damaged(format!("the hash chain breaks at record {seq}")));
+            }
+            next += 1;
+            bytes += envelope.len() as u64;
+            pending.push(time_ms, value, envelope);
+            if pending.bytes >= BATCH_BYTES {
+                pending.write(self, false)?;
+            }
+            self.count(1, envelope.len() as u64)
+        })?;
+        if next != state.head + 1 {
+            return Err(damaged(format!("record {next} is missing")));
+        }
+        if value != state.chain || bytes != state.bytes {
+            return Err(damaged("its records are not those that its row tells of".to_owned()));
+        }
+        let open = pending.write(self, true)?;
+        for (producer, state) in old.producers(log)? {
+            self.put(Row::Producer(id, producer, rows::encode_producer(&state)))?;
+        }
+        let row = LogRow { meta: LogMeta { log: id, ..meta }, state, open };
+        self.put(Row::Log(room, row.encode()))
+    }
+
+    /// The rows of a damaged log.
+    fn as_it_is(&mut self, room: RoomId, log: LogId) -> Result<(), Error> {
+        let Source::History(txn) = self.source else { return Ok(()) };
+        let path = self.path;
+        let failed = |error: &rows::Error| Error::read(path, error);
+        let row = read::row(txn, room).and_then(|row| row.ok_or(rows::Error::Row("logs"))).map_err(|error| failed(&error))?;
+        for place in [Place::Chunks, Place::Tails, Place::Stranded] {
+            let copied = raw(txn, place, log, |seq, bytes| self.put(Row::Chunk(place, log, seq, bytes)));
+            copied.map_err(|error| self.failed.take().unwrap_or_else(|| Error::read(self.path, &error)))?;
+        }
+        for (producer, state) in read::producers(txn, &row).map_err(|error| failed(&error))? {
+            self.target.put(Row::Producer(log, producer, rows::encode_producer(&state)))?;
+        }
+        self.target.put(Row::Log(room, row.encode()))
+    }
+}
+
+/// Records of the first format that are not laid out yet.
+struct Pending {
+    id: LogId,
+    first: Seq,
+    /// The chain value before the first.
+    before: Digest,
+    records: Vec<(UnixMillis, Digest, Vec<u8>)>,
+    bytes: u64,
+}
+
+impl Pending {
+    fn push(&mut self, time_ms: UnixMillis, chain: Digest, envelope: &[u8]) {
+        self.bytes += envelope.len() as u64;
+        self.records.push((time_ms, chain, envelope.to_vec()));
+    }
+
+    /// Writes full chunks; with `all` the rest too, as the log's open part.
+    fn write(&mut self, copier: &mut Copier<'_, '_>, all: bool) -> Result<Open, rows::Error> {
+        let records = std::mem::take(&mut self.records);
+        let items: Vec<Item<'_>> =
+            records.iter().map(|(time_ms, chain, envelope)| Item { time_ms: *time_ms, envelope, chain: Some(*chain) }).collect();
+        let layout = Sizes::new(apply::costs(self.first, &items)).all();
+        let (first, before) = (self.first, self.before);
+        let Layout { full, open, small, .. } = &layout;
+        let kinds = [(full, Place::Chunks), (open, Place::Chunks), (small, Place::Tails)];
+        for (ranges, place) in kinds.into_iter().take(if all { 3 } else { 1 }) {
+            for range in ranges {
+                let seq = first + range.start as u64;
+                let before = range.start.checked_sub(1).and_then(|last| records.get(last)).map_or(before, |(_, chain, _)| *chain);
+                let items = items.get(range.clone()).unwrap_or_default();
+                let mut bytes = vec![0; chunk::encoded_len(seq, items)];
+                chunk::encode(self.id, seq, before, items, &mut bytes);
+                copier.put(Row::Chunk(place, self.id, seq, bytes))?;
+            }
+        }
+        let at = |ranges: &[std::ops::Range<usize>]| ranges.first().map(|range| first + range.start as u64);
+        let end = first + records.len() as u64;
+        let tails = at(small).unwrap_or(end);
+        let place = Open { first: at(open).unwrap_or(tails), tails, bytes: layout.bytes, goal: layout.goal };
+        let done = full.last().map_or(0, |range| range.end);
+        if let Some((_, chain, _)) = done.checked_sub(1).and_then(|last| records.get(last)) {
+            self.before = *chain;
+        }
+        self.first += done as u64;
+        self.records = records.into_iter().skip(done).collect();
+        self.bytes = self.records.iter().map(|(.., envelope)| envelope.len() as u64).sum();
+        Ok(place)
+    }
+}
+
+/// Calls `each` for every room, with its row or what is wrong with it.
+fn each_row(txn: &ReadTransaction, mut each: impl FnMut(RoomId, Result<LogRow, rows::Error>)) -> Result<(), rows::Error> {
+    for entry in txn.open_table(LOGS)?.iter()? {
+        let (room, row) = entry?;
+        each(RoomId(*room.value()), LogRow::decode(row.value()));
+    }
+    Ok(())
+}
+
+/// The envelopes of all logs, in bytes.
+pub(super) fn envelope_bytes(txn: &ReadTransaction) -> Result<u64, rows::Error> {
+    let mut bytes = 0_u64;
+    each_row(txn, |_, row| bytes = bytes.saturating_add(row.map_or(0, |row| row.state.bytes)))?;
+    Ok(bytes)
+}
+
+/// Calls `each` for the rows of a log, as they are.
+fn raw(
+    txn: &ReadTransaction,
+    place: Place,
+    log: LogId,
+    mut each: impl FnMut(Seq, Vec<u8>) -> Result<(), rows::Error>,
+) -> Result<(), rows::Error> {
+    let table = match place {
+        Place::Chunks => CHUNKS,
+        Place::Tails => TAILS,
+        Place::Stranded => STRANDED,
+    };
+    for entry in txn.open_table(table)?.range((&log.0, 0)..=(&log.0, u64::MAX))? {
+        let (key, bytes) = entry?;
+        each(key.value().1, bytes.value().to_vec())?;
+    }
+    Ok(())
+}
+
+/// The newest entry of the write-ahead log that the snapshot has.
+pub(super) fn applied(txn: &ReadTransaction) -> Result<Lsn, rows::Error> {
+    tables::applied(&txn.open_table(META)?)
+}
+
+/// Opens the history at `path` without ever writing to it: what redb writes as it opens stays in memory. The file is locked.
+pub(super) fn open_unchanged(path: &Path, cache_bytes: usize) -> Result<Database, Error> {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).map_err(|error| Error::read(path, &error))?;
+    let backend = FileBackend::new(file).map_err(|error| Error::read(path, &error))?;
+    let locked = backend.try_lock_range(Bound::Unbounded, Bound::Unbounded).map_err(|error| Error::read(path, &error))?;
+    if !locked {
+        return Err(super::OpenError::from(direct::OpenError::Locked { path: path.into() }).into());
+    }
+    let open = || {
+        let overlay = direct::overlay(Box::new(backend))?;
+        let mut builder = Builder::new();
+        builder.set_cache_size(cache_bytes);
+        builder.create_with_backend(overlay)
+    };
+    // redb panics over some damages of the file.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(open)) {
+        Ok(opened) => opened.map_err(|error| Error::read(path, &error)),
+        Err(_) => Err(Error::read(path, &"it cannot be made sense of")),
+    }
+}
+
+/// Begins to read, and checks the format.
+pub(super) fn begin(database: &Database, path: &Path) -> Result<Arc<ReadTransaction>, Error> {
+    let txn = database.begin_read().map_err(|error| Error::read(path, &error))?;
+    let format = txn.open_table(META).map_err(rows::Error::from).and_then(|meta| tables::format(&meta));
+    match format.map_err(|error| Error::read(path, &error))? {
+        Some(tables::FORMAT) => Ok(Arc::new(txn)),
+        Some(found) if found > tables::FORMAT => {
+            let error = direct::OpenError::NewerFormat { path: path.into(), found, supported: tables::FORMAT };
+            Err(super::OpenError::from(error).into())
+        }
+        _ => Err(super::OpenError::from(direct::OpenError::NotAStore { path: path.into() }).into()),
+    }
+}

@@ -1,0 +1,288 @@
+//! The readers: each answer is composed of one snapshot of redb and what the tables had before it was taken.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use redb::ReadTransaction;
+
+use super::{
+    clock,
+    database::Database,
+    layers::{Layers, Life, Tail, Want},
+    read,
+    tables::{Error, LogRow},
+};
+use crate::{
+    core::{
+        id::{Digest, RoomId, Seq, UnixMillis},
+        log::{Append, LoadedLog, LogMeta, LogState, Producer, ProducerState, Record, Records},
+    },
+    engine::{Answer, Complete, Completion, Failure, Observer, Token, queue::Queue, rows},
+};
+
+/// How often a read begins anew because a log ended while it was read.
+const ATTEMPTS: usize = 8;
+
+/// What a reader does.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Read {
+    Load,
+    After { after: Seq, bytes_max: u32 },
+    Before { before: Seq, count_max: u32, bytes_max: u32 },
+    Seek { time_ms: UnixMillis },
+}
+
+/// A read, and where its result goes.
+pub(super) struct ReadJob {
+    pub(super) room: RoomId,
+    pub(super) read: Read,
+    pub(super) token: Token,
+    pub(super) to: Arc<dyn Complete>,
+}
+
+/// Answers reads until the queue is closed and drained.
+pub(super) fn run(layers: &Layers, database: &Database, queue: &Queue<ReadJob>, observer: &dyn Observer) {
+    while let Some(jobs) = queue.take(1, usize::MAX) {
+        for job in jobs {
+            let begun = clock();
+            // A panic here could only come from a damaged file; it must not cost the reader.
+            let attempt = catch_unwind(AssertUnwindSafe(|| answer(layers, database, job.room, job.read)));
+            let result = attempt.unwrap_or(Err(Failure::Read));
+            match &result {
+                Ok(answer) => observer.read(answer_bytes(answer), begun.elapsed()),
+                Err(failure) => observer.failed(*failure),
+            }
+            job.to.complete(vec![Completion { token: job.token, result }]);
+        }
+    }
+}
+
+fn answer_bytes(answer: &Answer) -> usize {
+    match answer {
+        Answer::Records(page) => page.records.iter().map(|record| record.envelope.len()).sum(),
+        _ => 0,
+    }
+}
+
+/// Answers one read.
+pub(super) fn answer(layers: &Layers, database: &Database, room: RoomId, read: Read) -> Result<Answer, Failure> {
+    let want = match read {
+        // Which records a time lies among is not known before: all handles, no bytes.
+        Read::Load | Read::Seek { .. } => Want::All,
+        Read::After { after, bytes_max } => Want::From { seq: after, bytes_max: bytes_max.into() },
+        Read::Before { before, count_max, bytes_max } => Want::Before {
+            seq: before,
+            count_max: usize::try_from(count_max.max(1)).unwrap_or(usize::MAX),
+            bytes_max: bytes_max.into(),
+        },
+    };
+    for _ in 0..ATTEMPTS {
+        // The tables first: whatever leaves them is in redb by then.
+        let tail = layers.tail(room, want);
+        let found = database.read(|txn| {
+            let Some(view) = View::of(txn, room, &tail)? else { return Ok(None) };
+            view.map(|view| view.answer(read)).transpose().map(Some)
+        });
+        match found {
+            Ok(Some(Some(answer))) => return Ok(answer),
+            Ok(Some(None)) if matches!(read, Read::Load) => return Ok(Answer::Loaded(None)),
+            Ok(Some(None)) => return Err(Failure::NotFound),
+            Ok(None) => {}
+            Err(_) => return Err(Failure::Read),
+        }
+    }
+    Err(Failure::Read)
+}
+
+/// Shows every record of a log, ascending, without copying any. How the log stands, if there is one.
+pub(super) fn scan(
+    layers: &Layers,
+    database: &Database,
+    room: RoomId,
+    visit: &mut dyn FnMut(Seq, UnixMillis, &[u8]),
+) -> Result<Option<LogState>, Failure> {
+    let tail = layers.tail(room, Want::All);
+    let scanned = database.snapshot(|txn| {
+        let Some(view) = View::of(txn, room, &tail)?.flatten() else { return Ok(None) };
+        if let Some(row) = &view.row {
+            read::chunks(txn, room, row)?.ascending(row.state.floor, row.state.head, |chunk| {
+                (chunk.first()..).zip(chunk.items()).for_each(|(seq, item)| visit(seq, item.time_ms, item.envelope));
+                Ok(true)
+            })?;
+        }
+        view.tail.iter().for_each(|append| visit(append.seq, append.time_ms, &append.envelope));
+        Ok(Some(view.state))
+    });
+    scanned.and_then(|scanned| scanned).map_err(|_: Error| Failure::Read)
+}
+
+/// One log at one moment.
+struct View<'a> {
+    txn: &'a ReadTransaction,
+    room: RoomId,
+    meta: LogMeta,
+    /// As redb has it, if it does.
+    row: Option<LogRow>,
+    state: LogState,
+    /// Wanted records that redb does not have.
+    tail: &'a [Append],
+}
+
+impl<'a> View<'a> {
+    /// `None` outside when the log ended in between; inside when there is none.
+    fn of(txn: &'a ReadTransaction, room: RoomId, tail: &'a Tail) -> Result<Option<Option<Self>>, Error> {
+        let row = match tail.life {
+            Life::Gone => return Ok(Some(None)),
+            Life::Unknown => match read::row(txn, room)? {
+                None => return Ok(Some(None)),
+                row => row,
+            },
+            Life::Is(log) => read::row(txn, room)?.filter(|row| row.meta.log == log),
+        };
+        let Some(meta) = row.as_ref().map(|row| &row.meta).or(tail.made.as_ref()).cloned() else { return Ok(None) };
+        let base = row.as_ref().map_or_else(|| LogState::empty(room), |row| row.state);
+        if !tail.follows(base.head) {
+            // What was between them was put aside: the log is damaged.
+            return Err(Error::Row("logs"));
+        }
+        let applied = tail.records.iter().take_while(|record| record.seq <= base.head).count();
+        let records = tail.records.get(applied..).unwrap_or_default();
+        Ok(Some(Some(View { txn, room, meta, state: tail.state(base), row, tail: records })))
+    }
+
+    /// The newest seq that redb has.
+    fn applied(&self) -> Seq {
+        self.row.as_ref().map_or(0, |row| row.state.head)
+    }
+
+    fn answer(&self, read: Read) -> Result<Answer, Error> {
+        match read {
+            Read::Load => self.load().map(|log| Answer::Loaded(Some(Box::new(log)))),
+            Read::After { after, bytes_max } => self.after(after, bytes_max).map(Answer::Records),
+            Read::Before { before, count_max, bytes_max } => {
+                self.before(before, count_max.max(1), bytes_max).map(Answer::Records)
+            }
+            Read::Seek { time_ms } => self.seek(time_ms).map(Answer::Sought),
+        }
+    }
+
+    fn load(&self) -> Result<LoadedLog, Error> {
+        let stored = self.row.as_ref().map(|row| read::producers(self.txn, row)).transpose()?;
+        let mut producers: BTreeMap<Producer, ProducerState> = stored.into_iter().flatten().collect();
+        for append in self.tail {
+            rows::note(producers.entry(append.producer).or_default(), append);
+        }
+        Ok(LoadedLog { meta: self.meta.clone(), state: self.state, producers: producers.into_iter().collect() })
+    }
+
+    fn after(&self, after: Seq, bytes_max: u32) -> Result<Records, Error> {
+        let first = (after.min(self.state.head) + 1).max(self.state.floor);
+        let mut page = match &self.row {
+            Some(row) if first <= row.state.head => {
+                read::chunks(self.txn, self.room, row)?.after(first - 1, row.state.head, bytes_max)?
+            }
+            _ => Records { state: self.state, before: self.chain_at(first - 1)?, records: Vec::new() },
+        };
+        page.state = self.state;
+        let mut bytes: u64 = page.records.iter().map(|record| record.envelope.len() as u64).sum();
+        let next = page.records.last().map_or(first, |record| record.seq + 1);
+        let following = self.tail.iter().skip_while(|append| append.seq < first);
+        for (seq, append) in (next..).zip(following) {
+            bytes += append.envelope.len() as u64;
+            if append.seq != seq || (!page.records.is_empty() && bytes > bytes_max.into()) {
+                break;
+            }
+            page.records.push(record(append));
+        }
+        Ok(page)
+    }
+
+    fn seek(&self, time_ms: UnixMillis) -> Result<Seq, Error> {
+        let applied = match &self.row {
+            Some(row) => read::chunks(self.txn, self.room, row)?.seek(time_ms)?,
+            None => None,
+        };
+        let unapplied = || self.tail.iter().find(|append| append.time_ms >= time_ms).map(|append| append.seq);
+        Ok(applied.or_else(unapplied).unwrap_or(self.state.head + 1))
+    }
+
+    fn before(&self, before: Seq, count_max: u32, bytes_max: u32) -> Result<Records, Error> {
+        let last = before.saturating_sub(1).min(self.state.head);
+        let (mut newest_first, mut bytes, mut next) = (Vec::new(), 0_u64, last);
+        let mut full = false;
+        for append in self.tail.iter().rev().skip_while(|append| append.seq > last) {
+            bytes += append.envelope.len() as u64;
+            full = !newest_first.is_empty() && (newest_first.len() as u64 >= count_max.into() || bytes > bytes_max.into());
+            if full || append.seq != next {
+                break;
+            }
+            next -= 1;
+            newest_first.push(record(append));
+        }
+        if newest_first.is_empty() && last > self.applied() {
+            return Err(Error::Row("logs"));
+        }
+        let mut older = None;
+        if let Some(row) = &self.row
+            && !full
+            && next >= self.state.floor
+            && next == last.min(row.state.head)
+        {
+            older = self.older(row, next, (count_max, bytes_max), (newest_first.len(), bytes))?;
+        }
+        newest_first.reverse();
+        Ok(match older {
+            Some(mut page) => {
+                page.records.extend(newest_first);
+                Records { state: self.state, ..page }
+            }
+            None => {
+                let first = newest_first.first().map_or(last + 1, |record| record.seq);
+                Records { state: self.state, before: self.chain_at(first.saturating_sub(1))?, records: newest_first }
+            }
+        })
+    }
+
+    /// What precedes `taken` records, as far as the limits allow.
+    fn older(&self, row: &LogRow, last: Seq, max: (u32, u32), taken: (usize, u64)) -> Result<Option<Records>, Error> {
+        let (count, bytes) = taken;
+        let chunks = read::chunks(self.txn, self.room, row)?;
+        if count == 0 {
+            return chunks.before(last + 1, last, max.0, max.1).map(Some);
+        }
+        let count_left = max.0.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+        let bytes_left = u32::try_from(u64::from(max.1).saturating_sub(bytes)).unwrap_or(u32::MAX);
+        if count_left == 0 {
+            return Ok(None);
+        }
+        let page = chunks.before(last + 1, last, count_left, bytes_left)?;
+        // It gives at least one; beside those that were taken it must fit.
+        let fits = page.records.iter().map(|record| record.envelope.len() as u64).sum::<u64>() <= u64::from(bytes_left);
+        Ok((fits && !page.records.is_empty()).then_some(page))
+    }
+
+    /// The chain value at `seq`.
+    fn chain_at(&self, seq: Seq) -> Result<Digest, Error> {
+        if seq == self.state.head {
+            return Ok(self.state.chain);
+        }
+        if seq < self.state.floor {
+            return Ok(self.state.floor_chain);
+        }
+        if seq > self.applied() {
+            let found = self.tail.iter().find(|append| append.seq == seq);
+            return found.map(|append| append.chain).ok_or(Error::Row("logs"));
+        }
+        match &self.row {
+            Some(row) => read::chunks(self.txn, self.room, row)?.chain_at(seq),
+            None => Err(Error::Row("logs")),
+        }
+    }
+}
+
+fn record(append: &Append) -> Record {
+    Record { seq: append.seq, time_ms: append.time_ms, envelope: append.envelope.clone() }
+}

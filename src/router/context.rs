@@ -1,0 +1,229 @@
+//! What the rooms of one shard share: the way to the engine, what connections wait for, what is counted.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+};
+
+use super::{Conn, ConnId, outbox::Permit};
+use crate::{
+    core::{
+        close::Refusal,
+        id::{LogId, RoomId, Seq, UnixMillis},
+        limits::Limits,
+        log::LogMeta,
+        session::Action,
+    },
+    engine::{Busy, Complete, Engine, Request, Token},
+};
+
+/// How much is done at once, in units of work: one is about an outbox looked at, some 100 ns.
+///
+/// What is left goes to the back of the queue, and the next turn goes on: so no room, however large or loud, holds up the
+/// others for longer than a few slices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slices {
+    /// Of one shard in one turn, all rooms together. Default 16,384.
+    pub turn: u32,
+    /// Of one room, before the next one has its share: as much for its queued requests, for what goes to everybody, and for
+    /// those who catch up. Default 1,024.
+    pub room: u32,
+    /// Of one room's requests, as they come within one turn; what exceeds it is queued. Default 4,096.
+    pub intake: u32,
+}
+
+impl Default for Slices {
+    fn default() -> Self {
+        Self { turn: 16 << 10, room: 1 << 10, intake: 4 << 10 }
+    }
+}
+
+/// Units of work for so many bytes that are hashed or copied.
+pub(super) const fn work_of_bytes(bytes: usize) -> u64 {
+    bytes as u64 / 128
+}
+
+/// Units of work for a request.
+pub(super) fn work_of(action: &Action) -> u64 {
+    match action {
+        // A signature is verified.
+        Action::Enter { .. } => 512,
+        Action::Publish(publish) => 4 + work_of_bytes(publish.envelope.len()),
+        _ => 4,
+    }
+}
+
+/// What a shard starts from.
+pub struct Setup {
+    /// Its number: at most 63.
+    pub index: usize,
+    /// What everybody may use.
+    pub limits: Arc<Limits>,
+    /// What keeps its logs.
+    pub engine: Arc<dyn Engine>,
+    /// Brings the engine's completions back, as [`Message::Completed`](super::shard::Message::Completed).
+    pub complete: Arc<dyn Complete>,
+    /// Makes random log ids.
+    pub log_id: Box<dyn FnMut() -> LogId + Send>,
+    /// How much is done at once.
+    pub slices: Slices,
+    /// Bytes of recent messages that its rooms keep in memory together. The room that was not looked at for longest lets go
+    /// of its first.
+    pub recent_bytes_max: usize,
+}
+
+impl fmt::Debug for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setup").field("index", &self.index).field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// What happened since the shell last took it.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Records put into outboxes, once for each receiver.
+    pub deliveries: u64,
+    /// Bytes of the frames that carried them.
+    pub delivered_bytes: u64,
+    /// Publishes acked.
+    pub acks: u64,
+    /// Members that fell behind.
+    pub catch_ups: u64,
+    /// Pages of history read from the engine for subscribers.
+    pub history_reads: u64,
+    /// Ephemeral envelopes passed on, once for each receiver.
+    pub ephemerals: u64,
+    /// Ephemeral envelopes that a full outbox dropped.
+    pub ephemerals_dropped: u64,
+    /// Pages encoded for those who catch up.
+    pub pages_encoded: u64,
+    /// Change of the bytes of recent messages in memory.
+    pub recent_bytes: i64,
+    /// Units of work done, as [`Slices`] counts them.
+    pub work: u64,
+    /// Refusals, by [`Refusal::name`].
+    pub refusals: HashMap<&'static str, u64>,
+}
+
+impl Stats {
+    pub(super) fn refused(&mut self, why: Refusal) {
+        *self.refusals.entry(why.name()).or_default() += 1;
+    }
+
+    pub(super) const fn delivered(&mut self, records: u64, bytes: usize) {
+        self.deliveries += records;
+        self.delivered_bytes += bytes as u64;
+    }
+}
+
+/// Why the engine was asked.
+#[derive(Debug)]
+pub(super) enum Op {
+    Load { room: RoomId },
+    Create { room: RoomId, meta: LogMeta, conn: Arc<Conn>, permit: Permit },
+    Append { room: RoomId },
+    ReadAfter { room: RoomId, life: u64, after: Seq },
+    Refresh { room: RoomId, life: u64 },
+    Seek { room: RoomId, life: u64, conn: Arc<Conn>, request: u32, permit: Permit },
+    ReadBefore { room: RoomId, life: u64, conn: Arc<Conn>, request: u32, permit: Permit },
+    Delete { room: RoomId },
+}
+
+/// Everything of a shard but its rooms.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) index: usize,
+    pub(super) limits: Arc<Limits>,
+    pub(super) now_ms: UnixMillis,
+    pub(super) stats: Stats,
+    /// Units of work done since the turn ended before.
+    pub(super) work: u64,
+    /// Requests that wait for a slice of their rooms.
+    pub(super) queued: usize,
+    pub(super) setup: Setup,
+    pub(super) ops: HashMap<Token, Op>,
+    next_token: Token,
+    next_life: u64,
+    pub(super) conns: HashMap<ConnId, InRooms>,
+    /// Rooms to be looked after at the next tick.
+    pub(super) retry: BTreeSet<RoomId>,
+}
+
+/// Where a connection is known.
+#[derive(Debug, Default)]
+pub(super) struct InRooms {
+    pub(super) entered: BTreeSet<RoomId>,
+    /// Rooms that wait for its outbox to have room.
+    pub(super) stalled: Vec<RoomId>,
+}
+
+impl Context {
+    pub(super) fn new(setup: Setup) -> Self {
+        debug_assert!(setup.index < 64, "a shard is a bit of a ShardSet");
+        Self {
+            index: setup.index,
+            limits: Arc::clone(&setup.limits),
+            now_ms: 0,
+            stats: Stats::default(),
+            work: 0,
+            queued: 0,
+            setup,
+            ops: HashMap::new(),
+            next_token: 0,
+            next_life: 0,
+            conns: HashMap::new(),
+            retry: BTreeSet::new(),
+        }
+    }
+
+    /// Where a slice that begins now ends.
+    pub(super) const fn slice_end(&self) -> u64 {
+        self.work + self.setup.slices.room as u64
+    }
+
+    /// Envelope bytes that the recent tail of a room may hold; at least a page.
+    pub(super) fn tail_bytes_max(&self) -> u32 {
+        self.limits.recent_bytes_max.max(self.limits.page_bytes_max)
+    }
+
+    pub(super) fn submit(&mut self, request: Request, op: Op) -> Result<(), Busy> {
+        self.setup.engine.submit(request, self.next_token, &self.setup.complete)?;
+        self.ops.insert(self.next_token, op);
+        self.next_token += 1;
+        Ok(())
+    }
+
+    /// Envelope bytes of one page of history: it fits an outbox that is half full.
+    pub(super) fn catch_up_bytes_max(&self) -> u32 {
+        self.limits.page_bytes_max.min(self.limits.outbox_bytes_max / 2)
+    }
+
+    pub(super) fn entered(&mut self, conn: ConnId, room: RoomId) {
+        self.conns.entry(conn).or_default().entered.insert(room);
+    }
+
+    pub(super) fn left(&mut self, conn: ConnId, room: RoomId) {
+        if let Some(rooms) = self.conns.get_mut(&conn) {
+            rooms.entered.remove(&room);
+            rooms.stalled.retain(|stalled| *stalled != room);
+            if rooms.entered.is_empty() {
+                self.conns.remove(&conn);
+            }
+        }
+    }
+
+    pub(super) fn stalled(&mut self, conn: ConnId, room: RoomId) {
+        self.conns.entry(conn).or_default().stalled.push(room);
+    }
+
+    /// The engine was busy, or failed: the room is looked after again at the next tick.
+    pub(super) fn retry(&mut self, room: RoomId) {
+        self.retry.insert(room);
+    }
+
+    pub(super) const fn life(&mut self) -> u64 {
+        self.next_life += 1;
+        self.next_life
+    }
+}

@@ -1,0 +1,328 @@
+//! The shard against a reference model.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use waxwing::{
+    core::{
+        chain,
+        close::Refusal,
+        envelope::Kind,
+        frame::{LogKind, Publish, ServerFrame},
+        id::{DeviceKey, Digest, ProducerId, RoomId, Seq},
+        session::Action,
+    },
+    engine::Failure,
+    router::{
+        Conn,
+        shard::{Message, Slices},
+    },
+};
+
+use crate::{
+    common::{device_of, envelope, key},
+    world::{ROOMS, Size, World, limits, take},
+};
+
+/// A client as the contract expects it: it retries the same bytes until they are acked, and goes on from its cursor.
+struct Client {
+    device: DeviceKey,
+    conn: Arc<Conn>,
+    rooms: BTreeMap<RoomId, ClientRoom>,
+    entered: bool,
+}
+
+#[derive(Default)]
+struct ClientRoom {
+    /// Published and not acked, in order.
+    pending: VecDeque<(u64, Bytes)>,
+    published: u64,
+    acked: BTreeMap<u64, Seq>,
+    /// By seq; nothing where the log was trimmed before it was read.
+    seen: Vec<Option<Bytes>>,
+    /// What the server said of places where delivery began.
+    anchors: Vec<(Seq, Digest)>,
+    chain: Option<Digest>,
+    /// Asked for, and not ended.
+    subscribed: bool,
+    /// Answered: what was delivered before belongs to an earlier subscription.
+    announced: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Publish { client: usize, room: usize, len: usize },
+    Retry { client: usize, room: usize },
+    Subscribe { client: usize, room: usize },
+    Unsubscribe { client: usize, room: usize },
+    Drain { client: usize, bytes: usize },
+    Reconnect { client: usize },
+    Engine(usize),
+    Fail(bool),
+    Turn(usize),
+    Trim { room: usize, keep: u64 },
+    Ephemeral { client: usize, room: usize },
+    Crash,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (client, room) = (0..4_usize, 0..2_usize);
+    prop_oneof![
+        8 => (client.clone(), room.clone(), 0..200_usize).prop_map(|(client, room, len)| Step::Publish { client, room, len }),
+        2 => (client.clone(), room.clone()).prop_map(|(client, room)| Step::Retry { client, room }),
+        3 => (client.clone(), room.clone()).prop_map(|(client, room)| Step::Subscribe { client, room }),
+        1 => (client.clone(), room).prop_map(|(client, room)| Step::Unsubscribe { client, room }),
+        4 => (client.clone(), 1..2000_usize).prop_map(|(client, bytes)| Step::Drain { client, bytes }),
+        1 => client.prop_map(|client| Step::Reconnect { client }),
+        6 => (1..10_usize).prop_map(Step::Engine),
+        1 => any::<bool>().prop_map(Step::Fail),
+        6 => (1..9_usize).prop_map(Step::Turn),
+        1 => (0..2_usize, 0..12_u64).prop_map(|(room, keep)| Step::Trim { room, keep }),
+        1 => (0..4_usize, 0..2_usize).prop_map(|(client, room)| Step::Ephemeral { client, room }),
+        1 => Just(Step::Crash),
+    ]
+}
+
+/// From the smallest slices and no memory to what is usual.
+fn size() -> impl Strategy<Value = Size> {
+    let slices = prop_oneof![
+        3 => (1..40_u32, 1..6_u32, 1..60_u32).prop_map(|(turn, room, intake)| Slices { turn, room, intake }),
+        1 => Just(Slices::default()),
+    ];
+    (slices, prop_oneof![Just(0), 0..3000_usize, Just(1 << 20)])
+        .prop_map(|(slices, recent_bytes_max)| Size { slices, recent_bytes_max })
+}
+
+struct Model {
+    world: World,
+    clients: Vec<Client>,
+    /// Every payload is unique.
+    counter: u64,
+}
+
+impl Model {
+    fn new(size: Size) -> Self {
+        let mut world = World::with_size(limits(), 40, size);
+        let clients = (0..4).map(|n| {
+            let device = device_of(&key(n));
+            let rooms = ROOMS.into_iter().map(|room| (room, ClientRoom::default())).collect();
+            Client { device, conn: world.connect(device), rooms, entered: false }
+        });
+        let clients = clients.collect();
+        let mut model = Self { world, clients, counter: 0 };
+        for room in ROOMS {
+            let conn = Arc::clone(&model.clients[0].conn);
+            model.world.create(&conn, room, LogKind::Room);
+        }
+        model.world.settle();
+        model
+    }
+
+    fn apply(&mut self, step: &Step) {
+        match *step {
+            Step::Publish { client, room, len } => {
+                self.counter += 1;
+                let payload = [&self.counter.to_le_bytes()[..], &vec![0; len]].concat();
+                let room = ROOMS[room];
+                let state = self.clients[client].rooms.get_mut(&room).unwrap();
+                state.published += 1;
+                let (number, bytes) = (state.published, envelope(Kind::Room, room, &payload));
+                state.pending.push_back((number, bytes.clone()));
+                self.send(client, room, number, bytes);
+            }
+            Step::Retry { client, room } => self.retry(client, ROOMS[room]),
+            Step::Subscribe { client, room } => self.subscribe(client, ROOMS[room]),
+            Step::Unsubscribe { client, room } => {
+                self.enter(client);
+                let conn = Arc::clone(&self.clients[client].conn);
+                // Only with nothing unread: on one connection a client cannot tell the answers to two subscriptions apart.
+                if conn.outbox.bytes() == 0 && self.world.ask(&conn, ROOMS[room], Action::Unsubscribe) {
+                    self.clients[client].rooms.get_mut(&ROOMS[room]).unwrap().subscribed = false;
+                }
+            }
+            Step::Drain { client, bytes } => self.drain(client, bytes),
+            Step::Reconnect { client } => self.reconnect(client, true),
+            Step::Engine(count) => drop(self.world.engine.step(count)),
+            Step::Fail(unknown) => {
+                self.world.engine.fail_next(if unknown { Failure::OutcomeUnknown } else { Failure::DiskFull });
+            }
+            Step::Turn(count) => self.world.turn_with(count),
+            Step::Trim { room, keep } => self.world.engine.trim(ROOMS[room], keep),
+            Step::Ephemeral { client, room } => {
+                self.enter(client);
+                let conn = Arc::clone(&self.clients[client].conn);
+                let envelope = envelope(Kind::Ephemeral, ROOMS[room], b"typing");
+                self.world.ask(&conn, ROOMS[room], Action::Ephemeral { envelope });
+            }
+            Step::Crash => {
+                self.world.crash();
+                (0..self.clients.len()).for_each(|client| self.reconnect(client, false));
+            }
+        }
+        for client in &self.clients {
+            // The limit, what one frame read below it may add, and the largest single page.
+            assert!(client.conn.outbox.bytes() <= 900 + 2000, "{} bytes", client.conn.outbox.bytes());
+        }
+    }
+
+    fn reconnect(&mut self, client: usize, tell: bool) {
+        let old = Arc::clone(&self.clients[client].conn);
+        old.outbox.close();
+        if tell {
+            self.world.shard.handle(Message::Closed { conn: old.id }, self.world.now_ms);
+        }
+        let device = self.clients[client].device;
+        self.clients[client].conn = self.world.connect(device);
+        self.clients[client].entered = false;
+        self.clients[client].rooms.values_mut().for_each(|room| room.subscribed = false);
+    }
+
+    fn enter(&mut self, client: usize) {
+        if !self.clients[client].entered {
+            let conn = Arc::clone(&self.clients[client].conn);
+            ROOMS.into_iter().for_each(|room| self.world.enter(&conn, room));
+            self.clients[client].entered = true;
+        }
+    }
+
+    fn send(&mut self, client: usize, room: RoomId, client_seq: u64, envelope: Bytes) {
+        self.enter(client);
+        let conn = Arc::clone(&self.clients[client].conn);
+        let producer = ProducerId([u8::try_from(client).unwrap(); 16]);
+        self.world.ask(&conn, room, Action::Publish(Publish { room, producer, client_seq, envelope }));
+    }
+
+    fn retry(&mut self, client: usize, room: RoomId) {
+        for (number, bytes) in self.clients[client].rooms[&room].pending.clone() {
+            self.send(client, room, number, bytes);
+        }
+    }
+
+    fn subscribe(&mut self, client: usize, room: RoomId) {
+        self.enter(client);
+        let conn = Arc::clone(&self.clients[client].conn);
+        if self.clients[client].rooms[&room].subscribed {
+            return;
+        }
+        let after = self.clients[client].rooms[&room].seen.len() as u64;
+        if self.world.ask(&conn, room, Action::Subscribe { after }) {
+            let state = self.clients[client].rooms.get_mut(&room).unwrap();
+            (state.subscribed, state.announced) = (true, false);
+        }
+    }
+
+    fn drain(&mut self, client: usize, bytes: usize) {
+        let conn = Arc::clone(&self.clients[client].conn);
+        let (frames, relieved) = take(&conn, bytes);
+        if relieved {
+            self.world.shard.handle(Message::Drained { conn: conn.id }, self.world.now_ms);
+        }
+        frames.into_iter().for_each(|frame| self.clients[client].hear(frame));
+    }
+
+    /// Everybody retries and reads until nothing is missing; then the logs, the clients and the contract are compared.
+    fn finish(&mut self) {
+        self.world.engine.crash();
+        self.world.crash();
+        (0..self.clients.len()).for_each(|client| self.reconnect(client, false));
+        for _ in 0..400 {
+            for client in 0..self.clients.len() {
+                ROOMS.into_iter().for_each(|room| self.subscribe(client, room));
+                ROOMS.into_iter().for_each(|room| self.retry(client, room));
+                self.drain(client, 500);
+            }
+            self.world.settle();
+        }
+        for room in ROOMS {
+            let log = self.world.engine.log(room).unwrap();
+            let stored: Vec<_> = log.records.iter().map(|record| record.envelope.clone()).collect();
+            assert_eq!(stored.iter().collect::<BTreeSet<_>>().len(), stored.len(), "exactly once");
+            assert_eq!(log.origins.iter().collect::<BTreeSet<_>>().len(), stored.len(), "exactly once per number");
+            let published: u64 = self.clients.iter().map(|client| client.rooms[&room].published).sum();
+            assert_eq!(published, log.state.head, "nothing is lost in the end");
+            for client in &self.clients {
+                let state = &client.rooms[&room];
+                assert!(state.pending.is_empty());
+                assert_eq!(state.seen.len(), stored.len(), "everybody saw everything");
+                for (index, seen) in state.seen.iter().enumerate() {
+                    match seen {
+                        Some(seen) => assert_eq!(*seen, stored[index], "everybody saw the same"),
+                        None => assert!(index as u64 + 1 < log.state.floor, "only what was trimmed is missing"),
+                    }
+                }
+                for (after, chain) in &state.anchors {
+                    assert_eq!(*chain, log.chain_at(*after), "delivery begins with the chain value of its place");
+                }
+                for (number, seq) in &state.acked {
+                    let (producer, stored) = log.origins[usize::try_from(*seq - 1).unwrap()];
+                    assert_eq!((producer.device, stored), (client.device, *number), "the ack named its place");
+                }
+            }
+        }
+    }
+}
+
+impl Client {
+    fn hear(&mut self, frame: ServerFrame) {
+        match frame {
+            ServerFrame::Subscribed { room, after, chain, position } => {
+                let state = self.rooms.get_mut(&room).unwrap();
+                let have = state.seen.len() as u64;
+                if after != have {
+                    assert!(after > have && after < position.floor, "delivery begins at the cursor, or at the floor");
+                    state.seen.resize(usize::try_from(after).unwrap(), None);
+                    state.chain = None;
+                }
+                assert_eq!(*state.chain.get_or_insert(chain), chain, "the chain at the cursor");
+                state.anchors.push((after, chain));
+                state.announced = true;
+            }
+            ServerFrame::Deliver(page) => {
+                let state = self.rooms.get_mut(&page.room).unwrap();
+                if !state.subscribed || !state.announced {
+                    return; // On its way when the subscription ended.
+                }
+                assert_eq!(page.first, state.seen.len() as u64 + 1, "no gap, no repetition");
+                assert_eq!(Some(page.chain), state.chain);
+                assert!(page.position.head >= page.first + page.items.len() as u64 - 1);
+                for item in page.items {
+                    let seq = state.seen.len() as u64 + 1;
+                    state.chain = state.chain.map(|before| chain::next(page.room, before, seq, &item.envelope));
+                    state.seen.push(Some(item.envelope));
+                }
+            }
+            ServerFrame::Ack { room, client_seq, seq, .. } => {
+                let state = self.rooms.get_mut(&room).unwrap();
+                assert_eq!(*state.acked.entry(client_seq).or_insert(seq), seq, "the same answer every time");
+                state.pending.retain(|(number, _)| *number != client_seq);
+            }
+            ServerFrame::Refused { why, .. } => assert!(
+                matches!(
+                    why,
+                    Refusal::OutOfOrder { .. }
+                        | Refusal::Overloaded
+                        | Refusal::DiskFull
+                        | Refusal::OutcomeUnknown
+                        | Refusal::NoAccess
+                ),
+                "{why:?}"
+            ),
+            ServerFrame::Failed { what, why, .. } => assert_ne!(why, Refusal::Internal, "{what:?}"),
+            _ => {}
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn any_interleaving_keeps_the_contract(size in size(), steps in prop::collection::vec(step(), 1..120)) {
+        let mut model = Model::new(size);
+        steps.iter().for_each(|step| model.apply(step));
+        model.finish();
+    }
+}

@@ -1,0 +1,11 @@
+//! What operators do with a store: backup, restore, check, compact, migration, retention; as functions, and as commands.
+
+#![expect(clippy::unwrap_used, clippy::unwrap_in_result, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod commands;
+#[path = "../engine/driver.rs"]
+#[allow(dead_code, reason = "each test binary uses a part")]
+mod driver;
+mod migration;
+mod operations;
+mod retention;
