@@ -27,6 +27,7 @@ mod volume;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use waxwing::engine::embedded;
 
 use engines::{Kind, Tools};
 
@@ -101,11 +102,19 @@ struct Common {
     /// Rooms, among which messages are spread evenly and at random.
     #[arg(long, default_value_t = 1000)]
     rooms: usize,
+    /// Microseconds that Waxwing's log waits for more after the first write of a batch, 0 to 2,000.
+    #[arg(long, default_value_t = embedded::Config::default().commit_wait_us)]
+    commit_wait_us: u32,
+    /// MiB of logged messages that Waxwing keeps in memory before it applies them (twice as much at most).
+    #[arg(long, default_value_t = embedded::Config::default().apply_bytes >> 20)]
+    apply_mib: usize,
 }
 
 impl Common {
     fn tools(&self) -> Tools {
-        Tools { nats: self.nats_server.clone(), redis: self.redis_server.clone() }
+        let (commit_wait_us, apply_bytes) = (self.commit_wait_us, self.apply_mib << 20);
+        let settings = embedded::Config { commit_wait_us, apply_bytes, ..embedded::Config::default() };
+        Tools { nats: self.nats_server.clone(), redis: self.redis_server.clone(), settings }
     }
 
     /// Those of `wanted` that can run here; the others are named.

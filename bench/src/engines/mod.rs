@@ -70,6 +70,8 @@ impl Kind {
 pub struct Tools {
     pub nats: PathBuf,
     pub redis: PathBuf,
+    /// Waxwing's.
+    pub settings: embedded::Config,
 }
 
 impl Tools {
@@ -142,7 +144,7 @@ impl Store {
             Kind::Floor => Arc::new(floor::Floor::open(dir, observer)?),
             Kind::Redb => Arc::new(redb::RedbEngine::open(&dir.join("rooms.redb"), redb::Config::default(), observer)?),
             Kind::Embedded => {
-                let engine = embedded::EmbeddedEngine::open(&dir.join("embedded"), embedded::Config::default(), observer)?;
+                let engine = embedded::EmbeddedEngine::open(&dir.join("embedded"), tools.settings.clone(), observer)?;
                 let engine = Arc::new(engine);
                 embedded = Some(Arc::clone(&engine));
                 engine
