@@ -43,23 +43,14 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Instant,
 };
 
-use self::{
-    applier::Applier,
-    database::Database,
-    layers::Layers,
-    memtable::Memtable,
-    reader::{Read, ReadJob},
-    retention::Schedule,
-    writer::{Write, WriteJob, Writer},
-};
+use self::{applier::Applier, database::Database, layers::Layers, memtable::Memtable, retention::Schedule, writer::Writer};
 pub use self::{
     retention::{Clock, Keep, Retention},
     storage::{Directory, OpenError, Storage},
 };
-use super::{Busy, Complete, Engine, Failure, Observer, Request, Token, queue::Queue, wal};
+use super::{Busy, Complete, Engine, Failure, Observer, Request, Token, clock, jobs::Jobs, wal};
 use crate::core::{
     id::{LogId, RoomId, Seq, UnixMillis},
     log::LogState,
@@ -184,8 +175,7 @@ pub struct EmbeddedEngine {
     layers: Arc<Layers>,
     database: Arc<Database>,
     health: Arc<Health>,
-    writes: Arc<Queue<WriteJob>>,
-    reads: Arc<Queue<ReadJob>>,
+    jobs: Arc<Jobs>,
     recycler: wal::Recycler,
     threads: Mutex<Threads>,
 }
@@ -225,9 +215,8 @@ impl EmbeddedEngine {
         storage::complete(&database, &mut table)?;
         let layers = Arc::new(Layers::new(table));
         let health = Arc::new(Health::new(storage::damaged(&database)?));
-        let writes = Arc::new(Queue::new(config.queue_requests_max, config.queue_bytes_max));
-        let reads = Arc::new(Queue::new(config.queue_requests_max, usize::MAX));
-        let engine = Self { layers, database, health, writes, reads, recycler: wal.recycler(), threads: Mutex::default() };
+        let jobs = Arc::new(Jobs::new(config.queue_requests_max, config.queue_bytes_max));
+        let engine = Self { layers, database, health, jobs, recycler: wal.recycler(), threads: Mutex::default() };
         engine.start(wal, storage, &config, &observer).map_err(OpenError::Start)?;
         Ok(engine)
     }
@@ -237,17 +226,16 @@ impl EmbeddedEngine {
         let recycler = wal.recycler();
         for number in 0..config.readers.max(1) {
             let (layers, database) = (Arc::clone(&self.layers), Arc::clone(&self.database));
-            let (queue, observer) = (Arc::clone(&self.reads), Arc::clone(observer));
-            threads
-                .queues
-                .push(self.spawn(&format!("store-read-{number}"), move || reader::run(&layers, &database, &queue, &*observer))?);
+            let (jobs, observer) = (Arc::clone(&self.jobs), Arc::clone(observer));
+            let serve = move || jobs.serve_reads(&*observer, |room, read| reader::answer(&layers, &database, room, read));
+            threads.queues.push(self.spawn(&format!("store-read-{number}"), serve)?);
         }
         let writer = Writer {
             wal,
             recycler: recycler.clone(),
             layers: Arc::clone(&self.layers),
             database: Arc::clone(&self.database),
-            queue: Arc::clone(&self.writes),
+            jobs: Arc::clone(&self.jobs),
             storage,
             health: Arc::clone(&self.health),
             config: config.clone(),
@@ -271,7 +259,7 @@ impl EmbeddedEngine {
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-        let exit = Exit { health: Arc::clone(&self.health), layers: Arc::clone(&self.layers), writes: Arc::clone(&self.writes) };
+        let exit = Exit { health: Arc::clone(&self.health), layers: Arc::clone(&self.layers), jobs: Arc::clone(&self.jobs) };
         thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _exit = exit;
             run();
@@ -302,8 +290,7 @@ impl EmbeddedEngine {
     /// Refuses new requests, completes those that wait, applies what was logged, and ends the threads. Blocks until that is
     /// done.
     pub fn shutdown(&self) {
-        self.writes.close();
-        self.reads.close();
+        self.jobs.close();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         // Only who has the threads waits for them; the tables are closed when no writer can follow.
         let Some(applier) = threads.applier else { return };
@@ -328,23 +315,7 @@ impl Drop for EmbeddedEngine {
 
 impl Engine for EmbeddedEngine {
     fn submit(&self, request: Request, token: Token, to: &Arc<dyn Complete>) -> Result<(), Busy> {
-        let to = Arc::clone(to);
-        let read = |room, read, to| self.reads.push(ReadJob { room, read, token, to }, 0);
-        let write = |write: Write, to| {
-            let bytes = write.bytes();
-            self.writes.push(WriteJob { write, token, to }, bytes)
-        };
-        match request {
-            Request::Load { room } => read(room, Read::Load, to),
-            Request::ReadAfter { room, after, bytes_max } => read(room, Read::After { after, bytes_max }, to),
-            Request::ReadBefore { room, before, count_max, bytes_max } => {
-                read(room, Read::Before { before, count_max, bytes_max }, to)
-            }
-            Request::Seek { room, time_ms } => read(room, Read::Seek { time_ms }, to),
-            Request::Create { room, meta } => write(Write::Create { room, meta }, to),
-            Request::Append(append) => write(Write::Append(append), to),
-            Request::Delete { room } => write(Write::Delete { room }, to),
-        }
+        self.jobs.submit(request, token, to)
     }
 
     fn is_healthy(&self) -> bool {
@@ -357,21 +328,15 @@ impl Engine for EmbeddedEngine {
 struct Exit {
     health: Arc<Health>,
     layers: Arc<Layers>,
-    writes: Arc<Queue<WriteJob>>,
+    jobs: Arc<Jobs>,
 }
 
 impl Drop for Exit {
     fn drop(&mut self) {
         if thread::panicking() {
             self.health.latch("a thread of the engine panicked", &());
-            self.writes.close();
+            self.jobs.close_writes();
             self.layers.close();
         }
     }
-}
-
-/// The one place where this module reads a clock; only metrics and the age of a memtable depend on it.
-fn clock() -> Instant {
-    #[expect(clippy::disallowed_methods, reason = "durations for metrics, and when to apply; no answer depends on them")]
-    Instant::now()
 }

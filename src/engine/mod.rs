@@ -5,6 +5,7 @@
 //! were submitted behind it, so that a log never has a gap.
 
 pub mod embedded;
+mod jobs;
 mod queue;
 pub mod redb;
 mod rows;
@@ -187,4 +188,11 @@ pub trait Engine: Send + Sync {
 
     /// Whether appends can still succeed: false after a failed sync. `/readyz` tells it.
     fn is_healthy(&self) -> bool;
+}
+
+/// The one place where engines read a clock; only metrics and the age of a memtable depend on it.
+#[cfg(feature = "server")]
+fn clock() -> std::time::Instant {
+    #[expect(clippy::disallowed_methods, reason = "durations for metrics, and when to apply; no answer depends on them")]
+    std::time::Instant::now()
 }

@@ -1,4 +1,5 @@
-//! The embedded engine: one redb file. One thread writes, with group commit; a few read.
+//! The first engine: one redb file, every batch a transaction of its own. One thread writes, with group commit; a few read. It is
+//! what the engine in use is compared with, and reads stores of the first format.
 //!
 //! **Durable** means: redb's two-phase commit, two `fdatasync`s per batch; after a crash the file opens without a scan
 //! (quick repair). **A failed write or sync is final**: its batch and all later ones answer
@@ -21,18 +22,16 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
-    time::Instant,
 };
 
 pub(super) use self::{old::OldStore, store::make_directory};
 use serde::{Deserialize, Serialize};
 
 use self::{
-    read::{Read, ReadJob},
     store::Store,
-    write::{FreeSpace, Write, WriteJob, Writer},
+    write::{FreeSpace, Writer},
 };
-use super::{Busy, Complete, Engine, Observer, Request, Token, queue::Queue};
+use super::{Busy, Complete, Engine, Observer, Request, Token, clock, jobs::Jobs};
 
 /// Settings of the embedded engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,8 +122,7 @@ pub enum OpenError {
 /// The engine on one redb file. Dropping it shuts it down.
 pub struct RedbEngine {
     store: Arc<Store>,
-    writes: Arc<Queue<WriteJob>>,
-    reads: Arc<Queue<ReadJob>>,
+    jobs: Arc<Jobs>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -168,22 +166,22 @@ impl RedbEngine {
         let store = Arc::new(Store::open(path, backend, config.cache_bytes, Arc::clone(&observer))?);
         let sweeping = write::interrupted_sweeps(&store)
             .map_err(|error| OpenError::Corrupted { path: path.into(), why: error.to_string() })?;
-        let writes = Arc::new(Queue::new(config.queue_requests_max, config.queue_bytes_max));
-        let reads = Arc::new(Queue::new(config.queue_requests_max, usize::MAX));
-        let engine = Self { store, writes, reads, threads: Mutex::new(Vec::new()) };
+        let jobs = Arc::new(Jobs::new(config.queue_requests_max, config.queue_bytes_max));
+        let engine = Self { store, jobs, threads: Mutex::new(Vec::new()) };
         let failed = |source| OpenError::Io { path: path.into(), source };
         for number in 0..config.readers.max(1) {
-            let (store, queue, observer) = (Arc::clone(&engine.store), Arc::clone(&engine.reads), Arc::clone(&observer));
-            engine.spawn(&format!("store-read-{number}"), move || read::run(&store, &queue, &*observer)).map_err(failed)?;
+            let (store, jobs, observer) = (Arc::clone(&engine.store), Arc::clone(&engine.jobs), Arc::clone(&observer));
+            let serve = move || jobs.serve_reads(&*observer, |room, what| read::read(&store, room, what));
+            engine.spawn(&format!("store-read-{number}"), serve).map_err(failed)?;
         }
-        let (store, queue) = (Arc::clone(&engine.store), Arc::clone(&engine.writes));
-        let writer = Writer { store, queue, config, observer, free_space, sweeping };
+        let (store, jobs) = (Arc::clone(&engine.store), Arc::clone(&engine.jobs));
+        let writer = Writer { store, jobs, config, observer, free_space, sweeping };
         engine.spawn("store-write", move || writer.run()).map_err(failed)?;
         Ok(engine)
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let exit = Exit { store: Arc::clone(&self.store), writes: Arc::clone(&self.writes) };
+        let exit = Exit { store: Arc::clone(&self.store), jobs: Arc::clone(&self.jobs) };
         let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _exit = exit;
             run();
@@ -194,8 +192,7 @@ impl RedbEngine {
 
     /// Refuses new requests, completes those that wait, and ends the threads. Blocks until that is done.
     pub fn shutdown(&self) {
-        self.writes.close();
-        self.reads.close();
+        self.jobs.close();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for handle in threads {
             // A completion may drop the last handle to the engine: that thread ends by itself.
@@ -214,23 +211,7 @@ impl Drop for RedbEngine {
 
 impl Engine for RedbEngine {
     fn submit(&self, request: Request, token: Token, to: &Arc<dyn Complete>) -> Result<(), Busy> {
-        let to = Arc::clone(to);
-        let read = |room, read, to| self.reads.push(ReadJob { room, read, token, to }, 0);
-        let write = |write: Write, to| {
-            let bytes = write.bytes();
-            self.writes.push(WriteJob { write, token, to }, bytes)
-        };
-        match request {
-            Request::Load { room } => read(room, Read::Load, to),
-            Request::ReadAfter { room, after, bytes_max } => read(room, Read::After { after, bytes_max }, to),
-            Request::ReadBefore { room, before, count_max, bytes_max } => {
-                read(room, Read::Before { before, count_max, bytes_max }, to)
-            }
-            Request::Seek { room, time_ms } => read(room, Read::Seek { time_ms }, to),
-            Request::Create { room, meta } => write(Write::Create { room, meta }, to),
-            Request::Append(append) => write(Write::Append(append), to),
-            Request::Delete { room } => write(Write::Delete { room }, to),
-        }
+        self.jobs.submit(request, token, to)
     }
 
     fn is_healthy(&self) -> bool {
@@ -241,22 +222,16 @@ impl Engine for RedbEngine {
 /// Sees a thread end by panic: nobody would take what is queued, so the engine must not look healthy.
 struct Exit {
     store: Arc<Store>,
-    writes: Arc<Queue<WriteJob>>,
+    jobs: Arc<Jobs>,
 }
 
 impl Drop for Exit {
     fn drop(&mut self) {
         if thread::panicking() {
             self.store.latch("a thread of the engine panicked");
-            self.writes.close();
+            self.jobs.close_writes();
         }
     }
-}
-
-/// The one place where this module reads a clock; only metrics see it.
-fn clock() -> Instant {
-    #[expect(clippy::disallowed_methods, reason = "durations for metrics; nothing depends on them")]
-    Instant::now()
 }
 
 /// What lies in a file, with all that is written kept in memory.

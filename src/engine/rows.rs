@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
 
 use crate::core::{
     id::{DeviceKey, LogId, ProducerId, UnixMillis},
@@ -188,4 +188,30 @@ impl<'t> Producers<'t> {
         }
         Ok(swept)
     }
+}
+
+/// What a redb file says that it is.
+pub(super) enum Contents {
+    /// Nothing is in it yet.
+    Empty,
+    /// A store of this format.
+    Store(u32),
+    /// Something else.
+    Foreign,
+}
+
+/// Tells an empty file, a store and its format, and something else apart.
+pub(super) fn contents(txn: &ReadTransaction) -> Result<Contents, Error> {
+    let meta = match txn.open_table(META) {
+        Ok(meta) => meta,
+        Err(TableError::TableDoesNotExist(_)) => {
+            let empty = txn.list_tables()?.next().is_none();
+            return Ok(if empty { Contents::Empty } else { Contents::Foreign });
+        }
+        Err(TableError::Storage(error)) => return Err(error.into()),
+        Err(_) => return Ok(Contents::Foreign),
+    };
+    let row = meta.get(FORMAT_ROW)?;
+    let format = row.and_then(|row| Some(u32::from_le_bytes(row.value().try_into().ok()?)));
+    Ok(format.map_or(Contents::Foreign, Contents::Store))
 }

@@ -1,15 +1,10 @@
 //! The readers: each answer is composed of one snapshot of redb and what the tables had before it was taken.
 
-use std::{
-    collections::BTreeMap,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::collections::BTreeMap;
 
 use redb::ReadTransaction;
 
 use super::{
-    clock,
     database::Database,
     layers::{Layers, Life, Tail, Want},
     read,
@@ -20,52 +15,11 @@ use crate::{
         id::{Digest, RoomId, Seq, UnixMillis},
         log::{Append, LoadedLog, LogMeta, LogState, Producer, ProducerState, Record, Records},
     },
-    engine::{Answer, Complete, Completion, Failure, Observer, Token, queue::Queue, rows},
+    engine::{Answer, Failure, jobs::Read, rows},
 };
 
 /// How often a read begins anew because a log ended while it was read.
 const ATTEMPTS: usize = 8;
-
-/// What a reader does.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Read {
-    Load,
-    After { after: Seq, bytes_max: u32 },
-    Before { before: Seq, count_max: u32, bytes_max: u32 },
-    Seek { time_ms: UnixMillis },
-}
-
-/// A read, and where its result goes.
-pub(super) struct ReadJob {
-    pub(super) room: RoomId,
-    pub(super) read: Read,
-    pub(super) token: Token,
-    pub(super) to: Arc<dyn Complete>,
-}
-
-/// Answers reads until the queue is closed and drained.
-pub(super) fn run(layers: &Layers, database: &Database, queue: &Queue<ReadJob>, observer: &dyn Observer) {
-    while let Some(jobs) = queue.take(1, usize::MAX) {
-        for job in jobs {
-            let begun = clock();
-            // A panic here could only come from a damaged file; it must not cost the reader.
-            let attempt = catch_unwind(AssertUnwindSafe(|| answer(layers, database, job.room, job.read)));
-            let result = attempt.unwrap_or(Err(Failure::Read));
-            match &result {
-                Ok(answer) => observer.read(answer_bytes(answer), begun.elapsed()),
-                Err(failure) => observer.failed(*failure),
-            }
-            job.to.complete(vec![Completion { token: job.token, result }]);
-        }
-    }
-}
-
-fn answer_bytes(answer: &Answer) -> usize {
-    match answer {
-        Answer::Records(page) => page.records.iter().map(|record| record.envelope.len()).sum(),
-        _ => 0,
-    }
-}
 
 /// Answers one read.
 pub(super) fn answer(layers: &Layers, database: &Database, room: RoomId, read: Read) -> Result<Answer, Failure> {

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use redb::{Builder, DatabaseError, StorageBackend, TableError, backends::FileBackend};
+use redb::{Builder, DatabaseError, StorageBackend, backends::FileBackend};
 
 use super::{
     Config,
@@ -22,6 +22,7 @@ use crate::core::{
 };
 use crate::engine::{
     redb::{self as direct, free_bytes, make_directory},
+    rows::{self, Contents},
     wal,
 };
 
@@ -199,13 +200,13 @@ pub(super) fn open_database(storage: &Arc<dyn Storage>, cache_bytes: usize) -> R
     if !storage.is_current() {
         return Err(direct::OpenError::Locked { path: path.into() }.into());
     }
-    match database.read(stored_format).map_err(|error| damaged_file(path, &error))? {
-        Stored::Format(tables::FORMAT) => forget_origin(&database),
-        Stored::Format(found) if found > tables::FORMAT => {
+    match database.read(rows::contents).map_err(|error| damaged_file(path, &error))? {
+        Contents::Store(tables::FORMAT) => forget_origin(&database),
+        Contents::Store(found) if found > tables::FORMAT => {
             return Err(direct::OpenError::NewerFormat { path: path.into(), found, supported: tables::FORMAT }.into());
         }
-        Stored::Empty => database.write(tables::make).map_err(|error| damaged_file(path, &error))?,
-        Stored::Format(_) | Stored::Foreign => return Err(direct::OpenError::NotAStore { path: path.into() }.into()),
+        Contents::Empty => database.write(tables::make).map_err(|error| damaged_file(path, &error))?,
+        Contents::Store(_) | Contents::Foreign => return Err(direct::OpenError::NotAStore { path: path.into() }.into()),
     }
     Ok(database)
 }
@@ -224,25 +225,6 @@ fn forget_origin(database: &Database) {
 
 fn damaged_file(path: &Path, error: &Error) -> OpenError {
     direct::OpenError::Corrupted { path: path.into(), why: error.to_string() }.into()
-}
-
-enum Stored {
-    Empty,
-    Format(u32),
-    Foreign,
-}
-
-fn stored_format(txn: &redb::ReadTransaction) -> Result<Stored, Error> {
-    let meta = match txn.open_table(tables::META) {
-        Ok(meta) => meta,
-        Err(TableError::TableDoesNotExist(_)) => {
-            let empty = txn.list_tables()?.next().is_none();
-            return Ok(if empty { Stored::Empty } else { Stored::Foreign });
-        }
-        Err(TableError::Storage(error)) => return Err(error.into()),
-        Err(_) => return Ok(Stored::Foreign),
-    };
-    Ok(tables::format(&meta)?.map_or(Stored::Foreign, Stored::Format))
 }
 
 /// Opens the log, and puts into `table` what is not known to be applied.

@@ -129,12 +129,6 @@ pub(super) fn applied(meta: &impl ReadableTable<&'static str, &'static [u8]>) ->
     row.value().try_into().map(u64::from_le_bytes).map_err(|_| Error::Row("meta"))
 }
 
-/// The format of the file, if it tells one.
-pub(super) fn format(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<Option<u32>, Error> {
-    let row = meta.get(FORMAT_ROW)?;
-    Ok(row.and_then(|row| Some(u32::from_le_bytes(row.value().try_into().ok()?))))
-}
-
 /// Makes the tables of an empty file.
 pub(super) fn make(txn: &redb::WriteTransaction) -> Result<(), Error> {
     txn.open_table(META)?.insert(FORMAT_ROW, FORMAT.to_le_bytes().as_slice())?;

@@ -17,44 +17,16 @@ use super::{
     tables::Error,
 };
 use crate::{
-    core::{
-        id::{LogId, RoomId, Seq},
-        log::{Append, LogMeta},
-    },
+    core::id::{LogId, RoomId, Seq},
     engine::{
-        Answer, Complete, Completion, Failure, Observer, Token,
-        queue::Queue,
+        Failure, Observer,
+        jobs::{Jobs, Replies, Write},
         wal::{CommitError, Entry, Full, Lsn, Recycler, Wal},
     },
 };
 
 /// Logs whose heads the writer remembers.
 const KNOWN_MAX: usize = 64 << 10;
-
-/// What the writer does.
-#[derive(Debug)]
-pub(super) enum Write {
-    Create { room: RoomId, meta: LogMeta },
-    Append(Append),
-    Delete { room: RoomId },
-}
-
-/// A write, and where its result goes.
-pub(super) struct WriteJob {
-    pub(super) write: Write,
-    pub(super) token: Token,
-    pub(super) to: Arc<dyn Complete>,
-}
-
-impl Write {
-    /// Envelope bytes.
-    pub(super) fn bytes(&self) -> usize {
-        match self {
-            Self::Append(append) => append.envelope.len(),
-            Self::Create { .. } | Self::Delete { .. } => 0,
-        }
-    }
-}
 
 /// Writes that are under one sync.
 struct Batch {
@@ -76,7 +48,7 @@ pub(super) struct Writer {
     pub(super) recycler: Recycler,
     pub(super) layers: Arc<Layers>,
     pub(super) database: Arc<Database>,
-    pub(super) queue: Arc<Queue<WriteJob>>,
+    pub(super) jobs: Arc<Jobs>,
     pub(super) storage: Arc<dyn Storage>,
     pub(super) health: Arc<Health>,
     pub(super) config: Config,
@@ -85,41 +57,30 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Writes until the queue is closed and drained.
+    /// Writes until the jobs are closed and drained.
     pub(super) fn run(mut self) {
-        while let Some(jobs) = self.take() {
-            self.turn(jobs);
+        while let Some((writes, replies)) = self.take() {
+            let begun = clock();
+            let results = self.log_batch(writes, replies.len());
+            replies.send(results, begun.elapsed(), &*self.observer);
+            if self.layers.active_bytes() >= self.config.apply_bytes {
+                self.layers.freeze(&self.health);
+            }
         }
     }
 
-    fn take(&self) -> Option<Vec<WriteJob>> {
+    fn take(&self) -> Option<(Vec<Write>, Replies)> {
         let (count, bytes) = (self.config.batch_requests_max, self.config.batch_bytes_max);
-        let mut jobs = self.queue.take(count, bytes)?;
-        if self.config.commit_wait_us > 0 && jobs.len() < count {
+        let (mut writes, mut replies) = self.jobs.take_writes(count, bytes, true)?;
+        if self.config.commit_wait_us > 0 && writes.len() < count {
             std::thread::sleep(Duration::from_micros(self.config.commit_wait_us.into()));
-            let taken: usize = jobs.iter().map(|job| job.write.bytes()).sum();
-            jobs.extend(self.queue.try_take(count - jobs.len(), bytes.saturating_sub(taken)).into_iter().flatten());
+            let left = (count - writes.len(), bytes.saturating_sub(replies.bytes()));
+            if let Some((mut more, their)) = self.jobs.take_writes(left.0, left.1, false) {
+                writes.append(&mut more);
+                replies.append(their);
+            }
         }
-        Some(jobs)
-    }
-
-    fn turn(&mut self, jobs: Vec<WriteJob>) {
-        let begun = clock();
-        let bytes: Vec<usize> = jobs.iter().map(|job| job.write.bytes()).collect();
-        let (writes, replies) = jobs.into_iter().map(|job| (job.write, (job.token, job.to))).unzip();
-        let results = self.log_batch(writes, bytes.len());
-        let stored = bytes.iter().zip(&results).filter(|(_, result)| result.is_ok());
-        let (count, bytes) = stored.fold((0, 0), |(count, sum), (bytes, _)| (count + 1, sum + bytes));
-        if count > 0 {
-            self.observer.committed(count, bytes, begun.elapsed());
-        }
-        for failure in results.iter().filter_map(|result| result.err()) {
-            self.observer.failed(failure);
-        }
-        complete(replies, results);
-        if self.layers.active_bytes() >= self.config.apply_bytes {
-            self.layers.freeze(&self.health);
-        }
+        Some((writes, replies))
     }
 
     /// Logs the batch; when that fails, in whatever way, nothing is logged ever after.
@@ -251,19 +212,4 @@ fn find(layers: &Layers, database: &Database, room: RoomId) -> Result<Option<Kno
             }
         }
     })
-}
-
-/// Hands the results out: to each target one call, in order.
-fn complete(replies: Vec<(Token, Arc<dyn Complete>)>, results: Vec<Result<(), Failure>>) {
-    let mut groups: Vec<(Arc<dyn Complete>, Vec<Completion>)> = Vec::new();
-    for ((token, to), result) in replies.into_iter().zip(results) {
-        let completion = Completion { token, result: result.map(|()| Answer::Done) };
-        match groups.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &to)) {
-            Some((_, group)) => group.push(completion),
-            None => groups.push((to, vec![completion])),
-        }
-    }
-    for (to, group) in groups {
-        to.complete(group);
-    }
 }

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use redb::{ReadableTable as _, Table, WriteTransaction};
 
 use super::{
-    super::{Failure, rows::Producers},
+    super::{Failure, jobs::Write, rows::Producers},
     tables::{self, Error, LogRow, RecordKey},
-    write::Write,
 };
 use crate::core::{
     id::{LogId, RoomId},

@@ -1,16 +1,10 @@
 //! The readers: loads and pages of records, each from one snapshot.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
-
 use bytes::Bytes;
 use redb::ReadTransaction;
 
 use super::{
-    super::{Answer, Complete, Completion, Failure, Observer, Token, queue::Queue, rows},
-    clock,
+    super::{Answer, Failure, jobs::Read, rows},
     store::Store,
     tables::{self, Error, LogRow},
 };
@@ -19,48 +13,9 @@ use crate::core::{
     log::{LoadedLog, Record, Records},
 };
 
-/// What a reader does.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Read {
-    Load,
-    After { after: Seq, bytes_max: u32 },
-    Before { before: Seq, count_max: u32, bytes_max: u32 },
-    Seek { time_ms: UnixMillis },
-}
-
-/// A read, and where its result goes.
-pub(super) struct ReadJob {
-    pub(super) room: RoomId,
-    pub(super) read: Read,
-    pub(super) token: Token,
-    pub(super) to: Arc<dyn Complete>,
-}
-
-/// Answers reads until the queue is closed and drained.
-pub(super) fn run(store: &Store, queue: &Queue<ReadJob>, observer: &dyn Observer) {
-    while let Some(jobs) = queue.take(1, usize::MAX) {
-        for job in jobs {
-            let begun = clock();
-            let attempt = || store.read(|txn| answer(txn, job.room, job.read));
-            // A panic here could only come from a damaged file; it must not cost the reader.
-            let result = match catch_unwind(AssertUnwindSafe(attempt)) {
-                Ok(Ok(result)) => result,
-                Ok(Err(_)) | Err(_) => Err(Failure::Read),
-            };
-            match &result {
-                Ok(answer) => observer.read(answer_bytes(answer), begun.elapsed()),
-                Err(failure) => observer.failed(*failure),
-            }
-            job.to.complete(vec![Completion { token: job.token, result }]);
-        }
-    }
-}
-
-fn answer_bytes(answer: &Answer) -> usize {
-    match answer {
-        Answer::Records(page) => page.records.iter().map(|record| record.envelope.len()).sum(),
-        Answer::Loaded(_) | Answer::Done | Answer::Sought(_) => 0,
-    }
+/// Answers one read.
+pub(super) fn read(store: &Store, room: RoomId, read: Read) -> Result<Answer, Failure> {
+    store.read(|txn| answer(txn, room, read)).unwrap_or(Err(Failure::Read))
 }
 
 /// Fails outside when the storage failed, inside when the request cannot be answered.

@@ -11,11 +11,14 @@ use std::{
 
 use redb::{
     Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, StorageBackend, StorageError,
-    TableError, WriteTransaction, backends::FileBackend,
+    WriteTransaction, backends::FileBackend,
 };
 
 use super::{
-    super::Observer,
+    super::{
+        Observer,
+        rows::{Contents, contents},
+    },
     OpenError,
     guard::{Guard, Guarded, Overlay},
     tables::{self, Error, FORMAT, FORMAT_ROW},
@@ -117,34 +120,13 @@ fn begin_write(db: &Database) -> Result<WriteTransaction, Error> {
 /// Checks the format; makes the tables, in one commit, where there are none.
 fn prepare(db: &Database, path: &Path) -> Result<(), OpenError> {
     let failed = |error: Error| OpenError::from_error(path, error);
-    match stored_format(db).map_err(failed)? {
-        Stored::Format(FORMAT) => Ok(()),
-        Stored::Format(found) if found > FORMAT => Err(OpenError::NewerFormat { path: path.into(), found, supported: FORMAT }),
-        Stored::Empty => make_tables(db).map_err(failed),
-        Stored::Format(_) | Stored::Foreign => Err(OpenError::NotAStore { path: path.into() }),
+    let stored = db.begin_read().map_err(Error::from).and_then(|txn| contents(&txn));
+    match stored.map_err(failed)? {
+        Contents::Store(FORMAT) => Ok(()),
+        Contents::Store(found) if found > FORMAT => Err(OpenError::NewerFormat { path: path.into(), found, supported: FORMAT }),
+        Contents::Empty => make_tables(db).map_err(failed),
+        Contents::Store(_) | Contents::Foreign => Err(OpenError::NotAStore { path: path.into() }),
     }
-}
-
-enum Stored {
-    Empty,
-    Format(u32),
-    Foreign,
-}
-
-fn stored_format(db: &Database) -> Result<Stored, Error> {
-    let txn = db.begin_read()?;
-    let meta = match txn.open_table(tables::META) {
-        Ok(meta) => meta,
-        Err(TableError::TableDoesNotExist(_)) => {
-            let empty = txn.list_tables()?.next().is_none();
-            return Ok(if empty { Stored::Empty } else { Stored::Foreign });
-        }
-        Err(TableError::Storage(error)) => return Err(error.into()),
-        Err(_) => return Ok(Stored::Foreign),
-    };
-    let row = meta.get(FORMAT_ROW)?;
-    let format = row.and_then(|row| Some(u32::from_le_bytes(row.value().try_into().ok()?)));
-    Ok(format.map_or(Stored::Foreign, Stored::Format))
 }
 
 fn make_tables(db: &Database) -> Result<(), Error> {

@@ -11,49 +11,24 @@ use std::{
 use redb::ReadableTable as _;
 
 use super::{
-    super::{Answer, Complete, Completion, Failure, Observer, Token, queue::Queue},
+    super::{
+        Failure, Observer,
+        jobs::{Jobs, Write},
+    },
     Config,
     batch::Batch,
     clock,
     store::Store,
     tables::{self, Error},
 };
-use crate::core::{
-    id::{LogId, RoomId},
-    log::{Append, LogMeta},
-};
-
-/// What the writer does.
-#[derive(Debug)]
-pub(super) enum Write {
-    Create { room: RoomId, meta: LogMeta },
-    Append(Append),
-    Delete { room: RoomId },
-}
-
-/// A write, and where its result goes.
-pub(super) struct WriteJob {
-    pub(super) write: Write,
-    pub(super) token: Token,
-    pub(super) to: Arc<dyn Complete>,
-}
-
-impl Write {
-    /// Envelope bytes.
-    pub(super) fn bytes(&self) -> usize {
-        match self {
-            Self::Append(append) => append.envelope.len(),
-            Self::Create { .. } | Self::Delete { .. } => 0,
-        }
-    }
-}
+use crate::core::id::LogId;
 
 /// Tells the free bytes of the file system.
 pub(super) type FreeSpace = Box<dyn Fn() -> io::Result<u64> + Send>;
 
 pub(super) struct Writer {
     pub(super) store: Arc<Store>,
-    pub(super) queue: Arc<Queue<WriteJob>>,
+    pub(super) jobs: Arc<Jobs>,
     pub(super) config: Config,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) free_space: FreeSpace,
@@ -70,51 +45,36 @@ impl Writer {
     /// Writes until the queue is closed and drained. Sweeping that is left over goes on when the store is opened again.
     pub(super) fn run(mut self) {
         let (count, bytes) = (self.config.batch_requests_max, self.config.batch_bytes_max);
-        loop {
-            let sweeping = !self.sweeping.is_empty();
-            let taken = if sweeping { self.queue.try_take(count, bytes) } else { self.queue.take(count, bytes) };
-            let Some(jobs) = taken else { return };
-            self.turn(jobs);
+        while let Some((writes, replies)) = self.jobs.take_writes(count, bytes, self.sweeping.is_empty()) {
+            let begun = clock();
+            let results = self.store_batch(&writes);
+            replies.send(results, begun.elapsed(), &*self.observer);
         }
-    }
-
-    fn turn(&mut self, jobs: Vec<WriteJob>) {
-        let begun = clock();
-        let results = self.store_batch(&jobs);
-        let stored = |(job, result): (&WriteJob, &Result<(), Failure>)| result.is_ok().then(|| job.write.bytes());
-        let sizes: Vec<usize> = jobs.iter().zip(&results).filter_map(stored).collect();
-        if !sizes.is_empty() {
-            self.observer.committed(sizes.len(), sizes.iter().sum(), begun.elapsed());
-        }
-        for failure in results.iter().filter_map(|result| result.err()) {
-            self.observer.failed(failure);
-        }
-        complete(jobs, results);
     }
 
     /// Stores the batch; when that fails, in whatever way, nothing is written ever after.
-    fn store_batch(&mut self, jobs: &[WriteJob]) -> Vec<Result<(), Failure>> {
+    fn store_batch(&mut self, writes: &[Write]) -> Vec<Result<(), Failure>> {
         if !self.store.is_healthy() {
             self.sweeping.clear();
-            return vec![Err(Failure::OutcomeUnknown); jobs.len()];
+            return vec![Err(Failure::OutcomeUnknown); writes.len()];
         }
-        let why = match catch_unwind(AssertUnwindSafe(|| self.try_batch(jobs))) {
+        let why = match catch_unwind(AssertUnwindSafe(|| self.try_batch(writes))) {
             Ok(Ok(results)) => return results,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the writer panicked".to_owned(),
         };
         self.store.latch(&why);
         self.sweeping.clear();
-        vec![Err(Failure::OutcomeUnknown); jobs.len()]
+        vec![Err(Failure::OutcomeUnknown); writes.len()]
     }
 
-    fn try_batch(&mut self, jobs: &[WriteJob]) -> Result<Vec<Result<(), Failure>>, Error> {
-        let full = !jobs.is_empty() && (self.free_space)().is_ok_and(|free| free < self.config.disk_reserve_bytes);
+    fn try_batch(&mut self, writes: &[Write]) -> Result<Vec<Result<(), Failure>>, Error> {
+        let full = !writes.is_empty() && (self.free_space)().is_ok_and(|free| free < self.config.disk_reserve_bytes);
         let txn = self.store.begin_write()?;
         let mut batch = Batch::open(&txn, full)?;
-        let mut results = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            results.push(batch.apply(&job.write)?);
+        let mut results = Vec::with_capacity(writes.len());
+        for write in writes {
+            results.push(batch.apply(write)?);
         }
         let outcome = batch.finish(self.sweeping.front().copied())?;
         if outcome.changed {
@@ -127,20 +87,5 @@ impl Writer {
             self.sweeping.pop_front();
         }
         Ok(results)
-    }
-}
-
-/// Hands the results out: to each target one call, in order.
-fn complete(jobs: Vec<WriteJob>, results: Vec<Result<(), Failure>>) {
-    let mut groups: Vec<(Arc<dyn Complete>, Vec<Completion>)> = Vec::new();
-    for (job, result) in jobs.into_iter().zip(results) {
-        let completion = Completion { token: job.token, result: result.map(|()| Answer::Done) };
-        match groups.iter_mut().find(|(to, _)| Arc::ptr_eq(to, &job.to)) {
-            Some((_, group)) => group.push(completion),
-            None => groups.push((job.to, vec![completion])),
-        }
-    }
-    for (to, group) in groups {
-        to.complete(group);
     }
 }

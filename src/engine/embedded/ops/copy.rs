@@ -556,10 +556,9 @@ pub(super) fn open_unchanged(path: &Path, cache_bytes: usize) -> Result<Database
 /// Begins to read, and checks the format.
 pub(super) fn begin(database: &Database, path: &Path) -> Result<Arc<ReadTransaction>, Error> {
     let txn = database.begin_read().map_err(|error| Error::read(path, &error))?;
-    let format = txn.open_table(META).map_err(rows::Error::from).and_then(|meta| tables::format(&meta));
-    match format.map_err(|error| Error::read(path, &error))? {
-        Some(tables::FORMAT) => Ok(Arc::new(txn)),
-        Some(found) if found > tables::FORMAT => {
+    match rows::contents(&txn).map_err(|error| Error::read(path, &error))? {
+        Contents::Store(tables::FORMAT) => Ok(Arc::new(txn)),
+        Contents::Store(found) if found > tables::FORMAT => {
             let error = direct::OpenError::NewerFormat { path: path.into(), found, supported: tables::FORMAT };
             Err(super::OpenError::from(error).into())
         }

@@ -1,0 +1,183 @@
+//! What waits for an engine's threads, and how it is answered: for engines that run on threads of this process.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{Answer, Busy, Complete, Completion, Failure, Observer, Request, Token, clock, queue::Queue};
+use crate::core::{
+    id::{RoomId, Seq, UnixMillis},
+    log::{Append, LogMeta},
+};
+
+/// What a writer does.
+#[derive(Debug)]
+pub(super) enum Write {
+    Create { room: RoomId, meta: LogMeta },
+    Append(Append),
+    Delete { room: RoomId },
+}
+
+impl Write {
+    /// Envelope bytes.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Append(append) => append.envelope.len(),
+            Self::Create { .. } | Self::Delete { .. } => 0,
+        }
+    }
+}
+
+/// What a reader does.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Read {
+    Load,
+    After { after: Seq, bytes_max: u32 },
+    Before { before: Seq, count_max: u32, bytes_max: u32 },
+    Seek { time_ms: UnixMillis },
+}
+
+struct WriteJob {
+    write: Write,
+    token: Token,
+    to: Arc<dyn Complete>,
+}
+
+struct ReadJob {
+    room: RoomId,
+    read: Read,
+    token: Token,
+    to: Arc<dyn Complete>,
+}
+
+/// Requests that wait: one writer takes its own in batches, readers take theirs one by one.
+pub(super) struct Jobs {
+    writes: Queue<WriteJob>,
+    reads: Queue<ReadJob>,
+}
+
+impl Jobs {
+    /// At most so many writes, as many reads, and so many envelope bytes to write.
+    pub(super) fn new(requests_max: usize, bytes_max: usize) -> Self {
+        Self { writes: Queue::new(requests_max, bytes_max), reads: Queue::new(requests_max, usize::MAX) }
+    }
+
+    /// As [`Engine::submit`](super::Engine::submit).
+    pub(super) fn submit(&self, request: Request, token: Token, to: &Arc<dyn Complete>) -> Result<(), Busy> {
+        let to = Arc::clone(to);
+        let read = |room, read, to| self.reads.push(ReadJob { room, read, token, to }, 0);
+        let write = |write: Write, to| {
+            let bytes = write.bytes();
+            self.writes.push(WriteJob { write, token, to }, bytes)
+        };
+        match request {
+            Request::Load { room } => read(room, Read::Load, to),
+            Request::ReadAfter { room, after, bytes_max } => read(room, Read::After { after, bytes_max }, to),
+            Request::ReadBefore { room, before, count_max, bytes_max } => {
+                read(room, Read::Before { before, count_max, bytes_max }, to)
+            }
+            Request::Seek { room, time_ms } => read(room, Read::Seek { time_ms }, to),
+            Request::Create { room, meta } => write(Write::Create { room, meta }, to),
+            Request::Append(append) => write(Write::Append(append), to),
+            Request::Delete { room } => write(Write::Delete { room }, to),
+        }
+    }
+
+    /// Refuses what comes from now on; what waits is still taken.
+    pub(super) fn close(&self) {
+        self.close_writes();
+        self.reads.close();
+    }
+
+    /// Refuses writes from now on: their thread is gone.
+    pub(super) fn close_writes(&self) {
+        self.writes.close();
+    }
+
+    /// The writes that wait, up to the limits but at least one, in order. Without `wait` there may be none. `None` once
+    /// closed and drained.
+    pub(super) fn take_writes(&self, count_max: usize, bytes_max: usize, wait: bool) -> Option<(Vec<Write>, Replies)> {
+        let taken = if wait { self.writes.take(count_max, bytes_max) } else { self.writes.try_take(count_max, bytes_max) };
+        let (mut writes, mut replies) = (Vec::new(), Replies::default());
+        for WriteJob { write, token, to } in taken? {
+            replies.bytes.push(write.bytes());
+            replies.to.push((token, to));
+            writes.push(write);
+        }
+        Some((writes, replies))
+    }
+
+    /// Answers reads until closed and drained.
+    pub(super) fn serve_reads(&self, observer: &dyn Observer, answer: impl Fn(RoomId, Read) -> Result<Answer, Failure>) {
+        while let Some(jobs) = self.reads.take(1, usize::MAX) {
+            for job in jobs {
+                let begun = clock();
+                // A panic here could only come from a damaged file; it must not cost the reader.
+                let attempt = catch_unwind(AssertUnwindSafe(|| answer(job.room, job.read)));
+                let result = attempt.unwrap_or(Err(Failure::Read));
+                match &result {
+                    Ok(answer) => observer.read(answer_bytes(answer), begun.elapsed()),
+                    Err(failure) => observer.failed(*failure),
+                }
+                job.to.complete(vec![Completion { token: job.token, result }]);
+            }
+        }
+    }
+}
+
+fn answer_bytes(answer: &Answer) -> usize {
+    match answer {
+        Answer::Records(page) => page.records.iter().map(|record| record.envelope.len()).sum(),
+        Answer::Loaded(_) | Answer::Done | Answer::Sought(_) => 0,
+    }
+}
+
+/// Where the results of a batch of writes go, in the order of the writes.
+#[derive(Default)]
+pub(super) struct Replies {
+    to: Vec<(Token, Arc<dyn Complete>)>,
+    bytes: Vec<usize>,
+}
+
+impl Replies {
+    /// Writes that are to be answered.
+    pub(super) fn len(&self) -> usize {
+        self.to.len()
+    }
+
+    /// Their envelope bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.iter().sum()
+    }
+
+    /// Adds those of later writes.
+    pub(super) fn append(&mut self, mut later: Self) {
+        self.to.append(&mut later.to);
+        self.bytes.append(&mut later.bytes);
+    }
+
+    /// Tells the observer, and hands the results out: to each target one call, in order.
+    pub(super) fn send(self, results: Vec<Result<(), Failure>>, took: Duration, observer: &dyn Observer) {
+        let stored = self.bytes.iter().zip(&results).filter(|(_, result)| result.is_ok());
+        let (count, bytes) = stored.fold((0, 0), |(count, sum), (bytes, _)| (count + 1, sum + bytes));
+        if count > 0 {
+            observer.committed(count, bytes, took);
+        }
+        for failure in results.iter().filter_map(|result| result.err()) {
+            observer.failed(failure);
+        }
+        let mut groups: Vec<(Arc<dyn Complete>, Vec<Completion>)> = Vec::new();
+        for ((token, to), result) in self.to.into_iter().zip(results) {
+            let completion = Completion { token, result: result.map(|()| Answer::Done) };
+            match groups.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &to)) {
+                Some((_, group)) => group.push(completion),
+                None => groups.push((to, vec![completion])),
+            }
+        }
+        for (to, group) in groups {
+            to.complete(group);
+        }
+    }
+}
