@@ -21,7 +21,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use common::engine::{Collector, ModelEngine};
+use common::{
+    engine::{Collector, ModelEngine},
+    home::Home,
+};
 use futures_util::FutureExt as _;
 use waxwing::{
     client::{
@@ -124,6 +127,7 @@ struct World {
     engine: Arc<ModelEngine>,
     mailbox: Arc<Collector>,
     shard: Shard,
+    home: Home,
     devices: Vec<Device>,
     next_conn: u64,
     lives: u8,
@@ -210,7 +214,7 @@ impl World {
         let shard = shard(&engine, &mailbox, &limits, 1);
         let names = ["Ann", "Bob", "Cyd", "Dov"];
         let devices = (0..devices).map(|n| Device::new(seed ^ (n as u64 + 1) << 32, names[n])).collect();
-        Self { rng: Rng(seed), now_ms: 1000, limits, engine, mailbox, shard, devices, next_conn: 0, lives: 1 }
+        Self { rng: Rng(seed), now_ms: 1000, limits, engine, mailbox, shard, home: Home::default(), devices, next_conn: 0, lives: 1 }
     }
 
     fn connect(&mut self, index: usize) {
@@ -264,14 +268,15 @@ impl World {
         let step = end.session.handle(frame, now_ms, now_ms, &Everybody).expect("an honest client is not closed");
         match step {
             Step::Send(frame) => match &end.conn {
-                Some(conn) => conn.outbox.push_control(frame.encode()),
+                Some(conn) => self.home.answer(conn, frame.encode()),
                 None => end.early.push_back(frame.encode()),
             },
             Step::Open(frame) => {
                 let (device, binding) = end.session.principal().expect("an open session has one");
                 let outbox = Arc::new(Outbox::new(self.limits.outbox_bytes_max));
-                outbox.push_control(frame.encode());
-                end.conn = Some(Arc::new(Conn::new(end.id, device, binding, outbox, Arc::new(Usage::default()))));
+                let conn = Arc::new(Conn::new(end.id, device, binding, outbox, Arc::new(Usage::default())));
+                self.home.answer(&conn, frame.encode());
+                end.conn = Some(conn);
             }
             Step::Route(request) => {
                 let conn = end.conn.as_ref().expect("only open sessions route");
@@ -293,7 +298,8 @@ impl World {
         device.to_client.append(&mut end.early);
         if let Some(conn) = &end.conn {
             let mut frames = Vec::new();
-            let relieved = conn.outbox.take(bytes, &mut frames);
+            self.home.accept(&mut self.shard);
+            let relieved = self.home.take(conn, bytes, &mut frames);
             device.to_client.extend(frames);
             if relieved != 0 {
                 self.shard.handle(ShardMessage::Drained { conn: end.id }, self.now_ms);
@@ -320,6 +326,7 @@ impl World {
         self.engine.crash();
         self.mailbox.take();
         self.lives += 1;
+        self.home = Home::default();
         self.shard = shard(&self.engine, &self.mailbox, &self.limits, self.lives);
     }
 

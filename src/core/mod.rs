@@ -8,6 +8,7 @@ pub mod close;
 pub mod envelope;
 pub mod frame;
 pub mod id;
+pub mod lane;
 pub mod limits;
 pub mod log;
 pub mod login;

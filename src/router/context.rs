@@ -6,11 +6,15 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
+
 use super::{Conn, ConnId, outbox::Permit};
 use crate::{
     core::{
         close::Refusal,
+        frame::ServerFrame,
         id::{LogId, RoomId, Seq, UnixMillis},
+        lane::{Lane, Outgoing},
         limits::Limits,
         log::LogMeta,
         session::Action,
@@ -117,6 +121,9 @@ impl Stats {
     }
 }
 
+/// A frame, and the connection that it is for.
+pub type Sent = (ConnId, Outgoing);
+
 /// Why the engine was asked.
 #[derive(Debug)]
 pub(super) enum Op {
@@ -148,6 +155,8 @@ pub(super) struct Context {
     pub(super) conns: HashMap<ConnId, InRooms>,
     /// Rooms to be looked after at the next tick.
     pub(super) retry: BTreeSet<RoomId>,
+    /// What was sent since the shell took it, by the homes of the connections.
+    pub(super) sent: Vec<Vec<Sent>>,
 }
 
 /// Where a connection is known.
@@ -174,6 +183,52 @@ impl Context {
             next_life: 0,
             conns: HashMap::new(),
             retry: BTreeSet::new(),
+            sent: Vec::new(),
+        }
+    }
+
+    /// Sends an answer. One that is ending is told nothing.
+    pub(super) fn answer(&mut self, conn: &Conn, frame: &ServerFrame) {
+        self.send_control(conn, frame.encode());
+    }
+
+    pub(super) fn send_control(&mut self, conn: &Conn, frame: Bytes) {
+        self.send(conn, Lane::Control, frame);
+    }
+
+    /// Sends what a connection asked for, whatever waits already.
+    pub(super) fn send(&mut self, conn: &Conn, lane: Lane, frame: Bytes) {
+        if !conn.outbox.is_closed() {
+            conn.outbox.push(frame.len());
+            self.put(conn, lane, frame);
+        }
+    }
+
+    /// Sends a page if it fits; if not, the connection is told of when there is room.
+    pub(super) fn send_page(&mut self, conn: &Conn, lane: Lane, frame: &Bytes) -> bool {
+        let fits = conn.outbox.is_closed() || conn.outbox.push_page(frame.len(), self.index).is_ok();
+        if fits {
+            self.put(conn, lane, frame.clone());
+        }
+        fits
+    }
+
+    /// Sends what is worth nothing later, if it fits.
+    pub(super) fn send_ephemeral(&mut self, conn: &Conn, frame: &Bytes) {
+        if !conn.outbox.is_closed() && conn.outbox.push_droppable(frame.len()).is_ok() {
+            self.stats.ephemerals += 1;
+            self.put(conn, Lane::Ephemeral, frame.clone());
+        } else {
+            self.stats.ephemerals_dropped += 1;
+        }
+    }
+
+    fn put(&mut self, conn: &Conn, lane: Lane, frame: Bytes) {
+        if self.sent.len() <= conn.home {
+            self.sent.resize_with(conn.home + 1, Vec::new);
+        }
+        if let Some(sent) = self.sent.get_mut(conn.home) {
+            sent.push((conn.id, Outgoing { lane, frame }));
         }
     }
 

@@ -16,12 +16,13 @@ use super::{
     Conn, ConnId,
     context::{Context, work_of_bytes},
     presence::Knows,
-    room::{Cursor, Member, Room, answer, fail},
+    room::{Cursor, Member, Room, fail},
 };
 use crate::core::{
     close::Refusal,
     frame::{Operation, Page, ServerFrame},
     id::{Digest, RoomId, Seq},
+    lane::Lane,
 };
 
 /// Ephemeral envelopes of one room that wait for their broadcast; more are dropped.
@@ -54,8 +55,8 @@ enum What {
 
 impl Member {
     /// Queues a page, or notes that the member is to be fed when there is room.
-    pub(super) fn push_page(&mut self, frame: &Bytes, room: RoomId, ctx: &mut Context) -> bool {
-        let pushed = self.conn.outbox.push_page(frame, ctx.index).is_ok();
+    pub(super) fn push_page(&mut self, lane: Lane, frame: &Bytes, room: RoomId, ctx: &mut Context) -> bool {
+        let pushed = ctx.send_page(&self.conn, lane, frame);
         if !pushed {
             self.stall(room, ctx);
         }
@@ -201,7 +202,7 @@ impl Room {
             let Cursor::Live(at) = member.cursor else { continue };
             match &broadcast.what {
                 What::Page { frame, last, items } if at < *last => {
-                    if member.push_page(frame, self.id, ctx) {
+                    if member.push_page(Lane::Live, frame, self.id, ctx) {
                         member.cursor = Cursor::Live(*last);
                         ctx.stats.delivered(*items, frame.len());
                     } else {
@@ -221,10 +222,7 @@ impl Room {
                 What::Page { .. } | What::Lost => {}
                 What::Ephemerals(frames) => {
                     for (_, frame) in frames.iter().filter(|(from, _)| from != id) {
-                        match member.conn.outbox.push_droppable(frame) {
-                            Ok(()) => ctx.stats.ephemerals += 1,
-                            Err(_) => ctx.stats.ephemerals_dropped += 1,
-                        }
+                        ctx.send_ephemeral(&member.conn, frame);
                     }
                     ctx.work += frames.len() as u64;
                 }
@@ -255,12 +253,12 @@ impl Room {
     }
 
     /// Tells a subscriber where its delivery begins. The list of who is there follows at the end of the slice.
-    pub(super) fn announce(&mut self, id: ConnId, after: Seq, chain: Digest) {
+    pub(super) fn announce(&mut self, id: ConnId, after: Seq, chain: Digest, ctx: &mut Context) {
         let position = self.log.position();
         if let Some(member) = self.members.get_mut(&id) {
             member.announced = true;
             self.uninformed.push(id);
-            answer(&member.conn, &ServerFrame::Subscribed { room: self.id, after, chain, position });
+            ctx.answer(&member.conn, &ServerFrame::Subscribed { room: self.id, after, chain, position });
         }
     }
 

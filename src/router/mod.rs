@@ -1,8 +1,8 @@
 //! The router: rooms hashed over shards, one owner each; cursors and outboxes.
 //!
-//! [`shard::Shard`] is pure: messages in, frames into [`outbox::Outbox`]es and requests to the engine out; no task, clock
-//! or socket. [`task`] runs shards on tokio. A room belongs to exactly one shard, so its order needs no lock; a connection
-//! belongs to nobody: its writer takes what shards put into its outbox.
+//! [`shard::Shard`] is pure: messages in, frames and requests to the engine out; no task, clock or socket. [`task`] runs shards
+//! on tokio, each on a thread of its own. A room belongs to exactly one shard, so its order needs no lock; a connection lives
+//! on one too, its *home*: what other shards have for it travels there once a turn, all of their connections' frames together.
 
 mod context;
 mod delivery;
@@ -14,7 +14,7 @@ pub mod shard;
 mod tails;
 pub mod task;
 
-pub use task::{Config, Handle, Stopped};
+pub use task::{Config, Handle, Stopped, Worker};
 
 use std::{
     collections::HashMap,
@@ -45,7 +45,9 @@ pub struct Conn {
     pub device: DeviceKey,
     /// Its login, which access proofs sign.
     pub binding: Digest,
-    /// What waits to be written to it.
+    /// The shard on whose thread it is read and written: at most 63.
+    pub home: usize,
+    /// How much waits to be written to it.
     pub outbox: Arc<Outbox>,
     /// What its device uses, over all of its connections.
     pub usage: Arc<Usage>,
@@ -53,10 +55,17 @@ pub struct Conn {
 }
 
 impl Conn {
-    /// A connection that has entered no room.
+    /// A connection that has entered no room and lives on the first shard.
     #[must_use]
     pub const fn new(id: ConnId, device: DeviceKey, binding: Digest, outbox: Arc<Outbox>, usage: Arc<Usage>) -> Self {
-        Self { id, device, binding, outbox, usage, rooms: AtomicU32::new(0) }
+        Self { id, device, binding, home: 0, outbox, usage, rooms: AtomicU32::new(0) }
+    }
+
+    /// The same, on another shard.
+    #[must_use]
+    pub const fn at_home(mut self, shard: usize) -> Self {
+        self.home = shard;
+        self
     }
 
     /// Counts one more entered room, of this connection and of its device.

@@ -1,16 +1,17 @@
 //! What waits to be written towards one connection, counted in bytes.
 //!
-//! Shards push, the connection's writer takes; nobody waits for a slow reader. Two kinds of frames enter. *Answers* are
-//! always queued: they are bounded because the connection stops reading while the outbox is over its limit, and because
-//! what is asked and not yet answered is counted too ([`Permit`]). *Pages* are refused when they do not fit; then the shard
-//! notes that the member is behind, and is told ([`Outbox::take`]) when there is room again.
+//! The frames themselves lie with the connection's *home*, the shard on whose thread it is written; other shards hand theirs
+//! over once a turn. What every shard must know is how much waits, and that is here, in counters: no shard locks anything for
+//! a delivery, and nobody waits for a slow reader. Two kinds of frames enter. *Answers* always do: they are bounded because the
+//! connection stops reading while the outbox is over its limit, and because what is asked and not yet answered is counted too
+//! ([`Permit`]). *Pages* are refused when they do not fit; then the shard notes that the member is behind, and is told
+//! ([`Outbox::written`]) when there is room again.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
 };
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 
 /// Bytes of requests that one connection may have asked and not yet seen answered (the answer's largest size counts too).
@@ -24,171 +25,125 @@ pub struct Full;
 /// A set of shards, by index: bit n is shard n.
 pub type ShardSet = u64;
 
-/// The queue towards one connection.
+/// How much waits towards one connection.
 #[derive(Debug)]
 pub struct Outbox {
     bytes_max: usize,
-    state: Mutex<State>,
-    /// The writer waits here for something to write.
-    filled: Notify,
+    /// Bytes on their way to the home, queued there, or taken by the transport and not yet written.
+    bytes: AtomicUsize,
+    in_flight: AtomicUsize,
+    /// Shards that were refused and want to know when there is room.
+    waiting: AtomicU64,
+    closed: AtomicBool,
     /// The reader waits here for room.
     relieved: Notify,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    queue: VecDeque<Bytes>,
-    /// Bytes queued, and taken by the writer but not yet written.
-    bytes: usize,
-    /// Of these, taken.
-    taken: usize,
-    in_flight: usize,
-    /// Shards that were refused and want to know when there is room.
-    waiting: ShardSet,
-    closed: bool,
-}
-
 impl Outbox {
-    /// An empty outbox that takes pages up to `bytes_max` bytes.
+    /// An empty outbox that takes pages up to `bytes_max` bytes. Shards that push at the same moment may exceed it by a page
+    /// each.
     #[must_use]
     pub fn new(bytes_max: u32) -> Self {
-        Self { bytes_max: bytes_max as usize, state: Mutex::default(), filled: Notify::new(), relieved: Notify::new() }
+        Self {
+            bytes_max: bytes_max as usize,
+            bytes: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            waiting: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            relieved: Notify::new(),
+        }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // No code that holds the lock can panic halfway through a change.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Counts an answer of `len` bytes, whatever the fill.
+    pub fn push(&self, len: usize) {
+        self.bytes.fetch_add(len, SeqCst);
     }
 
-    /// Queues an answer, whatever the fill. On a closed outbox it is dropped.
-    pub fn push_control(&self, frame: Bytes) {
-        self.push(&mut self.state(), frame);
-    }
-
-    /// Queues a page if it fits, or if nothing is queued. On a closed outbox it is dropped.
+    /// Counts a page of `len` bytes if it fits, or if nothing waits.
     ///
     /// # Errors
     /// [`Full`]: `shard` is told when there is room again.
-    pub fn push_page(&self, frame: &Bytes, shard: usize) -> Result<(), Full> {
-        self.push_if_fits(frame, 1 << shard)
+    pub fn push_page(&self, len: usize, shard: usize) -> Result<(), Full> {
+        loop {
+            if self.push_droppable(len).is_ok() {
+                return Ok(());
+            }
+            let bit = 1 << shard;
+            if self.waiting.fetch_or(bit, SeqCst) & bit != 0 || !self.fits(self.bytes.load(SeqCst), len) {
+                return Err(Full);
+            }
+            // Much was written just before the note was made. If the writer has not seen it, it is taken back.
+            if self.waiting.fetch_and(!bit, SeqCst) & bit == 0 {
+                return Err(Full);
+            }
+        }
     }
 
     /// As [`Outbox::push_page`], for what is worth nothing later: nobody is told when there is room again.
     ///
     /// # Errors
     /// [`Full`].
-    pub fn push_droppable(&self, frame: &Bytes) -> Result<(), Full> {
-        self.push_if_fits(frame, 0)
+    pub fn push_droppable(&self, len: usize) -> Result<(), Full> {
+        let add = |bytes| self.fits(bytes, len).then_some(bytes + len);
+        self.bytes.fetch_update(SeqCst, SeqCst, add).map(drop).map_err(|_| Full)
     }
 
-    fn push_if_fits(&self, frame: &Bytes, wait: ShardSet) -> Result<(), Full> {
-        let mut state = self.state();
-        if state.bytes > 0 && state.bytes + frame.len() > self.bytes_max && !state.closed {
-            state.waiting |= wait;
-            return Err(Full);
-        }
-        self.push(&mut state, frame.clone());
-        Ok(())
-    }
-
-    fn push(&self, state: &mut State, frame: Bytes) {
-        if state.closed {
-            return;
-        }
-        state.bytes += frame.len();
-        state.queue.push_back(frame);
-        if state.queue.len() == 1 {
-            self.filled.notify_one();
-        }
+    const fn fits(&self, bytes: usize, len: usize) -> bool {
+        bytes == 0 || bytes + len <= self.bytes_max
     }
 
     /// Whether history may be queued: at most half of the limit is in use. If not, `shard` is told when it is so.
     pub fn has_room(&self, shard: usize) -> bool {
-        let mut state = self.state();
-        let room = state.bytes <= self.bytes_max / 2 || state.closed;
-        if !room {
-            state.waiting |= 1 << shard;
-        }
-        room
+        let room = || self.bytes.load(SeqCst) <= self.bytes_max / 2 || self.is_closed();
+        let bit = 1 << shard;
+        // As in `push_page`: the note is made before the second look, and the writer looks at notes after it has counted.
+        room() || (self.waiting.fetch_or(bit, SeqCst) & bit == 0 && room() && self.waiting.fetch_and(!bit, SeqCst) & bit != 0)
     }
 
-    /// The writer's call: what it took before has been written; the next frames, up to `bytes_max` bytes but at least
-    /// one if there is one, go into `frames`. Returns the shards that wait for room, if there is some now.
-    pub fn take(&self, bytes_max: usize, frames: &mut Vec<Bytes>) -> ShardSet {
-        frames.clear();
-        let mut state = self.state();
-        state.bytes -= state.taken;
-        state.taken = 0;
-        while let Some(len) = state.queue.front().map(Bytes::len) {
-            if !frames.is_empty() && state.taken + len > bytes_max {
-                break;
-            }
-            state.taken += len;
-            frames.extend(state.queue.pop_front());
+    /// The home's call: `len` bytes were written, or dropped. Returns the shards that wait for room, if there is some now.
+    pub fn written(&self, len: usize) -> ShardSet {
+        let before = self.bytes.fetch_sub(len, SeqCst);
+        debug_assert!(before >= len, "what is written was counted before");
+        let after = before.saturating_sub(len);
+        if before > self.bytes_max && after <= self.bytes_max {
+            self.relieved.notify_one();
         }
-        self.relieve(&state);
-        if state.bytes <= self.bytes_max / 2 { std::mem::take(&mut state.waiting) } else { 0 }
-    }
-
-    /// Waits until there is something to take, or the outbox is closed.
-    pub async fn filled(&self) {
-        loop {
-            {
-                let state = self.state();
-                if !state.queue.is_empty() || state.closed {
-                    return;
-                }
-            }
-            self.filled.notified().await;
-        }
+        if after <= self.bytes_max / 2 && self.waiting.load(SeqCst) != 0 { self.waiting.swap(0, SeqCst) } else { 0 }
     }
 
     /// Waits until the connection may read on: until neither the queue nor the unanswered requests exceed their limits.
     pub async fn relieved(&self) {
-        loop {
-            {
-                let state = self.state();
-                if self.may_read(&state) || state.closed {
-                    return;
-                }
-            }
+        while !self.may_read() && !self.is_closed() {
             self.relieved.notified().await;
         }
     }
 
-    fn may_read(&self, state: &State) -> bool {
-        state.bytes <= self.bytes_max && state.in_flight < IN_FLIGHT_BYTES_MAX
+    fn may_read(&self) -> bool {
+        self.bytes.load(SeqCst) <= self.bytes_max && self.in_flight.load(SeqCst) < IN_FLIGHT_BYTES_MAX
     }
 
-    fn relieve(&self, state: &State) {
-        if self.may_read(state) {
-            self.relieved.notify_one();
-        }
-    }
-
-    /// Nothing more is queued; what is queued can still be taken.
+    /// Nothing more is queued; what is queued can still be written.
     pub fn close(&self) {
-        self.state().closed = true;
-        self.filled.notify_one();
+        self.closed.store(true, SeqCst);
         self.relieved.notify_one();
     }
 
     /// Whether [`Outbox::close`] was called: the connection is ending, or gone.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.state().closed
+        self.closed.load(SeqCst)
     }
 
-    /// Bytes queued and not yet written.
+    /// Bytes that wait to be written.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.state().bytes
+        self.bytes.load(SeqCst)
     }
 
     /// Bytes of requests not yet answered.
     #[must_use]
     pub fn in_flight_bytes(&self) -> usize {
-        self.state().in_flight
+        self.in_flight.load(SeqCst)
     }
 }
 
@@ -203,18 +158,16 @@ impl Permit {
     /// Counts `bytes`: the request's, and the largest answer's.
     #[must_use]
     pub fn new(outbox: &Arc<Outbox>, bytes: usize) -> Self {
-        outbox.state().in_flight += bytes;
+        outbox.in_flight.fetch_add(bytes, SeqCst);
         Self { outbox: Arc::clone(outbox), bytes }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut state = self.outbox.state();
-        let could = self.outbox.may_read(&state);
-        state.in_flight -= self.bytes;
-        if !could {
-            self.outbox.relieve(&state);
+        let before = self.outbox.in_flight.fetch_sub(self.bytes, SeqCst);
+        if before >= IN_FLIGHT_BYTES_MAX && before - self.bytes < IN_FLIGHT_BYTES_MAX {
+            self.outbox.relieved.notify_one();
         }
     }
 }
@@ -223,38 +176,63 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
-    fn frame(len: usize) -> Bytes {
-        vec![7; len].into()
-    }
-
     #[test]
     fn pages_are_refused_when_they_do_not_fit_and_answers_are_not() {
         let outbox = Outbox::new(100);
-        assert_eq!(outbox.push_page(&frame(300), 3), Ok(()), "into an empty queue, whatever its size");
-        assert_eq!(outbox.push_page(&frame(1), 3), Err(Full));
-        assert_eq!(outbox.push_droppable(&frame(1)), Err(Full));
-        outbox.push_control(frame(10));
+        assert_eq!(outbox.push_page(300, 3), Ok(()), "into an empty queue, whatever its size");
+        assert_eq!(outbox.push_page(1, 3), Err(Full));
+        assert_eq!(outbox.push_droppable(1), Err(Full));
+        outbox.push(10);
         assert_eq!(outbox.bytes(), 310);
-        let mut frames = Vec::new();
-        assert_eq!(outbox.take(50, &mut frames), 0);
-        assert_eq!(frames.len(), 1, "at least one");
-        assert_eq!(outbox.bytes(), 310, "taken is not written");
-        assert_eq!(outbox.take(50, &mut frames), 1 << 3, "room again, once");
-        assert_eq!((frames.len(), outbox.bytes()), (1, 10));
-        assert_eq!(outbox.take(50, &mut frames), 0);
-        assert_eq!((frames.len(), outbox.bytes()), (0, 0));
+        assert_eq!(outbox.written(250), 0);
+        assert_eq!(outbox.written(50), 1 << 3, "room again, once");
+        assert_eq!(outbox.written(10), 0);
+        assert_eq!(outbox.bytes(), 0);
     }
 
     #[test]
     fn a_shard_that_asked_for_room_hears_of_it() {
         let outbox = Outbox::new(100);
-        outbox.push_control(frame(40));
-        outbox.push_control(frame(40));
+        outbox.push(40);
+        outbox.push(40);
         assert!(!outbox.has_room(0));
-        let mut frames = Vec::new();
-        assert_eq!(outbox.take(40, &mut frames), 0);
-        assert_eq!(outbox.take(40, &mut frames), 1);
+        assert_eq!(outbox.written(20), 0);
+        assert_eq!(outbox.written(20), 1);
         assert!(outbox.has_room(0));
+    }
+
+    /// A writer and two shards at once: a shard that is refused is told, whatever the interleaving, or would hang here.
+    #[test]
+    fn no_shard_that_was_refused_is_forgotten() {
+        let outbox = Outbox::new(100);
+        let told = [AtomicU64::new(0), AtomicU64::new(0)];
+        let left = AtomicUsize::new(2);
+        std::thread::scope(|scope| {
+            for (shard, told) in told.iter().enumerate() {
+                let (outbox, left) = (&outbox, &left);
+                scope.spawn(move || {
+                    let mut heard = 0;
+                    for _ in 0..20_000 {
+                        while outbox.push_page(40, shard).is_err() {
+                            while told.load(SeqCst) == heard {
+                                std::hint::spin_loop();
+                                std::thread::yield_now();
+                            }
+                            heard = told.load(SeqCst);
+                        }
+                    }
+                    left.fetch_sub(1, SeqCst);
+                });
+            }
+            while left.load(SeqCst) > 0 || outbox.bytes() > 0 {
+                let shards = if outbox.bytes() >= 40 { outbox.written(40) } else { 0 };
+                for (shard, told) in told.iter().enumerate().filter(|(shard, _)| shards & (1 << shard) != 0) {
+                    told.fetch_add(1, SeqCst);
+                    assert!(shard < 2);
+                }
+                std::thread::yield_now();
+            }
+        });
     }
 
     #[tokio::test]
@@ -270,14 +248,9 @@ mod tests {
         }
         drop(permit);
         reader.await;
-        outbox.push_control(frame(101));
-        let mut frames = Vec::new();
-        outbox.take(1, &mut frames);
+        outbox.push(101);
         outbox.close();
         outbox.relieved().await;
-        outbox.filled().await;
         assert!(outbox.is_closed());
-        outbox.push_control(frame(1));
-        assert_eq!(outbox.bytes(), 101, "nothing enters a closed outbox");
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::{ConnId, context::Context, room::Room};
-use crate::core::{frame::ServerFrame, id::DeviceKey};
+use crate::core::{frame::ServerFrame, id::DeviceKey, lane::Lane};
 
 /// What a subscriber knows of who is there.
 #[derive(Debug)]
@@ -180,7 +180,7 @@ impl Room {
         let (room, presence) = (self.id, &self.presence);
         let Some(member) = self.members.get_mut(&id).filter(|member| member.is_subscribed()) else { return };
         if let (Knows::All, true, Some((_, frame))) = (&member.knows, member.announced, delta)
-            && member.push_page(frame, room, ctx)
+            && member.push_page(Lane::Control, frame, room, ctx)
         {
             return;
         }
@@ -212,7 +212,7 @@ impl Room {
                 }
             }
         };
-        if member.push_page(&frame, room, ctx) {
+        if member.push_page(Lane::Control, &frame, room, ctx) {
             member.knows = then;
         }
     }

@@ -18,7 +18,7 @@ use super::{
     context::{Context, Op, work_of_bytes},
     delivery::last,
     outbox::Permit,
-    room::{Cursor, Room, answer, fail, refusal},
+    room::{Cursor, Room, fail, refusal},
 };
 use crate::{
     core::{
@@ -26,6 +26,7 @@ use crate::{
         close::Refusal,
         frame::{Item, Operation, Page, ServerFrame},
         id::{Digest, RoomId, Seq, UnixMillis},
+        lane::Lane,
         log::{Record, Records},
     },
     engine::{self, Failure},
@@ -206,7 +207,7 @@ impl Room {
         let Some(after) = self.ready(id, ctx) else { return };
         if !self.is_announced(id) {
             match self.log.chain_at(after) {
-                Some(chain) => self.announce(id, after, chain),
+                Some(chain) => self.announce(id, after, chain, ctx),
                 None => return self.wait(id, after),
             }
         }
@@ -240,7 +241,7 @@ impl Room {
 
     fn give(&mut self, id: ConnId, page: &Encoded, ctx: &mut Context) {
         let Some(member) = self.members.get_mut(&id) else { return };
-        if member.push_page(&page.frame, self.id, ctx) {
+        if member.push_page(Lane::History, &page.frame, self.id, ctx) {
             member.cursor = Cursor::Behind(page.last);
             ctx.stats.delivered(page.items, page.frame.len());
             self.hunger(id);
@@ -273,7 +274,7 @@ impl Room {
         }
         if !self.is_announced(id) {
             let chain = held.chain_at(self.id, after, ctx);
-            self.announce(id, after, chain);
+            self.announce(id, after, chain, ctx);
         }
         if after >= self.shown || after >= held.last() {
             return self.hunger(id);
@@ -368,7 +369,7 @@ impl Room {
     fn fetched_page(&self, conn: &Conn, request: u32, page: Page, ctx: &mut Context) {
         let frame = ServerFrame::Fetched { request, page }.encode();
         ctx.work += work_of_bytes(frame.len());
-        conn.outbox.push_control(frame);
+        ctx.send(conn, Lane::History, frame);
     }
 
     /// A page before some seq was read, or not.
@@ -415,7 +416,7 @@ impl Room {
         match result {
             _ if !self.members.contains_key(&conn.id) => fail(ctx, conn, room, Operation::Seek, Refusal::NoAccess),
             // The engine may be ahead of what is visible here.
-            Ok(seq) => answer(conn, &ServerFrame::Sought { request, room, seq: seq.min(self.log.durable().head + 1) }),
+            Ok(seq) => ctx.answer(conn, &ServerFrame::Sought { request, room, seq: seq.min(self.log.durable().head + 1) }),
             Err(failure) => fail(ctx, conn, room, Operation::Seek, refusal(failure)),
         }
     }

@@ -140,19 +140,15 @@ pub(super) enum Fate {
     Close,
 }
 
-pub(super) fn answer(conn: &Conn, frame: &ServerFrame) {
-    conn.outbox.push_control(frame.encode());
-}
-
 pub(super) fn fail(ctx: &mut Context, conn: &Conn, room: RoomId, what: Operation, why: Refusal) {
     ctx.stats.refused(why);
-    answer(conn, &ServerFrame::Failed { room, what, why });
+    ctx.answer(conn, &ServerFrame::Failed { room, what, why });
 }
 
 pub(super) fn refuse(ctx: &mut Context, conn: &Conn, publish: &Publish, why: Refusal) {
     let Publish { room, producer, client_seq, .. } = *publish;
     ctx.stats.refused(why);
-    answer(conn, &ServerFrame::Refused { room, producer, client_seq, why });
+    ctx.answer(conn, &ServerFrame::Refused { room, producer, client_seq, why });
 }
 
 pub(super) const fn refusal(failure: Failure) -> Refusal {
@@ -267,7 +263,7 @@ impl Room {
         let LogMeta { log, .. } = *self.log.meta();
         let asked = LogMeta { access, kind, epoch, creator: conn.device, ..self.log.meta().clone() };
         if *self.log.meta() == asked {
-            answer(conn, &ServerFrame::Created { room: self.id, log });
+            ctx.answer(conn, &ServerFrame::Created { room: self.id, log });
         } else {
             fail(ctx, conn, self.id, Operation::Create, Refusal::RoomExists);
         }
@@ -288,7 +284,7 @@ impl Room {
             ctx.entered(conn.id, self.id);
         }
         let (position, epoch) = (self.log.position(), self.log.meta().epoch);
-        answer(conn, &ServerFrame::Entered { room: self.id, position, epoch });
+        ctx.answer(conn, &ServerFrame::Entered { room: self.id, position, epoch });
     }
 
     pub(super) fn leave(&mut self, conn: ConnId, ctx: &mut Context) {
@@ -310,7 +306,7 @@ impl Room {
         let Publish { room, producer, client_seq, .. } = publish;
         let refused = |ctx: &mut Context, why| {
             ctx.stats.refused(why);
-            answer(conn, &ServerFrame::Refused { room, producer, client_seq, why });
+            ctx.answer(conn, &ServerFrame::Refused { room, producer, client_seq, why });
         };
         match self.log.publish(conn.device, publish, ctx.now_ms, &ctx.limits) {
             Verdict::Refused(why) => {
@@ -321,7 +317,7 @@ impl Room {
             }
             Verdict::Stored(seq) => {
                 ctx.stats.acks += 1;
-                answer(conn, &ServerFrame::Ack { room, producer, client_seq, seq });
+                ctx.answer(conn, &ServerFrame::Ack { room, producer, client_seq, seq });
             }
             Verdict::Pending(seq) => {
                 let index = seq.checked_sub(self.log.durable().head + 1).and_then(|index| usize::try_from(index).ok());
@@ -354,7 +350,7 @@ impl Room {
                 let frame = ServerFrame::Refused { room, producer: producer.id, client_seq, why };
                 for (conn, _permit) in waiters {
                     ctx.stats.refused(why);
-                    answer(&conn, &frame);
+                    ctx.answer(&conn, &frame);
                 }
             }
             return;
@@ -369,7 +365,7 @@ impl Room {
         let frame = ServerFrame::Ack { room, producer: producer.id, client_seq, seq };
         for (conn, _permit) in waiters {
             ctx.stats.acks += 1;
-            answer(&conn, &frame);
+            ctx.answer(&conn, &frame);
         }
     }
 

@@ -1,4 +1,4 @@
-//! One shard: the owner of its rooms. Pure: messages in, frames into outboxes and requests to the engine out.
+//! One shard: the owner of its rooms. Pure: messages in, frames and requests to the engine out.
 //!
 //! The shell calls [`Shard::handle`] for what has come, then [`Shard::end_turn`] once: what became durable in one turn
 //! travels to each room's members in one frame. A turn does a bounded amount of work, in slices, one room after the other;
@@ -13,12 +13,12 @@ use std::{
 
 use bytes::Bytes;
 
-pub use super::context::{Setup, Slices, Stats};
+pub use super::context::{Sent, Setup, Slices, Stats};
 use super::{
     Conn, ConnId,
     context::{Context, Op},
     outbox::Permit,
-    room::{Asked, Fate, Member, Room, answer, fail, refusal, refuse},
+    room::{Asked, Fate, Member, Room, fail, refusal, refuse},
     tails::Tails,
 };
 use crate::{
@@ -168,7 +168,7 @@ impl Shard {
         let Some(Slot::Closing(closing)) = self.rooms.get_mut(&id) else { return };
         let end = self.ctx.slice_end();
         while let Some((conn, member)) = closing.members.pop_first() {
-            member.conn.outbox.push_control(closing.frame.clone());
+            self.ctx.send_control(&member.conn, closing.frame.clone());
             member.conn.leave();
             self.ctx.left(conn, id);
             self.ctx.work += 1;
@@ -241,6 +241,12 @@ impl Shard {
     #[must_use]
     pub fn rooms_len(&self) -> usize {
         self.rooms.len()
+    }
+
+    /// What was sent and not yet taken: for each home, its connections' frames in order. The shell empties the lists at the end
+    /// of each turn.
+    pub fn sent(&mut self) -> &mut [Vec<Sent>] {
+        &mut self.ctx.sent
     }
 
     /// What happened since this was last called.
@@ -444,7 +450,7 @@ impl Shard {
     fn created(&mut self, id: RoomId, meta: LogMeta, conn: &Arc<Conn>, permit: Permit, result: Result<(), Failure>) {
         match result {
             Ok(()) => {
-                answer(conn, &ServerFrame::Created { room: id, log: meta.log });
+                self.ctx.answer(conn, &ServerFrame::Created { room: id, log: meta.log });
                 self.ready(id, LoadedLog { meta, state: LogState::empty(id), producers: Vec::new() });
             }
             Err(failure) => {

@@ -1,22 +1,25 @@
-//! Shards as tokio tasks, and the handle through which connections reach them.
+//! Shards on tokio, and the handle through which connections reach them.
 
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use tokio::sync::mpsc::{self, error::TryRecvError};
+use tokio::sync::{
+    Notify,
+    mpsc::{self, error::TryRecvError},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Conn, ConnId, Devices,
     outbox::ShardSet,
-    shard::{Message, Setup, Shard, Slices, Stats},
+    shard::{Message, Sent, Setup, Shard, Slices, Stats},
 };
 use crate::{
     core::{
@@ -28,6 +31,8 @@ use crate::{
 
 /// Messages that are handled in one turn at most; each completion of the engine counts as one, the last batch may exceed it.
 const TURN_MAX: usize = 1024;
+/// As many shards as a [`ShardSet`] can name.
+const SHARDS_MAX: usize = ShardSet::BITS as usize;
 /// How long a shard waits before it asks a busy or failing engine again.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -76,37 +81,23 @@ pub struct Handle {
 pub struct Stopped;
 
 impl Handle {
-    /// Starts the shards.
+    /// The way to the shards, and what runs each of them: to be driven by [`Worker::run`], each on a thread of its own.
     #[must_use]
-    pub fn start(config: &Config) -> Self {
+    pub fn new(config: &Config) -> (Self, Vec<Worker>) {
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-        let count = config.shards.clamp(1, ShardSet::BITS as usize);
-        let recent_bytes_max = usize::try_from(config.recent_bytes_max).unwrap_or(usize::MAX) / count;
-        let shards = (0..count).map(|index| {
-            let (sender, receiver) = mpsc::channel(config.mailbox_max.max(1));
-            let complete = Arc::new(Mailbox(sender.downgrade()));
-            let log_id = Arc::clone(&config.log_id);
-            let shard = Shard::new(Setup {
-                index,
-                limits: Arc::clone(&config.limits),
-                engine: Arc::clone(&config.engine),
-                complete,
-                log_id: Box::new(move || log_id()),
-                slices: Slices::default(),
-                recent_bytes_max,
-            });
-            let (stopped, config) = (stopping.clone(), config.clone());
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = run(shard, index, receiver, config) => {}
-                    () = stopped.cancelled() => {}
-                }
-            });
-            sender
-        });
-        let shards = shards.collect();
+        let count = config.shards.clamp(1, SHARDS_MAX);
+        let posts: Arc<[Post]> = (0..count).map(|_| Post::default()).collect();
+        let (shards, workers) = (0..count)
+            .map(|index| {
+                let (sender, mailbox) = mpsc::channel(config.mailbox_max.max(1));
+                let complete = Mailbox(sender.downgrade());
+                let (config, posts) = (Config { shards: count, ..config.clone() }, Arc::clone(&posts));
+                let worker = Worker { index, mailbox, complete, posts, config, tasks: tasks.clone(), stopping: stopping.clone() };
+                (sender, worker)
+            })
+            .unzip();
         let (hasher, devices, next_conn) = (RandomState::new(), Devices::default(), AtomicU64::new(0));
-        Self { shards, hasher, devices, next_conn, tasks, stopping }
+        (Self { shards, hasher, devices, next_conn, tasks, stopping }, workers)
     }
 
     /// Ends the shards, and waits until they let go of the engine. For when every connection has ended: what the engine has
@@ -144,6 +135,12 @@ impl Handle {
         sender.send(message).await.map_err(|_| Stopped)
     }
 
+    /// How many shards there are.
+    #[must_use]
+    pub const fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
     /// Tells the shards of `set` that the outbox of `conn` has room.
     ///
     /// # Errors
@@ -176,6 +173,7 @@ impl Drop for Handle {
 }
 
 /// Where the engine puts a shard's completions. It does not keep the shard alive.
+#[derive(Debug)]
 struct Mailbox(mpsc::WeakSender<Message>);
 
 impl Complete for Mailbox {
@@ -187,12 +185,98 @@ impl Complete for Mailbox {
     }
 }
 
-async fn run(mut shard: Shard, index: usize, mut mailbox: mpsc::Receiver<Message>, config: Config) {
+/// What a shard has for the connections of another one. It holds no more than their outboxes count.
+#[derive(Debug, Default)]
+struct Post {
+    sent: Mutex<Vec<Sent>>,
+    filled: Notify,
+}
+
+impl Post {
+    fn put(&self, batch: &mut Vec<Sent>) {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner).append(batch);
+        self.filled.notify_one();
+    }
+
+    async fn take(&self, into: &mut Vec<Sent>) {
+        loop {
+            self.filled.notified().await;
+            std::mem::swap(&mut *self.sent.lock().unwrap_or_else(PoisonError::into_inner), into);
+            if !into.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+/// One shard, to be run.
+#[derive(Debug)]
+pub struct Worker {
+    index: usize,
+    mailbox: mpsc::Receiver<Message>,
+    complete: Mailbox,
+    posts: Arc<[Post]>,
+    config: Config,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+impl Worker {
+    /// Its number.
+    #[must_use]
+    pub const fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Runs the shard until its [`Handle`] is dropped or stopped. `deliver` is given, and empties, what there is for the
+    /// connections that live here: once at the end of a turn, and when other shards have something.
+    pub async fn run(self, deliver: impl Fn(&mut Vec<Sent>)) {
+        let Self { index, mut mailbox, complete, posts, config, tasks, stopping } = self;
+        let (log_id, shards) = (Arc::clone(&config.log_id), config.shards);
+        let mut shard = Shard::new(Setup {
+            index,
+            limits: Arc::clone(&config.limits),
+            engine: Arc::clone(&config.engine),
+            complete: Arc::new(complete),
+            log_id: Box::new(move || log_id()),
+            slices: Slices::default(),
+            recent_bytes_max: usize::try_from(config.recent_bytes_max).unwrap_or(usize::MAX) / shards,
+        });
+        let others = async {
+            let mut sent = Vec::new();
+            while let Some(post) = posts.get(index) {
+                post.take(&mut sent).await;
+                deliver(&mut sent);
+                sent.clear();
+            }
+        };
+        let turns = turns(&mut shard, index, &mut mailbox, &config, |home, batch| match posts.get(home) {
+            Some(post) if home != index => post.put(batch),
+            _ => deliver(batch),
+        });
+        let run = async {
+            tokio::select! {
+                () = turns => {}
+                () = others => {}
+                () = stopping.cancelled() => {}
+            }
+        };
+        tasks.track_future(run).await;
+    }
+}
+
+async fn turns(
+    shard: &mut Shard,
+    index: usize,
+    mailbox: &mut mpsc::Receiver<Message>,
+    config: &Config,
+    send: impl Fn(usize, &mut Vec<Sent>),
+) {
     let (mut rooms, mut ticked_ms) = (0, 0);
     loop {
         let mut rested = false;
         let first = if shard.wants_turn() {
-            // The writers of the frames that were just queued go first.
+            // What has come from connections goes first.
             tokio::task::yield_now().await;
             match if shard.is_full() { Err(TryRecvError::Empty) } else { mailbox.try_recv() } {
                 Ok(message) => Some(message),
@@ -220,8 +304,12 @@ async fn run(mut shard: Shard, index: usize, mut mailbox: mpsc::Receiver<Message
             ticked_ms = now_ms;
             shard.tick();
         }
-        take_in(&mut shard, first, &mut mailbox, now_ms);
+        take_in(shard, first, mailbox, now_ms);
         shard.end_turn();
+        for (home, batch) in shard.sent().iter_mut().enumerate().filter(|(_, batch)| !batch.is_empty()) {
+            send(home, batch);
+            batch.clear();
+        }
         let before = std::mem::replace(&mut rooms, i64::try_from(shard.rooms_len()).unwrap_or(i64::MAX));
         (config.observe)(index, rooms - before, shard.take_stats());
     }

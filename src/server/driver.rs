@@ -1,14 +1,20 @@
 //! One connection: its session, what it reads and what it writes. The same for every transport.
 //!
-//! Reading and writing run side by side in one task. Reading stops while the outbox, or what was asked and not yet
-//! answered, exceeds its limit; so a peer that does not read stops being heard, and nobody waits for it.
+//! One task on the connection's home reads. Writing is mostly done elsewhere, at the end of a shard's turn (see `link`); the
+//! task looks after it when the transport does not take everything at once. Reading stops while the outbox, or what was asked
+//! and not yet answered, exceeds its limit; so a peer that does not read stops being heard, and nobody waits for it.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
-use super::{Shared, admission, clock, service::Service};
+use super::{
+    Shared, admission, clock,
+    home::Home,
+    link::{Heard, Link},
+    service::Service,
+};
 use crate::{
     core::{
         close::CloseCode,
@@ -25,12 +31,12 @@ use crate::{
     transport::{Connection, Error, FrameReader, FrameWriter, Info},
 };
 
-/// Bytes that are handed to the transport at once, if the frames are not larger.
-const SLICE: usize = 16 << 10;
-/// A peer that takes no slice for so long is given up.
+/// A peer that takes nothing for so long is given up.
 const STALL: Duration = Duration::from_secs(60);
 /// How long the last frames of a connection may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Nobody takes what is sent.
+const STALLED: End = End { code: CloseCode::Idle, tell: false };
 
 /// Why a connection ends.
 #[derive(Debug, Clone, Copy)]
@@ -52,146 +58,156 @@ impl From<Error> for End {
     }
 }
 
-/// Serves one connection until it ends.
+/// Serves one connection until it ends, on the thread that is its home.
 pub async fn drive(connection: Connection, permit: admission::Permit, shared: Arc<Shared>, service: Arc<Service>) {
-    let Connection { info, reader, writer } = connection;
-    let mut driver = Driver::new(&shared, &service, &info, reader, permit);
-    let mut writer = Writer { inner: writer, frames: Vec::new() };
-    let end = driver.run(&mut writer).await;
-    shared.metrics.closed(end.code);
-    tracing::debug!(transport = info.kind.name(), code = end.code.name(), "connection ended");
-    farewell(driver.opened.as_ref(), &mut writer, end).await;
-    driver.leave().await;
-    driver.permit.count_bytes(driver.reader.received_bytes(), writer.inner.sent_bytes());
+    let Connection { info, reader, mut writer } = connection;
+    let mut driver = Driver { shared: &shared, service: &service, reader, permit, epoch: Instant::now(), used: 0 };
+    // What a login needs is let go before the connection settles down to wait.
+    let opened = Box::pin(driver.open(&info, &mut writer)).await;
+    let (end, mut writer) = match opened {
+        Ok(opened) => driver.serve(opened, writer).await,
+        Err(end) => (end, writer),
+    };
+    Box::pin(driver.finish(&info, &mut writer, end)).await;
     if end.tell {
-        tokio::join!(writer.inner.close(end.code), driver.reader.linger());
+        tokio::join!(writer.close(end.code), driver.reader.linger());
     } else {
-        writer.inner.close(end.code).await;
+        writer.close(end.code).await;
     }
 }
 
 struct Driver<'a> {
     shared: &'a Shared,
     service: &'a Service,
-    session: Session,
     reader: FrameReader,
     permit: admission::Permit,
     epoch: Instant,
-    opened: Option<Opened>,
-}
-
-/// What a connection has once it is logged in.
-struct Opened {
-    conn: Arc<Conn>,
-    _device: DeviceSession,
     /// Shards that know the connection.
     used: ShardSet,
 }
 
-struct Writer {
-    inner: FrameWriter,
-    frames: Vec<Bytes>,
+/// What a connection has once it is logged in.
+struct Opened {
+    session: Session,
+    conn: Arc<Conn>,
+    _device: DeviceSession,
 }
 
-impl Writer {
-    /// Writes frames that the peer may take its time for, as long as it takes some.
-    async fn send(&mut self) -> Result<(), End> {
-        let len: usize = self.frames.iter().map(Bytes::len).sum();
-        let patience = STALL * u32::try_from(len.div_ceil(SLICE).max(1)).unwrap_or(u32::MAX);
-        match timeout(patience, self.inner.send(&self.frames)).await {
-            Ok(sent) => Ok(sent?),
-            Err(_) => Err(End { code: CloseCode::Idle, tell: false }),
-        }
+/// Sends frames that the peer may take its time for, as long as it takes some.
+async fn send(writer: &mut FrameWriter, frame: Bytes) -> Result<(), End> {
+    match timeout(STALL, writer.send(&[frame])).await {
+        Ok(sent) => Ok(sent?),
+        Err(_) => Err(STALLED),
     }
 }
 
-impl<'a> Driver<'a> {
-    fn new(shared: &'a Shared, service: &'a Service, info: &Info, reader: FrameReader, permit: admission::Permit) -> Self {
-        let setup = Setup {
-            limits: shared.config.limits.clone(),
-            nonce: service.nonce(),
-            exporter: info.exporter,
-            agent: concat!("waxwing/", env!("CARGO_PKG_VERSION")).into(),
-        };
-        Self { shared, service, session: Session::new(setup, 0), reader, permit, epoch: Instant::now(), opened: None }
-    }
-
+impl Driver<'_> {
     fn now_ms(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    async fn run(&mut self, writer: &mut Writer) -> End {
-        let stopping = self.shared.stopping.clone();
-        let serve = async {
-            let Err(end) = self.serve(writer).await;
-            end
+    /// Until somebody is logged in.
+    async fn open(&mut self, info: &Info, writer: &mut FrameWriter) -> Result<Opened, End> {
+        let setup = Setup {
+            limits: self.shared.config.limits.clone(),
+            nonce: self.service.nonce(),
+            exporter: info.exporter,
+            agent: concat!("waxwing/", env!("CARGO_PKG_VERSION")).into(),
         };
+        let stopping = self.shared.stopping.clone();
         tokio::select! {
             biased;
-            () = stopping.cancelled() => CloseCode::GoingAway.into(),
-            end = serve => end,
+            () = stopping.cancelled() => Err(CloseCode::GoingAway.into()),
+            opened = self.log_in(Session::new(setup, 0), writer) => opened,
         }
     }
 
-    async fn serve(&mut self, writer: &mut Writer) -> Result<std::convert::Infallible, End> {
-        let conn = self.log_in(writer).await?;
+    /// Serves who is logged in. Gives the writer back.
+    async fn serve(&mut self, opened: Opened, writer: FrameWriter) -> (End, FrameWriter) {
+        let Opened { mut session, conn, _device } = opened;
+        let home = Home::here().expect("connections are served on a home");
+        let link = Link::new(Arc::clone(&conn), writer);
+        home.links.insert(&link);
         let (shared, service) = (self.shared, self.service);
-        let read = self.read(&conn);
-        let write = write(shared, service, &conn, writer);
-        tokio::select! {
-            end = read => end,
-            end = write => end,
+        let end = {
+            // What was read is answered before anything else is looked at.
+            let (read, write) = (self.read(&mut session, &link), write(shared, service, &link));
+            tokio::select! {
+                biased;
+                Err(end) = read => end,
+                Err(end) = write => end,
+                () = shared.stopping.cancelled() => CloseCode::GoingAway.into(),
+            }
+        };
+        conn.outbox.close();
+        home.links.remove(conn.id);
+        if end.tell {
+            // Whoever does not take the rest in time does without.
+            let _ = timeout(FAREWELL, link.drained()).await;
         }
+        self.shared.metrics.sessions.dec();
+        // A router that has stopped has no rooms to leave.
+        let _ = self.service.router.closed(self.used, &conn).await;
+        (end, link.into_writer().expect("a link that is not among its home's has one owner"))
+    }
+
+    /// Tells the peer why it ends.
+    async fn finish(&mut self, info: &Info, writer: &mut FrameWriter, end: End) {
+        self.shared.metrics.closed(end.code);
+        tracing::debug!(transport = info.kind.name(), code = end.code.name(), "connection ended");
+        if end.tell {
+            let closing = ServerFrame::Closing { code: end.code, retry_after_ms: retry_after_ms(end.code) };
+            // Whoever does not take it in time learns the code from the transport, or not at all.
+            let _ = timeout(FAREWELL, writer.send(&[closing.encode()])).await;
+        }
+        self.permit.count_bytes(self.reader.received_bytes(), writer.sent_bytes());
     }
 
     /// Hello, challenge, authentication: one frame at a time, answered before the next is read.
-    async fn log_in(&mut self, writer: &mut Writer) -> Result<Arc<Conn>, End> {
+    async fn log_in(&mut self, mut session: Session, writer: &mut FrameWriter) -> Result<Opened, End> {
         loop {
-            let frame = self.receive().await?;
+            let frame = self.receive(&mut session).await?;
             if self.reader.received_bytes() > self.shared.config.limits.unauthenticated_bytes_max.into() {
                 return Err(CloseCode::Handshake.into());
             }
-            let (frame, opens) = match self.step(&frame)? {
-                Step::Send(frame) => (frame, false),
-                Step::Open(frame) => (frame, true),
+            match self.step(&mut session, &frame)? {
+                Step::Send(frame) => send(writer, frame.encode()).await?,
+                Step::Open(frame) => {
+                    let opened = self.logged_in(session)?;
+                    send(writer, frame.encode()).await?;
+                    return Ok(opened);
+                }
                 Step::Goodbye => return Err(CloseCode::Normal.into()),
                 Step::Route(_) | Step::Nothing => return Err(CloseCode::Protocol.into()),
-            };
-            let conn = if opens { Some(self.open()?) } else { None };
-            writer.frames = vec![frame.encode()];
-            writer.send().await?;
-            if let Some(conn) = conn {
-                return Ok(conn);
             }
         }
     }
 
-    /// The session is logged in.
-    fn open(&mut self) -> Result<Arc<Conn>, End> {
-        let (device, binding) = self.session.principal().ok_or(CloseCode::Internal)?;
+    fn logged_in(&mut self, session: Session) -> Result<Opened, End> {
+        let (device, binding) = session.principal().ok_or(CloseCode::Internal)?;
         let (router, limits) = (&self.service.router, &self.shared.config.limits);
-        let session = router.devices().open(device, clock::unix_millis(), limits)?;
+        let lodging = router.devices().open(device, clock::unix_millis(), limits)?;
         let outbox = Arc::new(Outbox::new(limits.outbox_bytes_max));
-        let conn = Arc::new(Conn::new(router.next_conn(), device, binding, outbox, session.usage()));
-        self.opened = Some(Opened { conn: Arc::clone(&conn), _device: session, used: 0 });
+        let home = Home::here().map_or(0, |home| home.index);
+        let conn = Conn::new(router.next_conn(), device, binding, outbox, lodging.usage()).at_home(home);
         self.reader.set_frame_max(limits.frame_bytes_max);
         self.shared.metrics.sessions.inc();
         self.permit.authenticated();
-        Ok(conn)
+        Ok(Opened { session, conn: Arc::new(conn), _device: lodging })
     }
 
-    async fn read(&mut self, conn: &Arc<Conn>) -> Result<std::convert::Infallible, End> {
+    async fn read(&mut self, session: &mut Session, link: &Link) -> Result<std::convert::Infallible, End> {
         loop {
-            conn.outbox.relieved().await;
-            let frame = self.receive().await?;
-            match self.step(&frame)? {
+            link.conn().outbox.relieved().await;
+            let frame = self.receive(session).await?;
+            match self.step(session, &frame)? {
                 Step::Send(frame) => {
                     if let ServerFrame::Refused { why, .. } | ServerFrame::Failed { why, .. } = &frame {
                         self.shared.metrics.refused(why);
                     }
-                    conn.outbox.push_control(frame.encode());
+                    link.answer(frame.encode());
                 }
-                Step::Route(request) => self.route(conn, request).await?,
+                Step::Route(request) => self.route(link.conn(), request).await?,
                 Step::Goodbye => return Err(CloseCode::Normal.into()),
                 Step::Nothing | Step::Open(_) => {}
             }
@@ -201,18 +217,16 @@ impl<'a> Driver<'a> {
     async fn route(&mut self, conn: &Arc<Conn>, request: RoomRequest) -> Result<(), End> {
         let shard = self.service.router.shard_of(request.room);
         let permit = Permit::new(&conn.outbox, weight(&request.action, &self.shared.config.limits));
-        if let Some(opened) = &mut self.opened {
-            opened.used |= 1 << shard;
-        }
+        self.used |= 1 << shard;
         let message = Message::Request { conn: Arc::clone(conn), request, permit };
         self.service.router.send(shard, message).await.map_err(|_| CloseCode::GoingAway.into())
     }
 
     /// The next frame, unless the session's deadline comes first.
-    async fn receive(&mut self) -> Result<Bytes, End> {
+    async fn receive(&mut self, session: &mut Session) -> Result<Bytes, End> {
         let mut received = self.reader.received_bytes();
         loop {
-            let deadline = self.epoch + Duration::from_millis(self.session.poll_timeout());
+            let deadline = self.epoch + Duration::from_millis(session.poll_timeout());
             tokio::select! {
                 biased;
                 frame = self.reader.recv() => return match frame {
@@ -223,66 +237,40 @@ impl<'a> Driver<'a> {
                 () = tokio::time::sleep_until(deadline) => {
                     if self.reader.received_bytes() != received {
                         received = self.reader.received_bytes();
-                        self.session.bytes_heard(self.now_ms());
+                        session.bytes_heard(self.now_ms());
                     }
-                    self.session.handle_timeout(self.now_ms())?;
+                    session.handle_timeout(self.now_ms())?;
                 }
             }
         }
     }
 
-    fn step(&mut self, frame: &[u8]) -> Result<Step, End> {
+    fn step(&self, session: &mut Session, frame: &[u8]) -> Result<Step, End> {
         let frame = ClientFrame::decode(frame).map_err(|error| error.close_code())?;
         let (now_ms, wall_ms) = (self.now_ms(), clock::unix_millis());
-        Ok(self.session.handle(frame, now_ms, wall_ms, &self.service.gate(self.shared))?)
-    }
-
-    /// Tells the shards that the connection is gone.
-    async fn leave(&mut self) {
-        let Some(Opened { conn, used, .. }) = self.opened.take() else { return };
-        self.shared.metrics.sessions.dec();
-        // A router that has stopped has no rooms to leave.
-        let _ = self.service.router.closed(used, &conn).await;
+        Ok(session.handle(frame, now_ms, wall_ms, &self.service.gate(self.shared))?)
     }
 }
 
-/// What is still queued, and why the connection ends.
-async fn farewell(opened: Option<&Opened>, writer: &mut Writer, end: End) {
-    if !end.tell {
-        return;
-    }
-    let last = async {
-        if let Some(opened) = opened {
-            opened.conn.outbox.close();
-            loop {
-                opened.conn.outbox.take(SLICE, &mut writer.frames);
-                if writer.frames.is_empty() {
-                    break;
-                }
-                writer.inner.send(&writer.frames).await?;
-            }
-        }
-        let closing = ServerFrame::Closing { code: end.code, retry_after_ms: retry_after_ms(end.code) };
-        writer.inner.send(&[closing.encode()]).await
-    };
-    // Whoever does not take it in time learns the code from the transport, or not at all.
-    let _ = timeout(FAREWELL, last).await;
-}
-
-/// Writes what the shards put into the outbox.
-async fn write(shared: &Shared, service: &Service, conn: &Conn, writer: &mut Writer) -> Result<std::convert::Infallible, End> {
+/// Looks after the writing side: shards that wait for room are told, and a peer that takes nothing is given up.
+async fn write(shared: &Shared, service: &Service, link: &Link) -> Result<std::convert::Infallible, End> {
     let mut gauge = OutboxGauge { metrics: &shared.metrics, counted: 0 };
+    let mut patience = Instant::now() + STALL;
     loop {
-        let relieved = conn.outbox.take(SLICE, &mut writer.frames);
-        gauge.set(conn.outbox.bytes());
-        if relieved != 0 {
-            service.router.drained(relieved, conn.id).await.map_err(|_| CloseCode::GoingAway)?;
+        let heard = tokio::select! {
+            biased;
+            heard = link.heard() => heard,
+            () = tokio::time::sleep_until(patience), if link.is_blocked() => return Err(STALLED),
+        };
+        gauge.set(if link.is_blocked() { link.conn().outbox.bytes() } else { 0 });
+        match heard {
+            Heard::Relieved(shards) => {
+                service.router.drained(shards, link.conn().id).await.map_err(|_| CloseCode::GoingAway)?;
+            }
+            Heard::Blocked => {}
+            Heard::Failed(error) => return Err(error.into()),
         }
-        if writer.frames.is_empty() {
-            conn.outbox.filled().await;
-        } else {
-            writer.send().await?;
-        }
+        patience = Instant::now() + STALL;
     }
 }
 

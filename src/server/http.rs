@@ -84,7 +84,7 @@ async fn upgrade(State(shared): State<Arc<Shared>>, Extension(peer): Extension<P
         Err(full) => return refuse(full.name(), StatusCode::SERVICE_UNAVAILABLE, full.to_string()),
     };
     let task = Arc::clone(&shared);
-    shared.spawn(async move {
+    shared.spawn_here(async move {
         let connection = upgrade.connection(info, task.config.limits.unauthenticated_bytes_max);
         match tokio::time::timeout(task.handshake_timeout(), connection).await {
             Ok(Ok(connection)) => task.serve(connection, permit).await,

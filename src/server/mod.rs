@@ -9,7 +9,9 @@ pub mod clock;
 #[cfg(unix)]
 pub mod control;
 pub mod driver;
+mod home;
 mod http;
+mod link;
 mod listen;
 mod ops;
 pub mod origin;
@@ -37,15 +39,17 @@ use crate::{
         embedded::{self, EmbeddedEngine},
     },
     metrics::{KeyExchange, Metrics, Name},
+    router::Worker,
     transport::{Connection, tls},
 };
 use admission::{Admission, Permit};
+use home::{Home, Homes, Place, Threads};
 use auth::Authenticator;
 use origin::Origins;
 use service::Service;
 
-/// What serves a connection, until it ends.
-pub type Handler = Arc<dyn Fn(Connection, Permit, Arc<Shared>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+/// What serves a connection, until it ends, on the thread that is the connection's home.
+pub type Handler = Arc<dyn Fn(Connection, Permit, Arc<Shared>) -> Pin<Box<dyn Future<Output = ()>>> + Send + Sync>;
 
 /// Where a running server listens.
 #[derive(Debug, Clone, Default)]
@@ -74,6 +78,7 @@ pub struct Shared {
     pub fingerprint: Option<[u8; 32]>,
     pub(super) origins: Origins,
     pub(super) admission: Arc<Admission>,
+    homes: Homes,
     tasks: TaskTracker,
     abort: CancellationToken,
     handler: Handler,
@@ -122,6 +127,28 @@ impl Shared {
         self.tasks.spawn(async move {
             tokio::select! {
                 () = task => {}
+                () = abort.cancelled() => {}
+            }
+        });
+    }
+
+    /// The same for a task that stays on this thread.
+    fn spawn_here(&self, task: impl Future<Output = ()> + 'static) {
+        let abort = self.abort.clone();
+        self.tasks.spawn_local(async move {
+            tokio::select! {
+                () = task => {}
+                () = abort.cancelled() => {}
+            }
+        });
+    }
+
+    /// The same for a task that is made at a place, and stays there.
+    fn spawn_at<F: Future<Output = ()> + 'static>(&self, place: Place, make: impl FnOnce() -> F + Send + 'static) {
+        let abort = self.abort.clone();
+        self.homes.spawn(&self.tasks, place, move || async move {
+            tokio::select! {
+                () = make() => {}
                 () = abort.cancelled() => {}
             }
         });
@@ -176,6 +203,7 @@ pub struct Running {
     shared: Arc<Shared>,
     endpoints: Vec<quinn::Endpoint>,
     core: Option<Core>,
+    threads: Option<Threads>,
 }
 
 /// What sessions are served with, and the store below it.
@@ -183,6 +211,7 @@ pub struct Running {
 struct Core {
     service: Arc<Service>,
     store: Arc<EmbeddedEngine>,
+    shards: Vec<Worker>,
 }
 
 /// Starts a server that drives sessions.
@@ -194,11 +223,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (settings, counted) = (config.clone(), Arc::clone(&metrics));
     let store =
         tokio::task::spawn_blocking(move || service::open_store(&settings, &counted)).await.map_err(io::Error::from)??;
-    let service = Arc::new(Service::start(&config, &metrics, Arc::clone(&store) as Arc<dyn Engine>));
+    let (service, shards) = Service::new(&config, &metrics, Arc::clone(&store) as Arc<dyn Engine>);
+    let service = Arc::new(service);
     let serving = Arc::clone(&service);
     let handler: Handler =
         Arc::new(move |connection, permit, shared| Box::pin(driver::drive(connection, permit, shared, Arc::clone(&serving))));
-    listen(config, metrics, handler, Some(Core { service, store }))
+    listen(config, metrics, handler, Some(Core { service, store, shards }))
 }
 
 /// Starts a server that hands its connections to `handler`.
@@ -210,7 +240,7 @@ pub async fn start_with(config: Config, metrics: Arc<Metrics>, handler: Handler)
     listen(config, metrics, handler, None)
 }
 
-fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, core: Option<Core>) -> Result<Running, StartError> {
+fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, mut core: Option<Core>) -> Result<Running, StartError> {
     let auth = Authenticator::new(&config)?;
     let (identity, fingerprint) = match (&config.cert, &config.key) {
         (Some(cert), Some(key)) => (tls::Identity::read(cert, key)?, None),
@@ -224,7 +254,8 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, core: Option<
     let tcp_tls = tls::server_config(counting(&metrics, "tcp"), identity.clone(), &[b"h2", b"http/1.1"])?;
     let tcp_tls = tokio_rustls::TlsAcceptor::from(Arc::new(tcp_tls));
     let quic = udp::server_config(counting(&metrics, "udp"), identity, &config.limits)?;
-    let endpoints = udp::endpoints(sockets.udp, &quic)?;
+    let (homes, threads) = Homes::start(home::count(config.shards))?;
+    let endpoints = udp::endpoints(sockets.udp, &quic, &homes)?;
 
     let addresses = sockets.addresses;
     let shared = Arc::new(Shared {
@@ -235,6 +266,7 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, core: Option<
         auth,
         addresses,
         fingerprint,
+        homes,
         tasks: TaskTracker::new(),
         abort: CancellationToken::new(),
         handler,
@@ -259,8 +291,18 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, core: Option<
         // A slot budget of its own: a full server can still be looked at.
         shared.spawn(tcp::accept(listener, None, ops.clone(), Admission::new(64, 64), Arc::clone(&shared)));
     }
-    for endpoint in &endpoints {
-        shared.spawn(udp::accept(endpoint.clone(), Arc::clone(&shared)));
+    let accept_on = |(endpoint, place): (quinn::Endpoint, Place)| {
+        let (accepting, task) = (endpoint.clone(), Arc::clone(&shared));
+        shared.spawn_at(place, move || udp::accept(accepting, task));
+        endpoint
+    };
+    let endpoints = endpoints.into_iter().map(accept_on).collect();
+    for shard in core.iter_mut().flat_map(|core| core.shards.drain(..)) {
+        // A shard ends when its router does, which tracks it. It counts its work itself, so that the runtime need not.
+        shared.homes.spawn(&TaskTracker::new(), shared.homes.place_at(shard.index()), move || {
+            let home = Home::here().expect("shards run on homes");
+            tokio::task::unconstrained(shard.run(move |sent| home.links.deliver(sent)))
+        });
     }
     #[cfg(unix)]
     if core.is_some() {
@@ -272,7 +314,7 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, core: Option<
             ),
         }
     }
-    Ok(Running { shared, endpoints, core })
+    Ok(Running { shared, endpoints, core, threads: Some(threads) })
 }
 
 /// The cryptography of a listener, counting key exchanges.
@@ -305,7 +347,8 @@ impl Running {
     /// [`admission::Full`].
     pub fn attach(&self, connection: Connection) -> Result<(), admission::Full> {
         let permit = self.shared.admission.admit(connection.info.remote.ip())?;
-        self.shared.spawn(Arc::clone(&self.shared).serve(connection, permit));
+        let shared = Arc::clone(&self.shared);
+        self.shared.spawn_at(self.shared.homes.place(), move || shared.serve(connection, permit));
         Ok(())
     }
 
@@ -319,7 +362,7 @@ impl Running {
         }
         self.shared.abort.cancel();
         self.shared.tasks.wait().await;
-        if let Some(Core { service, store }) = self.core.take() {
+        if let Some(Core { service, store, .. }) = self.core.take() {
             service.router.stop().await;
             // Its threads finish what was submitted; then nothing holds the file.
             let closed = tokio::task::spawn_blocking(move || store.shutdown()).await;
@@ -331,6 +374,10 @@ impl Running {
         for endpoint in &self.endpoints {
             // QUIC repeats its goodbye for a while in case it is lost; clients that heard it need no more.
             let _ = tokio::time::timeout(Duration::from_millis(200), endpoint.wait_idle()).await;
+        }
+        if let Some(threads) = self.threads.take() {
+            let joined = tokio::task::spawn_blocking(|| threads.join()).await;
+            debug_assert!(joined.is_ok(), "ending the threads does not panic");
         }
     }
 }

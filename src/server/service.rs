@@ -97,12 +97,11 @@ fn bring_over(config: &Config) -> Result<(), StartError> {
 }
 
 impl Service {
-    /// Starts the router on a store.
-    pub(super) fn start(config: &Config, metrics: &Arc<Metrics>, engine: Arc<dyn Engine>) -> Self {
+    /// The router on a store; its shards are to be run.
+    pub(super) fn new(config: &Config, metrics: &Arc<Metrics>, engine: Arc<dyn Engine>) -> (Self, Vec<router::Worker>) {
         let random = tls::provider().secure_random;
-        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let router = router::Handle::start(&router::Config {
-            shards: if config.shards == 0 { cores() } else { config.shards.into() },
+        let (router, shards) = router::Handle::new(&router::Config {
+            shards: super::home::count(config.shards),
             mailbox_max: MAILBOX_MAX,
             limits: Arc::new(config.limits.clone()),
             recent_bytes_max: config.recent_total_bytes_max,
@@ -111,7 +110,7 @@ impl Service {
             log_id: Arc::new(move || LogId(fill(random))),
             observe: observe(Arc::clone(metrics)),
         });
-        Self { router, names: names(config), random }
+        (Self { router, names: names(config), random }, shards)
     }
 
     /// A challenge for a new session.

@@ -69,8 +69,16 @@ pub(super) async fn accept(
             }
         };
         let (tls, router, task) = (tls.clone(), router.clone(), Arc::clone(&shared));
-        shared.spawn(async move {
-            if let Err(error) = Box::pin(serve(stream, remote, tls, router, &task)).await {
+        let stream = match stream.into_std() {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%remote, %error, "connection failed");
+                continue;
+            }
+        };
+        shared.spawn_at(shared.homes.place(), move || async move {
+            let served = async { Box::pin(serve(TcpStream::from_std(stream)?, remote, tls, router, &task)).await };
+            if let Err(error) = served.await {
                 tracing::debug!(%remote, %error, "connection failed");
             }
             drop(permit);

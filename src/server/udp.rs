@@ -4,7 +4,11 @@ use std::{io, net::UdpSocket, sync::Arc};
 
 use rustls::crypto::CryptoProvider;
 
-use super::{Shared, StartError, admission::Permit};
+use super::{
+    Shared, StartError,
+    admission::Permit,
+    home::{Homes, Place},
+};
 use crate::{
     core::{frame::ALPN, limits::Limits},
     transport::{
@@ -27,12 +31,19 @@ pub(super) fn server_config(
     Ok(config)
 }
 
-pub(super) fn endpoints(sockets: Vec<UdpSocket>, config: &quinn::ServerConfig) -> io::Result<Vec<quinn::Endpoint>> {
-    let endpoint = |socket| {
+/// An endpoint for each socket, each driven on the runtime of a home.
+pub(super) fn endpoints(
+    sockets: Vec<UdpSocket>,
+    config: &quinn::ServerConfig,
+    homes: &Homes,
+) -> io::Result<Vec<(quinn::Endpoint, Place)>> {
+    let endpoint = |(index, socket)| {
+        let place = homes.place_at(index);
         let runtime = Arc::new(quinn::TokioRuntime);
-        quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config.clone()), socket, runtime)
+        let make = || quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config.clone()), socket, runtime);
+        Ok((homes.enter(&place, make)?, place))
     };
-    sockets.into_iter().map(endpoint).collect()
+    sockets.into_iter().enumerate().map(endpoint).collect()
 }
 
 /// Accepts until the server stops.
@@ -57,8 +68,7 @@ pub(super) async fn accept(endpoint: quinn::Endpoint, shared: Arc<Shared>) {
                 continue;
             }
         };
-        let task = Arc::clone(&shared);
-        shared.spawn(async move { Box::pin(serve(incoming, permit, task)).await });
+        shared.spawn_here(Box::pin(serve(incoming, permit, Arc::clone(&shared))));
     }
 }
 

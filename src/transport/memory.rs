@@ -1,16 +1,19 @@
 //! Two ends in one process, for tests: the same framing as a QUIC stream, with a buffer of a chosen size between.
 
 use std::{
+    collections::VecDeque,
     io,
     net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
     sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 
-use super::{Connection, Error, Fill, FrameReader, FrameWriter, Info, Kind, READ_BUFFER, Sink, Source};
-use crate::core::close::CloseCode;
+use super::{Connection, Error, Fill, FrameReader, FrameWriter, Info, Kind, SLICE, Sink, Source, gather};
+use crate::core::{close::CloseCode, lane::Outgoing};
 
 type Code = Arc<OnceLock<CloseCode>>;
 
@@ -23,7 +26,7 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) async fn fill(&mut self, buffer: &mut BytesMut) -> Result<Fill, Error> {
-        buffer.reserve(READ_BUFFER);
+        buffer.reserve(SLICE);
         if self.half.read_buf(buffer).await? > 0 {
             return Ok(Fill::Bytes);
         }
@@ -46,17 +49,37 @@ impl Reader {
 #[derive(Debug)]
 pub(super) struct Writer {
     half: WriteHalf<DuplexStream>,
-    pending: BytesMut,
+    pending: Vec<u8>,
+    /// Of it, written.
+    done: usize,
+    /// Frame bytes in it.
+    taken: usize,
     code: Code,
 }
 
 impl Writer {
-    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.pending.extend_from_slice(bytes);
-        while self.pending.has_remaining() {
-            self.half.write_buf(&mut self.pending).await?;
+    pub(super) const fn unwritten_bytes(&self) -> usize {
+        self.taken
+    }
+
+    pub(super) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        queue: &mut VecDeque<Outgoing>,
+        sent: &mut u64,
+    ) -> Poll<Result<(), Error>> {
+        loop {
+            while let Some(rest) = self.pending.get(self.done..).filter(|rest| !rest.is_empty()) {
+                self.done += ready!(Pin::new(&mut self.half).poll_write(cx, rest))?;
+            }
+            self.pending.clear();
+            (self.done, self.taken) = (0, 0);
+            if queue.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.taken = gather(queue, &mut self.pending);
+            *sent += self.taken as u64;
         }
-        Ok(())
     }
 
     pub(super) async fn close(mut self, code: CloseCode) {
@@ -81,6 +104,6 @@ fn end(stream: DuplexStream, theirs: Code, ours: Code, frame_max: u32) -> Connec
     Connection {
         info: Info { kind: Kind::Memory, remote, exporter: None, authority: Some("memory".into()) },
         reader: FrameReader::new(Source::Memory(Reader { half: read, code: theirs }), frame_max),
-        writer: FrameWriter::new(Sink::Memory(Writer { half: write, pending: BytesMut::new(), code: ours })),
+        writer: FrameWriter::new(Sink::Memory(Writer { half: write, pending: Vec::new(), done: 0, taken: 0, code: ours })),
     }
 }

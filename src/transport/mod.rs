@@ -4,13 +4,21 @@
 //! on one bidirectional stream that the client opens; on WebSocket in binary messages. Nothing here knows what a frame
 //! means: sessions do.
 
-use std::{fmt, io, net::SocketAddr};
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    task::{Context, Poll},
+};
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::core::{
     close::CloseCode,
     frame::{self, DecodeError},
+    lane::Outgoing,
 };
 
 #[cfg(feature = "client")]
@@ -29,8 +37,8 @@ pub mod webtransport;
 pub use connect::{ConnectError, Target, connect};
 pub use tls::Trust;
 
-/// Bytes that an idle reader keeps room for. A larger frame grows the buffer for as long as it takes.
-const READ_BUFFER: usize = 2 << 10;
+/// Bytes that a transport takes off a queue at once, if the frames are not larger.
+const SLICE: usize = 16 << 10;
 /// Bytes that a close may take to reach the peer before the connection is dropped, in milliseconds.
 const CLOSE_TIMEOUT_MS: u64 = 1000;
 
@@ -191,7 +199,8 @@ impl FrameReader {
             if let Some(frame) = self.take()? {
                 return Ok(Some(frame));
             }
-            if self.buffer.is_empty() && self.buffer.capacity() > READ_BUFFER {
+            if self.buffer.is_empty() {
+                // A connection that waits holds no buffer.
                 self.buffer = BytesMut::new();
             }
             let before = self.buffer.len();
@@ -257,21 +266,56 @@ enum Sink {
 #[derive(Debug)]
 pub struct FrameWriter {
     sink: Sink,
+    /// What a dropped [`FrameWriter::send`] left behind.
+    queue: VecDeque<Outgoing>,
     sent: u64,
 }
 
 impl FrameWriter {
     const fn new(sink: Sink) -> Self {
-        Self { sink, sent: 0 }
+        Self { sink, queue: VecDeque::new(), sent: 0 }
     }
 
-    /// Payload bytes sent so far.
+    /// Frame bytes taken so far.
     #[must_use]
     pub const fn sent_bytes(&self) -> u64 {
         self.sent
     }
 
-    /// Sends `frames`, in order, in one gathered write. Returns when the transport has taken all of them.
+    /// Frame bytes that were taken off a queue and are not written yet.
+    #[must_use]
+    pub const fn unwritten_bytes(&self) -> usize {
+        match &self.sink {
+            Sink::WebSocket(writer) => writer.unwritten_bytes(),
+            Sink::Quic(writer) => writer.unwritten_bytes(),
+            Sink::Memory(writer) => writer.unwritten_bytes(),
+        }
+    }
+
+    /// Takes frames off `queue` and writes them, without waiting: ready when the queue is empty and everything is written,
+    /// pending when the transport takes no more now; then the waker of `cx` is woken when it does. Bytes that go together
+    /// are written together.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing more can be sent after one.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, queue: &mut VecDeque<Outgoing>) -> Poll<Result<(), Error>> {
+        Self::poll_sink(&mut self.sink, &mut self.sent, cx, queue)
+    }
+
+    fn poll_sink(
+        sink: &mut Sink,
+        sent: &mut u64,
+        cx: &mut Context<'_>,
+        queue: &mut VecDeque<Outgoing>,
+    ) -> Poll<Result<(), Error>> {
+        match sink {
+            Sink::WebSocket(writer) => writer.poll_send(cx, queue, sent),
+            Sink::Quic(writer) => writer.poll_send(cx, queue, sent),
+            Sink::Memory(writer) => writer.poll_send(cx, queue, sent),
+        }
+    }
+
+    /// Sends `frames`, in order. Returns when the transport has taken all of them.
     ///
     /// A dropped future leaves the frames queued; the next call sends them first. So a caller that gives up on a slow
     /// peer must also give up the connection.
@@ -279,19 +323,9 @@ impl FrameWriter {
     /// # Errors
     /// [`Error`]; nothing more can be sent after one.
     pub async fn send(&mut self, frames: &[Bytes]) -> Result<(), Error> {
-        if frames.is_empty() {
-            return Ok(());
-        }
-        let mut bytes = Vec::with_capacity(frames.iter().map(|frame| frame.len() + 5).sum());
-        for frame in frames {
-            frame::put_delimited(&mut bytes, frame);
-        }
-        self.sent += bytes.len() as u64;
-        match &mut self.sink {
-            Sink::WebSocket(writer) => writer.send(&bytes).await,
-            Sink::Quic(writer) => writer.send(bytes.into()).await,
-            Sink::Memory(writer) => writer.send(&bytes).await,
-        }
+        let Self { sink, queue, sent } = self;
+        queue.extend(frames.iter().cloned().map(Outgoing::control));
+        poll_fn(|cx| Self::poll_sink(sink, sent, cx, queue)).await
     }
 
     /// Ends the connection with `code`, after what was sent before has gone out; waits at most about a second for that.
@@ -307,4 +341,15 @@ impl FrameWriter {
         // A peer that takes nothing is dropped: there is nobody to tell.
         let _ = tokio::time::timeout(std::time::Duration::from_millis(CLOSE_TIMEOUT_MS), close).await;
     }
+}
+
+/// Takes frames off `queue`, as many as a slice has room for but at least one if there is one, and puts them behind `into`, each
+/// preceded by its length. Returns their bytes.
+fn gather(queue: &mut VecDeque<Outgoing>, into: &mut Vec<u8>) -> usize {
+    let mut taken = 0;
+    while let Some(Outgoing { frame, .. }) = queue.pop_front_if(|next| taken == 0 || taken + next.frame.len() <= SLICE) {
+        taken += frame.len();
+        frame::put_delimited(into, &frame);
+    }
+    taken
 }

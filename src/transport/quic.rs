@@ -1,12 +1,21 @@
 //! Raw QUIC with ALPN `waxwing/1`, and what WebTransport shares with it: the endpoint, its limits, one stream of frames.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use quinn::{ReadError, SendStream, VarInt, WriteError};
 
-use super::{Connection, Error, Fill, FrameReader, FrameWriter, Info, Kind, Sink, Source, tls, webtransport};
-use crate::core::{close::CloseCode, frame::ALPN, limits::Limits};
+use super::{Connection, Error, Fill, FrameReader, FrameWriter, Info, Kind, Sink, Source, gather, tls, webtransport};
+use crate::core::{close::CloseCode, frame::ALPN, lane::Outgoing, limits::Limits};
 
 /// Bytes of one read from the stream's reassembly at most.
 const CHUNK: usize = 16 << 10;
@@ -106,8 +115,10 @@ enum Send {
 pub(super) struct Writer {
     stream: Send,
     streams: Arc<Streams>,
-    /// What a dropped `send` left behind.
+    /// What the connection has not taken yet.
     pending: Vec<Bytes>,
+    /// Frame bytes in it.
+    taken: usize,
 }
 
 impl std::fmt::Debug for Writer {
@@ -117,23 +128,42 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Writer {
-    pub(super) async fn send(&mut self, bytes: Bytes) -> Result<(), Error> {
-        self.pending.push(bytes);
+    pub(super) const fn unwritten_bytes(&self) -> usize {
+        self.taken
+    }
+
+    pub(super) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        queue: &mut VecDeque<Outgoing>,
+        sent: &mut u64,
+    ) -> Poll<Result<(), Error>> {
         let stream = match &mut self.stream {
             Send::Quic(stream) => stream,
             Send::WebTransport(stream) => stream.quic_stream_mut(),
         };
-        while !self.pending.is_empty() {
-            // Each chunk is advanced as it is taken, so that nothing is sent twice when this future is dropped.
-            match stream.write_chunks(&mut self.pending).await {
-                Ok(written) => drop(self.pending.drain(..written.chunks)),
-                Err(WriteError::ConnectionLost(reason)) => {
-                    return Err(ended(&reason).map_or_else(|| io::Error::from(reason.clone()).into(), Error::Closed));
+        loop {
+            while !self.pending.is_empty() {
+                // Each chunk is advanced as it is taken, so that nothing is sent twice.
+                let written = pin!(stream.write_chunks(&mut self.pending)).poll(cx);
+                match ready!(written) {
+                    Ok(written) => drop(self.pending.drain(..written.chunks)),
+                    Err(WriteError::ConnectionLost(reason)) => {
+                        let error = ended(&reason).map_or_else(|| io::Error::from(reason.clone()).into(), Error::Closed);
+                        return Poll::Ready(Err(error));
+                    }
+                    Err(error) => return Poll::Ready(Err(io::Error::from(error).into())),
                 }
-                Err(error) => return Err(io::Error::from(error).into()),
             }
+            self.taken = 0;
+            if queue.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut bytes = Vec::new();
+            self.taken = gather(queue, &mut bytes);
+            *sent += self.taken as u64;
+            self.pending.push(bytes.into());
         }
-        Ok(())
     }
 
     pub(super) async fn close(mut self, code: CloseCode) {
@@ -172,7 +202,7 @@ pub(super) fn webtransport_connection(
 
 fn assemble(streams: Arc<Streams>, send: Send, receive: Receive, info: Info, frame_max: u32) -> Connection {
     let reader = Reader { stream: receive, streams: Arc::clone(&streams) };
-    let writer = Writer { stream: send, streams, pending: Vec::new() };
+    let writer = Writer { stream: send, streams, pending: Vec::new(), taken: 0 };
     Connection { info, reader: FrameReader::new(Source::Quic(reader), frame_max), writer: FrameWriter::new(Sink::Quic(writer)) }
 }
 

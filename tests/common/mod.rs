@@ -11,6 +11,7 @@
 pub mod audit;
 pub mod client;
 pub mod engine;
+pub mod home;
 pub mod server;
 
 use bytes::Bytes;

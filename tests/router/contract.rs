@@ -15,7 +15,7 @@ use waxwing::{
 
 use crate::{
     common::{device_of, envelope, key, proof},
-    world::{ROOMS, World, limits, one_room, publish, take, why},
+    world::{ROOMS, World, limits, one_room, publish, why},
 };
 
 #[test]
@@ -58,7 +58,7 @@ fn a_read_that_is_ahead_of_its_appends_shows_nothing_early() {
         let items = |frame: &ServerFrame| if let ServerFrame::Deliver(page) = frame { page.items.len() } else { 0 };
         frames.iter().map(items).sum::<usize>()
     };
-    let (frames, _) = take(&conn, 10_000);
+    let (frames, _) = world.take(&conn, 10_000);
     assert_eq!(shown(&frames), 3, "{frames:?}");
     let frames = world.read_all(&conn);
     assert!(matches!(frames[..], [ServerFrame::Ack { seq: 4, .. }, ServerFrame::Deliver(_)]), "{frames:?}");

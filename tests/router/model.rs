@@ -25,7 +25,7 @@ use waxwing::{
 
 use crate::{
     common::{device_of, envelope, key},
-    world::{ROOMS, Size, World, limits, take},
+    world::{ROOMS, Size, World, limits},
 };
 
 /// A client as the contract expects it: it retries the same bytes until they are acked, and goes on from its cursor.
@@ -217,7 +217,7 @@ impl Model {
 
     fn drain(&mut self, client: usize, bytes: usize) {
         let conn = Arc::clone(&self.clients[client].conn);
-        let (frames, relieved) = take(&conn, bytes);
+        let (frames, relieved) = self.world.take(&conn, bytes);
         if relieved {
             self.world.shard.handle(Message::Drained { conn: conn.id }, self.world.now_ms);
         }

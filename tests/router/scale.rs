@@ -18,7 +18,7 @@ use waxwing::{
 
 use crate::{
     common::{device_of, envelope, key, proof},
-    world::{ROOMS, Size, World, publish, take},
+    world::{ROOMS, Size, World, publish},
 };
 
 const BIG: RoomId = ROOMS[0];
@@ -58,12 +58,12 @@ fn subscribe(world: &mut World, room: RoomId, conns: &[Arc<Conn>], after: Seq) {
 }
 
 /// Takes all that waits for a connection.
-fn read(conn: &Conn) -> Vec<ServerFrame> {
-    take(conn, usize::MAX).0
+fn read(world: &mut World, conn: &Conn) -> Vec<ServerFrame> {
+    world.take(conn, usize::MAX).0
 }
 
-fn drain(conns: &[Arc<Conn>]) {
-    conns.iter().for_each(|conn| drop(read(conn)));
+fn drain(world: &mut World, conns: &[Arc<Conn>]) {
+    conns.iter().for_each(|conn| drop(read(world, conn)));
 }
 
 /// The most that one turn may take: its budget, and one last room's slice of each kind with a page and presence.
@@ -81,8 +81,8 @@ fn big_and_small(count: u64) -> (World, Vec<Arc<Conn>>, Vec<Arc<Conn>>) {
     let small = enter_many(&mut world, SMALL, 2);
     subscribe(&mut world, BIG, &big, 0);
     subscribe(&mut world, SMALL, &small, 0);
-    drain(&big);
-    drain(&small);
+    drain(&mut world, &big);
+    drain(&mut world, &small);
     world.shard.take_stats();
     (world, big, small)
 }
@@ -101,7 +101,7 @@ fn a_room_of_many_subscribers_does_not_stall_its_shard() {
     world.engine.step(1);
     world.turn();
     assert!(
-        matches!(read(&small[1])[..], [ServerFrame::Deliver(_)]),
+        matches!(read(&mut world, &small[1])[..], [ServerFrame::Deliver(_)]),
         "the small one is, in the turn in which its message is durable"
     );
     // More for everybody comes before the first was told to all.
@@ -120,7 +120,7 @@ fn a_room_of_many_subscribers_does_not_stall_its_shard() {
     assert_eq!(stats.deliveries, 4 * count as u64 + 2);
     for conn in &big[1..] {
         let (mut next, mut ephemerals) = (1, 0);
-        for frame in read(conn) {
+        for frame in read(&mut world, conn) {
             match frame {
                 ServerFrame::Deliver(page) => {
                     assert_eq!(page.first, next);
@@ -132,7 +132,7 @@ fn a_room_of_many_subscribers_does_not_stall_its_shard() {
         }
         assert_eq!((next, ephemerals), (5, 1));
     }
-    drain(&big);
+    drain(&mut world, &big);
     one_more_costs_little(&mut world, &big);
     deletion_is_sliced(&mut world, &big, &small);
 }
@@ -149,7 +149,7 @@ fn one_more_costs_little(world: &mut World, big: &[Arc<Conn>]) {
     let work = world.shard.take_stats().work;
     assert!(work < 200, "{work} units for three who left and came");
     assert!(matches!(
-        read(&big[7])[..],
+        read(world, &big[7])[..],
         [ServerFrame::Subscribed { .. }, ServerFrame::Subscribed { .. }, ServerFrame::Subscribed { .. }]
     ));
 }
@@ -167,10 +167,10 @@ fn deletion_is_sliced(world: &mut World, big: &[Arc<Conn>], small: &[Arc<Conn>])
     world.enter(&big[0], BIG);
     world.ask(&small[0], SMALL, publish(SMALL, 2, b"meanwhile"));
     world.settle();
-    assert!(matches!(read(&small[1])[..], [ServerFrame::Deliver(_)]));
-    assert!(matches!(read(&big[0])[..], [ServerFrame::Deleted { .. }, ServerFrame::Failed { .. }]));
+    assert!(matches!(read(world, &small[1])[..], [ServerFrame::Deliver(_)]));
+    assert!(matches!(read(world, &big[0])[..], [ServerFrame::Deleted { .. }, ServerFrame::Failed { .. }]));
     for conn in &big[1..] {
-        assert!(matches!(read(conn)[..], [ServerFrame::Deleted { .. }]));
+        assert!(matches!(read(world, conn)[..], [ServerFrame::Deleted { .. }]));
     }
     assert_eq!(world.shard.rooms_len(), 1);
 }
@@ -198,7 +198,7 @@ fn a_flood_in_one_room_leaves_its_place_to_others() {
     let seqs: Vec<_> = world.engine.queued_appends().into_iter().filter(|(room, _)| *room == BIG).map(|(_, seq)| seq).collect();
     assert_eq!(seqs, (1..=400 * flooders).collect::<Vec<_>>(), "all of it is accepted in the end, in order");
     world.settle();
-    assert!(matches!(read(&small[1])[..], [ServerFrame::Deliver(_)]));
+    assert!(matches!(read(&mut world, &small[1])[..], [ServerFrame::Deliver(_)]));
     drop(big);
 }
 
@@ -210,11 +210,11 @@ fn rooms_with_history(rooms: u8) -> World {
         world.create(&creator, room(number), LogKind::Room);
         world.enter(&creator, room(number));
         world.settle();
-        drain(&[Arc::clone(&creator)]);
+        drain(&mut world, &[Arc::clone(&creator)]);
         for n in 1..=60 {
             world.ask(&creator, room(number), publish(room(number), n, &[number; 200]));
             world.settle();
-            drain(&[Arc::clone(&creator)]);
+            drain(&mut world, &[Arc::clone(&creator)]);
         }
     }
     world.crash();
@@ -229,7 +229,7 @@ fn a_storm_of_cursors_reads_each_page_once() {
         for number in 1..=100 {
             conns.insert(number, enter_many(world, room(number), per_room));
         }
-        conns.values().for_each(|conns| drain(conns));
+        conns.values().for_each(|conns| drain(world, conns));
         world.engine.take_reads();
         world.shard.take_stats();
         // All at once, in no order, up to 50 behind.
@@ -244,7 +244,7 @@ fn a_storm_of_cursors_reads_each_page_once() {
         for conns in conns.values() {
             for (index, conn) in conns.iter().enumerate() {
                 let mut next = after(index as u64) + 1;
-                for frame in read(conn) {
+                for frame in read(world, conn) {
                     if let ServerFrame::Deliver(page) = frame {
                         assert_eq!(page.first, next);
                         next += page.items.len() as u64;
@@ -287,7 +287,7 @@ fn recent_messages_have_a_budget_and_the_room_unused_for_longest_pays() {
             world.ask(conn, room(number), publish(room(number), n, &[number; 200]));
             world.settle();
             assert!(world.shard.recent_bytes() <= 35 * one);
-            read(conn);
+            read(world, conn);
         }
         counted += world.shard.take_stats().recent_bytes;
         assert_eq!(usize::try_from(counted).unwrap(), world.shard.recent_bytes());
@@ -300,7 +300,7 @@ fn recent_messages_have_a_budget_and_the_room_unused_for_longest_pays() {
         world.engine.take_reads();
         world.ask(&conns[&number], room(number), Action::Fetch { request: 1, before: u64::MAX, count_max: 5 });
         world.settle();
-        assert!(matches!(&read(&conns[&number])[..], [ServerFrame::Fetched { page, .. }] if page.items.len() == 5));
+        assert!(matches!(&read(&mut world, &conns[&number])[..], [ServerFrame::Fetched { page, .. }] if page.items.len() == 5));
         if !world.engine.take_reads().is_empty() {
             reads.insert(number);
         }

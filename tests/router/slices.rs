@@ -18,7 +18,7 @@ use waxwing::{
 
 use crate::{
     common::{device_of, key},
-    world::{ROOMS, Size, World, limits, one_room, publish, take},
+    world::{ROOMS, Size, World, limits, one_room, publish},
 };
 
 /// The last live member falls behind in the middle of a broadcast, while somebody whose cursor is ahead of what was shown
@@ -101,9 +101,9 @@ fn pages_from_memory_are_counted_as_what_they_cost() {
     for request in 0..10 {
         assert!(world.ask(&conn, ROOMS[0], Action::Fetch { request, before: 6, count_max: 5 }));
     }
-    assert_eq!(take(&conn, usize::MAX).0.len(), 2, "more than the intake is queued, for slices");
+    assert_eq!(world.take(&conn, usize::MAX).0.len(), 2, "more than the intake is queued, for slices");
     world.turn();
-    assert_eq!(take(&conn, usize::MAX).0.len(), 8);
+    assert_eq!(world.take(&conn, usize::MAX).0.len(), 8);
     let work = world.shard.take_stats().work;
     assert!((800..1200).contains(&work), "{work}: all of it is counted");
 }
@@ -132,7 +132,7 @@ fn a_slow_reader_hears_of_departures_with_the_next_list() {
         let mut there = BTreeSet::new();
         hear(&mut there, world.read_all(&slow));
         assert_eq!(there, BTreeSet::from([slow.device, gone.device]));
-        slow.outbox.push_control(vec![0; 1000].into());
+        world.home.answer(&slow, vec![0; 1000].into());
         world.ask(&gone, ROOMS[0], Action::Unsubscribe);
         world.settle();
         if grows {
@@ -152,8 +152,9 @@ fn a_slow_reader_hears_of_departures_with_the_next_list() {
         }
         // What filled the outbox is no frame.
         let mut filler = Vec::new();
-        slow.outbox.take(1, &mut filler);
-        if slow.outbox.take(1, &mut filler) != 0 {
+        world.home.accept(&mut world.shard);
+        world.home.take(&slow, 1, &mut filler);
+        if world.home.take(&slow, 1, &mut filler) != 0 {
             world.shard.handle(Message::Drained { conn: slow.id }, 7);
         }
         hear(&mut there, filler.iter().map(|frame| ServerFrame::decode(frame).unwrap()).collect());

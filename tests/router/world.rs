@@ -23,7 +23,9 @@ use waxwing::{
 use crate::common::{
     self, access_of, device_of,
     engine::{Collector, ModelEngine},
-    envelope, key, proof, room_key,
+    envelope,
+    home::Home,
+    key, proof, room_key,
 };
 
 pub(crate) const ROOMS: [RoomId; 2] = [RoomId([1; 16]), RoomId([2; 16])];
@@ -45,6 +47,7 @@ pub(crate) struct World {
     pub(crate) engine: Arc<ModelEngine>,
     pub(crate) mailbox: Arc<Collector>,
     pub(crate) shard: Shard,
+    pub(crate) home: Home,
     pub(crate) limits: Arc<Limits>,
     pub(crate) size: Size,
     pub(crate) next_conn: u64,
@@ -76,7 +79,7 @@ impl World {
     pub(crate) fn with_size(limits: Limits, queue_max: usize, size: Size) -> Self {
         let (engine, mailbox, limits) = (ModelEngine::new(queue_max), Arc::default(), Arc::new(limits));
         let shard = Self::shard(&engine, &mailbox, &limits, size);
-        Self { engine, mailbox, shard, limits, size, next_conn: 0, now_ms: 7 }
+        Self { engine, mailbox, shard, home: Home::default(), limits, size, next_conn: 0, now_ms: 7 }
     }
 
     fn shard(engine: &Arc<ModelEngine>, mailbox: &Arc<Collector>, limits: &Arc<Limits>, size: Size) -> Shard {
@@ -162,7 +165,7 @@ impl World {
         let mut all = Vec::new();
         loop {
             self.settle();
-            let (frames, relieved) = take(conn, 200);
+            let (frames, relieved) = self.take(conn, 200);
             if relieved {
                 self.shard.handle(Message::Drained { conn: conn.id }, 7);
             }
@@ -173,18 +176,21 @@ impl World {
         }
     }
 
+    /// Reads what waits for a connection, up to so many bytes. Whether the shard waits for room, and has it now.
+    pub(crate) fn take(&mut self, conn: &Conn, bytes: usize) -> (Vec<ServerFrame>, bool) {
+        self.home.accept(&mut self.shard);
+        let mut frames = Vec::new();
+        let waiting = self.home.take(conn, bytes, &mut frames);
+        assert!(waiting & !(1 << 5) == 0);
+        (frames.iter().map(|frame| ServerFrame::decode(frame).unwrap()).collect(), waiting != 0)
+    }
+
     pub(crate) fn crash(&mut self) {
+        self.home = Home::default();
         self.engine.crash();
         self.mailbox.take();
         self.shard = Self::shard(&self.engine, &self.mailbox, &self.limits, self.size);
     }
-}
-
-pub(crate) fn take(conn: &Conn, bytes: usize) -> (Vec<ServerFrame>, bool) {
-    let mut frames = Vec::new();
-    let waiting = conn.outbox.take(bytes, &mut frames);
-    assert!(waiting & !(1 << 5) == 0);
-    (frames.iter().map(|frame| ServerFrame::decode(frame).unwrap()).collect(), waiting != 0)
 }
 
 pub(crate) fn publish(room: RoomId, client_seq: u64, payload: &[u8]) -> Action {

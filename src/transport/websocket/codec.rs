@@ -1,6 +1,8 @@
 //! Message framing (RFC 6455 §5), for binary messages only. Text is refused; compression is never negotiated.
 
 use std::{
+    cell::RefCell,
+    collections::VecDeque,
     future::poll_fn,
     io::{self, Cursor},
     pin::Pin,
@@ -10,7 +12,7 @@ use std::{
 
 use bytes::{Buf, BufMut, BytesMut};
 use rustls::crypto::SecureRandom;
-use tokio::io::{AsyncReadExt, AsyncWrite, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, ReadHalf, WriteHalf};
 use tokio_tungstenite::tungstenite::protocol::frame::{
     FrameHeader,
     coding::{Control, Data, OpCode},
@@ -18,12 +20,19 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
 
 use super::{Role, Socket};
 use crate::{
-    core::close::CloseCode,
-    transport::{Error, Fill, READ_BUFFER, tls},
+    core::{close::CloseCode, lane},
+    transport::{Error, Fill, SLICE, gather, tls},
 };
 
-/// Bytes of one read at most, within a large frame.
-const CHUNK: usize = 16 << 10;
+thread_local! {
+    /// Messages on their way between frames and socket, in either direction.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes of one read at most.
+const CHUNK: usize = SLICE;
+/// Bytes of a frame's header at most (RFC 6455 §5.2).
+const HEADER_LEN_MAX: usize = 14;
 /// Payload bytes of a control frame at most (RFC 6455 §5.5).
 const CONTROL_MAX: u64 = 125;
 /// Bytes of answers to pings that wait to be written. A peer that sends more pings than it reads answers loses answers.
@@ -45,7 +54,7 @@ pub(super) fn halves(socket: Socket, leftover: BytesMut, role: Role) -> (Reader,
         out: Arc::clone(&out),
         code: None,
     };
-    (reader, Writer { out })
+    (reader, Writer { out, taken: 0 })
 }
 
 /// The writing half and what waits for it. Locked only within a poll.
@@ -63,11 +72,7 @@ struct Outgoing {
 
 impl Outgoing {
     fn put(&mut self, opcode: OpCode, payload: &[u8]) -> Result<(), Error> {
-        let mut mask = [0; 4];
-        if let Some(random) = self.random {
-            random.fill(&mut mask).map_err(|_| io::Error::other("no randomness"))?;
-        }
-        let header = FrameHeader { opcode, mask: self.random.map(|_| mask), ..FrameHeader::default() };
+        let header = FrameHeader { opcode, mask: self.mask()?, ..FrameHeader::default() };
         let len = payload.len() as u64;
         self.pending.reserve(header.len(len) + payload.len());
         header.format(len, &mut (&mut self.pending).writer()).map_err(io::Error::other)?;
@@ -77,6 +82,41 @@ impl Outgoing {
             apply_mask(sent, header.mask);
         }
         Ok(())
+    }
+
+    /// Writes one binary message of what is queued. What the socket does not take waits in `pending`. Returns its frames' bytes.
+    fn write_message(
+        &mut self,
+        cx: &mut Context<'_>,
+        queue: &mut VecDeque<lane::Outgoing>,
+        scratch: &mut Vec<u8>,
+    ) -> Result<usize, Error> {
+        scratch.clear();
+        scratch.resize(HEADER_LEN_MAX, 0);
+        let taken = gather(queue, scratch);
+        let mask = self.mask()?;
+        let (header, payload) = scratch.split_at_mut(HEADER_LEN_MAX);
+        apply_mask(payload, mask);
+        let len = payload.len() as u64;
+        let head = FrameHeader { opcode: OpCode::Data(Data::Binary), mask, ..FrameHeader::default() };
+        // The header's length is known only now: it goes right before the payload.
+        let start = HEADER_LEN_MAX - head.len(len);
+        head.format(len, &mut header.get_mut(start..).unwrap_or_default()).map_err(io::Error::other)?;
+        let message = scratch.get(start..).unwrap_or_default();
+        let written = match Pin::new(&mut self.half).poll_write(cx, message) {
+            Poll::Ready(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+            Poll::Ready(written) => written?,
+            Poll::Pending => 0,
+        };
+        self.pending.extend_from_slice(message.get(written..).unwrap_or_default());
+        Ok(taken)
+    }
+
+    fn mask(&self) -> Result<Option<[u8; 4]>, Error> {
+        let Some(random) = self.random else { return Ok(None) };
+        let mut mask = [0; 4];
+        random.fill(&mut mask).map_err(|_| io::Error::other("no randomness"))?;
+        Ok(Some(mask))
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -102,36 +142,43 @@ fn apply_mask(bytes: &mut [u8], mask: Option<[u8; 4]>) {
     }
 }
 
-/// Marks the write half as busy for as long as it lives.
-struct Owned<'a>(&'a Mutex<Outgoing>);
-
-impl Drop for Owned<'_> {
-    fn drop(&mut self) {
-        lock(self.0).owned = false;
-    }
-}
-
 #[derive(Debug)]
 pub(in crate::transport) struct Writer {
     out: Arc<Mutex<Outgoing>>,
+    /// Frame bytes that are not written yet.
+    taken: usize,
 }
 
 impl Writer {
-    /// One binary message.
-    pub(in crate::transport) async fn send(&self, payload: &[u8]) -> Result<(), Error> {
-        {
-            let mut out = lock(&self.out);
-            if out.closed {
-                return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+    pub(in crate::transport) const fn unwritten_bytes(&self) -> usize {
+        self.taken
+    }
+
+    /// Messages of as many frames as go together.
+    pub(in crate::transport) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        queue: &mut VecDeque<lane::Outgoing>,
+        sent: &mut u64,
+    ) -> Poll<Result<(), Error>> {
+        let mut out = lock(&self.out);
+        loop {
+            out.owned = true;
+            ready!(out.poll_drain(cx))?;
+            out.owned = false;
+            self.taken = 0;
+            if queue.is_empty() {
+                return Poll::Ready(Ok(()));
             }
-            out.put(OpCode::Data(Data::Binary), payload)?;
+            if out.closed {
+                return Poll::Ready(Err(io::Error::from(io::ErrorKind::BrokenPipe).into()));
+            }
+            self.taken = SCRATCH.with_borrow_mut(|scratch| out.write_message(cx, queue, scratch))?;
+            *sent += self.taken as u64;
         }
-        self.drain().await
     }
 
     async fn drain(&self) -> Result<(), Error> {
-        lock(&self.out).owned = true;
-        let _owned = Owned(&self.out);
         Ok(poll_fn(|cx| lock(&self.out).poll_drain(cx)).await?)
     }
 
@@ -229,12 +276,20 @@ impl Reader {
             Poll::Ready(())
         })
         .await;
-        if self.raw.is_empty() && self.raw.capacity() > READ_BUFFER {
+        if self.raw.is_empty() {
+            // A connection that waits holds no buffer: what comes is read into one that all share, and copied.
             self.raw = BytesMut::new();
         }
-        let expected = usize::try_from(self.rest).unwrap_or(usize::MAX).min(CHUNK);
-        self.raw.reserve(expected.max(READ_BUFFER));
-        match self.half.read_buf(&mut self.raw).await? {
+        let read = poll_fn(|cx| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                scratch.resize(CHUNK, 0);
+                let mut buffer = ReadBuf::new(scratch);
+                let read = Pin::new(&mut self.half).poll_read(cx, &mut buffer);
+                self.raw.extend_from_slice(buffer.filled());
+                read.map_ok(|()| buffer.filled().len())
+            })
+        });
+        match read.await? {
             // The peer is gone without a close frame.
             0 => Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
             _ => Ok(()),
@@ -329,7 +384,7 @@ impl Reader {
     pub(in crate::transport) async fn discard(&mut self) {
         loop {
             self.raw.clear();
-            self.raw.reserve(READ_BUFFER);
+            self.raw.reserve(CHUNK);
             if !matches!(self.half.read_buf(&mut self.raw).await, Ok(count) if count > 0) {
                 return;
             }
