@@ -190,7 +190,7 @@ impl Driver<'_> {
         let outbox = Arc::new(Outbox::new(limits.outbox_bytes_max));
         let home = Home::here().map_or(0, |home| home.index);
         let conn = Conn::new(router.next_conn(), device, binding, outbox, lodging.usage()).at_home(home);
-        self.reader.set_frame_max(limits.frame_bytes_max);
+        self.reader.authenticated(limits.frame_bytes_max);
         self.shared.metrics.sessions.inc();
         self.permit.authenticated();
         Ok(Opened { session, conn: Arc::new(conn), _device: lodging })

@@ -111,7 +111,8 @@ impl Link {
         let mut out = self.out.borrow_mut();
         out.queued += frame.frame.len();
         out.queue.push_back(frame);
-        !out.blocked && !self.dirty.replace(true)
+        // A transport with lanes takes what is for one although another is blocked.
+        (!out.blocked || out.writer.has_lanes()) && !self.dirty.replace(true)
     }
 
     /// Writes what is queued, as far as the transport takes it now.
