@@ -41,6 +41,8 @@ enum Controller {
     Cubic,
     Bbr,
     Ours,
+    /// And asks for fewer acknowledgements.
+    FewerAcks,
 }
 
 fn with(mut config: quinn::TransportConfig, controller: Controller) -> Arc<quinn::TransportConfig> {
@@ -52,6 +54,11 @@ fn with(mut config: quinn::TransportConfig, controller: Controller) -> Arc<quinn
             config.congestion_controller_factory(Arc::new(BbrConfig::default()));
         }
         Controller::Ours => {}
+        Controller::FewerAcks => {
+            let mut acks = quinn::AckFrequencyConfig::default();
+            acks.ack_eliciting_threshold(10_u32.into());
+            config.ack_frequency_config(Some(acks));
+        }
     }
     Arc::new(config)
 }
@@ -100,11 +107,10 @@ async fn take(mut stream: quinn::RecvStream, epoch: Instant, tell: tokio::sync::
 }
 
 /// Latencies in microseconds of `rate` messages a second.
-async fn latencies(pair: Pair, rate: u64, alone: bool) -> Vec<u64> {
+async fn latencies(Pair { server, client, _ends }: Pair, rate: u64, alone: bool) -> Vec<u64> {
     let epoch = Instant::now();
     let count = rate * SECONDS;
     let (tell, mut told) = tokio::sync::mpsc::channel(1024);
-    let client = pair.client.clone();
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(async move {
         let mut streams = tokio::task::JoinSet::new();
@@ -112,7 +118,6 @@ async fn latencies(pair: Pair, rate: u64, alone: bool) -> Vec<u64> {
             streams.spawn(take(stream, epoch, tell.clone()));
         }
     });
-    let server = pair.server.clone();
     tasks.spawn(async move {
         let mut long = server.open_uni().await.unwrap();
         let mut tick = tokio::time::interval(Duration::from_micros(1_000_000 / rate));
@@ -146,7 +151,7 @@ async fn lossy(dir: &std::path::Path, rates: &[u64], losses: &[u64]) {
     println!("| messages/s | loss | controller | streams | p50 | p90 | p99 | p99.9 ms |\n|---|---|---|---|---|---|---|---|");
     for &rate in rates {
         for &loss_permille in losses {
-            for controller in [Controller::Cubic, Controller::Bbr, Controller::Ours] {
+            for controller in [Controller::Cubic, Controller::Bbr, Controller::Ours, Controller::FewerAcks] {
                 for alone in [false, true] {
                     let mut runs = tokio::task::JoinSet::new();
                     for seed in 1..=SEEDS {
