@@ -12,7 +12,10 @@ use std::{
 
 use tokio::sync::{
     Notify,
-    mpsc::{self, error::TryRecvError},
+    mpsc::{
+        self,
+        error::{TryRecvError, TrySendError},
+    },
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -133,6 +136,17 @@ impl Handle {
     pub async fn send(&self, shard: usize, message: Message) -> Result<(), Stopped> {
         let sender = self.shards.get(shard).ok_or(Stopped)?;
         sender.send(message).await.map_err(|_| Stopped)
+    }
+
+    /// As [`Handle::send`], without waiting.
+    ///
+    /// # Errors
+    /// The message, when the shard's mailbox is full or it has ended.
+    pub fn try_send(&self, shard: usize, message: Message) -> Result<(), Message> {
+        match self.shards.get(shard) {
+            Some(sender) => sender.try_send(message).map_err(TrySendError::into_inner),
+            None => Err(message),
+        }
     }
 
     /// How many shards there are.

@@ -4,14 +4,14 @@
 //! task looks after it when the transport does not take everything at once. Reading stops while the outbox, or what was asked
 //! and not yet answered, exceeds its limit; so a peer that does not read stops being heard, and nobody waits for it.
 
-use std::{sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Shared, admission, clock,
-    home::Home,
+    Serving, Shared, admission, clock,
+    home::{Home, Place},
     link::{Heard, Link},
     service::Service,
 };
@@ -20,7 +20,7 @@ use crate::{
         close::CloseCode,
         frame::{ClientFrame, ServerFrame},
         limits::Limits,
-        session::{Action, RoomRequest, Session, Setup, Step},
+        session::{Action, Session, Setup, Step},
     },
     metrics::Metrics,
     router::{
@@ -59,26 +59,29 @@ impl From<Error> for End {
 }
 
 /// Serves one connection until it ends, on the thread that is its home.
-pub async fn drive(connection: Connection, permit: admission::Permit, shared: Arc<Shared>, service: Arc<Service>) {
-    let Connection { info, reader, mut writer } = connection;
-    let mut driver = Driver { shared: &shared, service: &service, reader, permit, epoch: Instant::now(), used: 0 };
-    // What a login needs is let go before the connection settles down to wait.
-    let opened = Box::pin(driver.open(&info, &mut writer)).await;
-    let (end, mut writer) = match opened {
-        Ok(opened) => driver.serve(opened, writer).await,
-        Err(end) => (end, writer),
-    };
-    Box::pin(driver.finish(&info, &mut writer, end)).await;
-    if end.tell {
-        tokio::join!(writer.close(end.code), driver.reader.linger());
-    } else {
-        writer.close(end.code).await;
-    }
+///
+/// Nearly all connections of a server are waiting at any time, so what one of them holds meanwhile is kept small: everything is
+/// in one place, which the futures only borrow, and what is needed for a moment only is boxed for that moment.
+pub fn drive(connection: Connection, permit: admission::Permit, shared: Arc<Shared>, service: Arc<Service>) -> Serving {
+    let Connection { info, reader, writer } = connection;
+    let wire = Wire { reader, permit, epoch: Instant::now(), used: 0 };
+    let place = Home::here().map(|home| home.place());
+    let mut driver = Box::new(Driver { wire, info: Box::new(info), writer: Some(writer), shared, service, _place: place });
+    Box::pin(async move { driver.run().await })
 }
 
-struct Driver<'a> {
-    shared: &'a Shared,
-    service: &'a Service,
+struct Driver {
+    shared: Arc<Shared>,
+    service: Arc<Service>,
+    info: Box<Info>,
+    wire: Wire,
+    /// Lent to the link while somebody is logged in.
+    writer: Option<FrameWriter>,
+    _place: Option<Place>,
+}
+
+/// The reading side of a connection.
+struct Wire {
     reader: FrameReader,
     permit: admission::Permit,
     epoch: Instant,
@@ -88,12 +91,12 @@ struct Driver<'a> {
 
 /// What a connection has once it is logged in.
 struct Opened {
-    session: Session,
+    session: Box<Session>,
     conn: Arc<Conn>,
     _device: DeviceSession,
 }
 
-/// Sends frames that the peer may take its time for, as long as it takes some.
+/// Sends a frame that the peer may take its time for.
 async fn send(writer: &mut FrameWriter, frame: Bytes) -> Result<(), End> {
     match timeout(STALL, writer.send(&[frame])).await {
         Ok(sent) => Ok(sent?),
@@ -101,37 +104,42 @@ async fn send(writer: &mut FrameWriter, frame: Bytes) -> Result<(), End> {
     }
 }
 
-impl Driver<'_> {
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+impl Driver {
+    async fn run(&mut self) {
+        let end = match Box::pin(self.open()).await {
+            Ok(opened) => self.serve(opened).await,
+            Err(end) => end,
+        };
+        Box::pin(self.finish(end)).await;
     }
 
     /// Until somebody is logged in.
-    async fn open(&mut self, info: &Info, writer: &mut FrameWriter) -> Result<Opened, End> {
+    async fn open(&mut self) -> Result<Opened, End> {
+        let Self { shared, service, info, wire, writer, .. } = self;
         let setup = Setup {
-            limits: self.shared.config.limits.clone(),
-            nonce: self.service.nonce(),
+            limits: shared.config.limits.clone(),
+            nonce: service.nonce(),
             exporter: info.exporter,
             agent: concat!("waxwing/", env!("CARGO_PKG_VERSION")).into(),
         };
-        let stopping = self.shared.stopping.clone();
+        let writer = writer.as_mut().ok_or(CloseCode::Internal)?;
         tokio::select! {
             biased;
-            () = stopping.cancelled() => Err(CloseCode::GoingAway.into()),
-            opened = self.log_in(Session::new(setup, 0), writer) => opened,
+            () = shared.stopping.cancelled() => Err(CloseCode::GoingAway.into()),
+            opened = wire.log_in(Box::new(Session::new(setup, 0)), writer, shared, service) => opened,
         }
     }
 
-    /// Serves who is logged in. Gives the writer back.
-    async fn serve(&mut self, opened: Opened, writer: FrameWriter) -> (End, FrameWriter) {
+    /// Serves who is logged in.
+    async fn serve(&mut self, opened: Opened) -> End {
+        let Self { shared, service, wire, writer, .. } = self;
         let Opened { mut session, conn, _device } = opened;
-        let home = Home::here().expect("connections are served on a home");
-        let link = Link::new(Arc::clone(&conn), writer);
+        let (Some(home), Some(lent)) = (Home::here(), writer.take()) else { return CloseCode::Internal.into() };
+        let link = Link::new(conn, lent);
         home.links.insert(&link);
-        let (shared, service) = (self.shared, self.service);
         let end = {
             // What was read is answered before anything else is looked at.
-            let (read, write) = (self.read(&mut session, &link), write(shared, service, &link));
+            let (read, write) = (wire.read(&mut session, &link, shared, service), write(shared, service, &link));
             tokio::select! {
                 biased;
                 Err(end) = read => end,
@@ -139,41 +147,67 @@ impl Driver<'_> {
                 () = shared.stopping.cancelled() => CloseCode::GoingAway.into(),
             }
         };
-        conn.outbox.close();
-        home.links.remove(conn.id);
-        if end.tell {
-            // Whoever does not take the rest in time does without.
-            let _ = timeout(FAREWELL, link.drained()).await;
-        }
-        self.shared.metrics.sessions.dec();
-        // A router that has stopped has no rooms to leave.
-        let _ = self.service.router.closed(self.used, &conn).await;
-        (end, link.into_writer().expect("a link that is not among its home's has one owner"))
+        home.links.remove(link.conn().id);
+        *writer = Box::pin(leave(wire, link, end, shared, service)).await;
+        end
     }
 
-    /// Tells the peer why it ends.
-    async fn finish(&mut self, info: &Info, writer: &mut FrameWriter, end: End) {
-        self.shared.metrics.closed(end.code);
+    /// Tells the peer why it ends, and closes.
+    async fn finish(&mut self, end: End) {
+        let Self { shared, info, wire, writer, .. } = self;
+        shared.metrics.closed(end.code);
         tracing::debug!(transport = info.kind.name(), code = end.code.name(), "connection ended");
+        let Some(mut writer) = writer.take() else { return };
         if end.tell {
             let closing = ServerFrame::Closing { code: end.code, retry_after_ms: retry_after_ms(end.code) };
             // Whoever does not take it in time learns the code from the transport, or not at all.
             let _ = timeout(FAREWELL, writer.send(&[closing.encode()])).await;
         }
-        self.permit.count_bytes(self.reader.received_bytes(), writer.sent_bytes());
+        wire.permit.count_bytes(wire.reader.received_bytes(), writer.sent_bytes());
+        if end.tell {
+            tokio::join!(writer.close(end.code), wire.reader.linger());
+        } else {
+            writer.close(end.code).await;
+        }
+    }
+}
+
+/// Who was logged in leaves. Gives the writer back.
+async fn leave(wire: &Wire, link: Rc<Link>, end: End, shared: &Shared, service: &Service) -> Option<FrameWriter> {
+    let conn = Arc::clone(link.conn());
+    conn.outbox.close();
+    if end.tell {
+        // Whoever does not take the rest in time does without.
+        let _ = timeout(FAREWELL, link.drained()).await;
+    }
+    shared.metrics.sessions.dec();
+    // A router that has stopped has no rooms to leave.
+    let _ = service.router.closed(wire.used, &conn).await;
+    link.into_writer()
+}
+
+impl Wire {
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Hello, challenge, authentication: one frame at a time, answered before the next is read.
-    async fn log_in(&mut self, mut session: Session, writer: &mut FrameWriter) -> Result<Opened, End> {
+    async fn log_in(
+        &mut self,
+        mut session: Box<Session>,
+        writer: &mut FrameWriter,
+        shared: &Shared,
+        service: &Service,
+    ) -> Result<Opened, End> {
         loop {
             let frame = self.receive(&mut session).await?;
-            if self.reader.received_bytes() > self.shared.config.limits.unauthenticated_bytes_max.into() {
+            if self.reader.received_bytes() > shared.config.limits.unauthenticated_bytes_max.into() {
                 return Err(CloseCode::Handshake.into());
             }
-            match self.step(&mut session, &frame)? {
+            match self.step(&mut session, &frame, shared, service)? {
                 Step::Send(frame) => send(writer, frame.encode()).await?,
                 Step::Open(frame) => {
-                    let opened = self.logged_in(session)?;
+                    let opened = self.logged_in(session, shared, service)?;
                     send(writer, frame.encode()).await?;
                     return Ok(opened);
                 }
@@ -183,43 +217,66 @@ impl Driver<'_> {
         }
     }
 
-    fn logged_in(&mut self, session: Session) -> Result<Opened, End> {
+    fn logged_in(&mut self, session: Box<Session>, shared: &Shared, service: &Service) -> Result<Opened, End> {
         let (device, binding) = session.principal().ok_or(CloseCode::Internal)?;
-        let (router, limits) = (&self.service.router, &self.shared.config.limits);
+        let (router, limits) = (&service.router, &shared.config.limits);
         let lodging = router.devices().open(device, clock::unix_millis(), limits)?;
         let outbox = Arc::new(Outbox::new(limits.outbox_bytes_max));
         let home = Home::here().map_or(0, |home| home.index);
         let conn = Conn::new(router.next_conn(), device, binding, outbox, lodging.usage()).at_home(home);
         self.reader.set_frame_max(limits.frame_bytes_max);
-        self.shared.metrics.sessions.inc();
+        shared.metrics.sessions.inc();
         self.permit.authenticated();
         Ok(Opened { session, conn: Arc::new(conn), _device: lodging })
     }
 
-    async fn read(&mut self, session: &mut Session, link: &Link) -> Result<std::convert::Infallible, End> {
+    async fn read(
+        &mut self,
+        session: &mut Session,
+        link: &Link,
+        shared: &Shared,
+        service: &Service,
+    ) -> Result<std::convert::Infallible, End> {
         loop {
             link.conn().outbox.relieved().await;
             let frame = self.receive(session).await?;
-            match self.step(session, &frame)? {
-                Step::Send(frame) => {
-                    if let ServerFrame::Refused { why, .. } | ServerFrame::Failed { why, .. } = &frame {
-                        self.shared.metrics.refused(why);
-                    }
-                    link.answer(frame.encode());
+            if let Some((shard, message)) = self.request(session, &frame, link, shared, service)? {
+                // Only a shard that is very busy is waited for.
+                let sent = service.router.try_send(shard, message);
+                if let Err(message) = sent {
+                    Box::pin(service.router.send(shard, message)).await.map_err(|_| CloseCode::GoingAway)?;
                 }
-                Step::Route(request) => self.route(link.conn(), request).await?,
-                Step::Goodbye => return Err(CloseCode::Normal.into()),
-                Step::Nothing | Step::Open(_) => {}
             }
         }
     }
 
-    async fn route(&mut self, conn: &Arc<Conn>, request: RoomRequest) -> Result<(), End> {
-        let shard = self.service.router.shard_of(request.room);
-        let permit = Permit::new(&conn.outbox, weight(&request.action, &self.shared.config.limits));
-        self.used |= 1 << shard;
-        let message = Message::Request { conn: Arc::clone(conn), request, permit };
-        self.service.router.send(shard, message).await.map_err(|_| CloseCode::GoingAway.into())
+    /// A frame that came: answered, or what it asks of which shard.
+    fn request(
+        &mut self,
+        session: &mut Session,
+        frame: &[u8],
+        link: &Link,
+        shared: &Shared,
+        service: &Service,
+    ) -> Result<Option<(usize, Message)>, End> {
+        match self.step(session, frame, shared, service)? {
+            Step::Send(frame) => {
+                if let ServerFrame::Refused { why, .. } | ServerFrame::Failed { why, .. } = &frame {
+                    shared.metrics.refused(why);
+                }
+                link.answer(frame.encode());
+            }
+            Step::Route(request) => {
+                let conn = link.conn();
+                let shard = service.router.shard_of(request.room);
+                let permit = Permit::new(&conn.outbox, weight(&request.action, &shared.config.limits));
+                self.used |= 1 << shard;
+                return Ok(Some((shard, Message::Request { conn: Arc::clone(conn), request, permit })));
+            }
+            Step::Goodbye => return Err(CloseCode::Normal.into()),
+            Step::Nothing | Step::Open(_) => {}
+        }
+        Ok(None)
     }
 
     /// The next frame, unless the session's deadline comes first.
@@ -245,10 +302,10 @@ impl Driver<'_> {
         }
     }
 
-    fn step(&self, session: &mut Session, frame: &[u8]) -> Result<Step, End> {
+    fn step(&self, session: &mut Session, frame: &[u8], shared: &Shared, service: &Service) -> Result<Step, End> {
         let frame = ClientFrame::decode(frame).map_err(|error| error.close_code())?;
         let (now_ms, wall_ms) = (self.now_ms(), clock::unix_millis());
-        Ok(session.handle(frame, now_ms, wall_ms, &self.service.gate(self.shared))?)
+        Ok(session.handle(frame, now_ms, wall_ms, &service.gate(shared))?)
     }
 }
 
@@ -265,7 +322,8 @@ async fn write(shared: &Shared, service: &Service, link: &Link) -> Result<std::c
         gauge.set(if link.is_blocked() { link.conn().outbox.bytes() } else { 0 });
         match heard {
             Heard::Relieved(shards) => {
-                service.router.drained(shards, link.conn().id).await.map_err(|_| CloseCode::GoingAway)?;
+                let told = Box::pin(service.router.drained(shards, link.conn().id)).await;
+                told.map_err(|_| CloseCode::GoingAway)?;
             }
             Heard::Blocked => {}
             Heard::Failed(error) => return Err(error.into()),

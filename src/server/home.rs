@@ -31,6 +31,7 @@ pub(super) struct Home {
     pub(super) index: usize,
     /// The connections that live here and are logged in.
     pub(super) links: Links,
+    lodgers: Arc<AtomicUsize>,
 }
 
 thread_local! {
@@ -41,6 +42,11 @@ impl Home {
     /// That of this thread.
     pub(super) fn here() -> Option<Rc<Self>> {
         HOME.with_borrow(Clone::clone)
+    }
+
+    /// A place here.
+    pub(super) fn place(&self) -> Place {
+        Place::new(self.index, &self.lodgers)
     }
 }
 
@@ -68,6 +74,13 @@ pub(super) struct Place {
     lodgers: Arc<AtomicUsize>,
 }
 
+impl Place {
+    fn new(index: usize, lodgers: &Arc<AtomicUsize>) -> Self {
+        lodgers.fetch_add(1, Ordering::Relaxed);
+        Self { index, lodgers: Arc::clone(lodgers) }
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.lodgers.fetch_sub(1, Ordering::Relaxed);
@@ -88,14 +101,15 @@ impl Homes {
         let mut doors = Vec::new();
         for index in 0..count {
             let (tell, told) = mpsc::sync_channel(1);
-            let halt = all.halt.clone();
+            let lodgers: Arc<AtomicUsize> = Arc::default();
+            let (halt, counted) = (all.halt.clone(), Arc::clone(&lodgers));
             let run = move || {
                 // A runtime of this kind cannot leave its thread.
                 let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
                     Ok(runtime) => runtime,
                     Err(error) => return drop(tell.send(Err(error))),
                 };
-                HOME.set(Some(Rc::new(Home { index, links: Links::default() })));
+                HOME.set(Some(Rc::new(Home { index, links: Links::default(), lodgers: counted })));
                 if tell.send(Ok(runtime.handle().clone())).is_ok() {
                     runtime.block_on(halt.cancelled());
                 }
@@ -105,7 +119,7 @@ impl Homes {
             };
             all.threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(run)?);
             let runtime = told.recv().map_err(io::Error::other)??;
-            doors.push(Door { runtime, lodgers: Arc::default() });
+            doors.push(Door { runtime, lodgers });
         }
         Ok((Self(doors), all))
     }
@@ -123,8 +137,7 @@ impl Homes {
             Some(door) => (index, door),
             None => (0, self.0.first().expect("there is one home at least")),
         };
-        door.lodgers.fetch_add(1, Ordering::Relaxed);
-        Place { index, lodgers: Arc::clone(&door.lodgers) }
+        Place::new(index, &door.lodgers)
     }
 
     /// The runtime of a home: what `act` makes and spawns is driven there.

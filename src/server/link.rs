@@ -17,6 +17,9 @@ use crate::{
     transport::{Error, FrameWriter},
 };
 
+/// Frames that a queue keeps room for when it is empty: a burst leaves no memory behind.
+const QUEUE_KEPT: usize = 4;
+
 /// The connections that live on one thread and are logged in.
 #[derive(Debug, Default)]
 pub(super) struct Links {
@@ -124,7 +127,10 @@ impl Link {
         }
         let before = out.queued + out.writer.unwritten_bytes();
         let polled = out.writer.poll_send(&mut Context::from_waker(&out.task), &mut out.queue);
-        out.queued = if out.queue.is_empty() { 0 } else { out.queue.iter().map(|next| next.frame.len()).sum() };
+        out.queued = out.queue.iter().map(|next| next.frame.len()).sum();
+        if out.queue.is_empty() && out.queue.capacity() > QUEUE_KEPT {
+            out.queue = VecDeque::new();
+        }
         let after = out.queued + out.writer.unwritten_bytes();
         if before > after {
             out.relieved |= self.conn.outbox.written(before - after);
