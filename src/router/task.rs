@@ -289,9 +289,11 @@ async fn turns(
     let (mut rooms, mut ticked_ms) = (0, 0);
     loop {
         let mut rested = false;
-        let first = if shard.wants_turn() {
-            // What has come from connections goes first.
+        if shard.wants_turn() || !mailbox.is_empty() {
+            // Connections of this thread are read first: what they bring is part of this turn.
             tokio::task::yield_now().await;
+        }
+        let first = if shard.wants_turn() {
             match if shard.is_full() { Err(TryRecvError::Empty) } else { mailbox.try_recv() } {
                 Ok(message) => Some(message),
                 Err(TryRecvError::Empty) => None,
