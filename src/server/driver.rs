@@ -4,10 +4,19 @@
 //! task looks after it when the transport does not take everything at once. Reading stops while the outbox, or what was asked
 //! and not yet answered, exceeds its limit; so a peer that does not read stops being heard, and nobody waits for it.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    future::{Future, poll_fn},
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::{
     Serving, Shared, admission, clock,
@@ -64,9 +73,10 @@ impl From<Error> for End {
 /// in one place, which the futures only borrow, and what is needed for a moment only is boxed for that moment.
 pub fn drive(connection: Connection, permit: admission::Permit, shared: Arc<Shared>, service: Arc<Service>) -> Serving {
     let Connection { info, reader, writer } = connection;
-    let wire = Wire { reader, permit, epoch: Instant::now(), used: 0 };
-    let place = Home::here().map(|home| home.place());
-    let mut driver = Box::new(Driver { wire, info: Box::new(info), writer: Some(writer), shared, service, _place: place });
+    let home = Home::here().expect("connections are served on a home");
+    let _place = home.place();
+    let wire = Wire { reader, permit, used: 0 };
+    let mut driver = Box::new(Driver { wire, info: Box::new(info), writer: Some(writer), shared, service, home, _place });
     Box::pin(async move { driver.run().await })
 }
 
@@ -77,14 +87,14 @@ struct Driver {
     wire: Wire,
     /// Lent to the link while somebody is logged in.
     writer: Option<FrameWriter>,
-    _place: Option<Place>,
+    home: Rc<Home>,
+    _place: Place,
 }
 
 /// The reading side of a connection.
 struct Wire {
     reader: FrameReader,
     permit: admission::Permit,
-    epoch: Instant,
     /// Shards that know the connection.
     used: ShardSet,
 }
@@ -115,7 +125,7 @@ impl Driver {
 
     /// Until somebody is logged in.
     async fn open(&mut self) -> Result<Opened, End> {
-        let Self { shared, service, info, wire, writer, .. } = self;
+        let Self { shared, service, info, wire, writer, home, .. } = self;
         let setup = Setup {
             limits: shared.config.limits.clone(),
             nonce: service.nonce(),
@@ -123,28 +133,32 @@ impl Driver {
             agent: concat!("waxwing/", env!("CARGO_PKG_VERSION")).into(),
         };
         let writer = writer.as_mut().ok_or(CloseCode::Internal)?;
+        let (session, at) = (Box::new(Session::new(setup, home.now_ms())), At { shared, service, home });
         tokio::select! {
             biased;
             () = shared.stopping.cancelled() => Err(CloseCode::GoingAway.into()),
-            opened = wire.log_in(Box::new(Session::new(setup, 0)), writer, shared, service) => opened,
+            opened = wire.log_in(session, writer, &at) => opened,
         }
     }
 
     /// Serves who is logged in.
     async fn serve(&mut self, opened: Opened) -> End {
-        let Self { shared, service, wire, writer, .. } = self;
-        let Opened { mut session, conn, _device } = opened;
-        let (Some(home), Some(lent)) = (Home::here(), writer.take()) else { return CloseCode::Internal.into() };
-        let link = Link::new(conn, lent);
+        let Self { shared, service, wire, writer, home, .. } = self;
+        let Opened { session, conn, _device } = opened;
+        let Some(lent) = writer.take() else { return CloseCode::Internal.into() };
+        let (link, session) = (Link::new(conn, lent), RefCell::new(session));
+        link.set_deadline(session.borrow().poll_timeout());
         home.links.insert(&link);
-        let end = {
+        // It may have been too late to be told.
+        let end = if shared.stopping.is_cancelled() {
+            CloseCode::GoingAway.into()
+        } else {
+            let at = At { shared, service, home };
             // What was read is answered before anything else is looked at.
-            let (read, write) = (wire.read(&mut session, &link, shared, service), write(shared, service, &link));
             tokio::select! {
                 biased;
-                Err(end) = read => end,
-                Err(end) = write => end,
-                () = shared.stopping.cancelled() => CloseCode::GoingAway.into(),
+                Err(end) = wire.read(&session, &link, &at) => end,
+                Err(end) = look_after(&session, &link, &at) => end,
             }
         };
         home.links.remove(link.conn().id);
@@ -186,28 +200,38 @@ async fn leave(wire: &Wire, link: Rc<Link>, end: End, shared: &Shared, service: 
     link.into_writer()
 }
 
-impl Wire {
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
+/// What a connection is served with.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    shared: &'a Shared,
+    service: &'a Service,
+    home: &'a Home,
+}
 
+impl At<'_> {
+    fn step(&self, session: &mut Session, frame: &[u8]) -> Result<Step, End> {
+        let frame = ClientFrame::decode(frame).map_err(|error| error.close_code())?;
+        Ok(session.handle(frame, self.home.now_ms(), clock::unix_millis(), &self.service.gate(self.shared))?)
+    }
+}
+
+impl Wire {
     /// Hello, challenge, authentication: one frame at a time, answered before the next is read.
-    async fn log_in(
-        &mut self,
-        mut session: Box<Session>,
-        writer: &mut FrameWriter,
-        shared: &Shared,
-        service: &Service,
-    ) -> Result<Opened, End> {
+    async fn log_in(&mut self, mut session: Box<Session>, writer: &mut FrameWriter, at: &At<'_>) -> Result<Opened, End> {
         loop {
-            let frame = self.receive(&mut session).await?;
-            if self.reader.received_bytes() > shared.config.limits.unauthenticated_bytes_max.into() {
+            let late = Duration::from_millis(session.poll_timeout().saturating_sub(at.home.now_ms()));
+            let Ok(frame) = timeout(late, self.receive()).await else {
+                session.handle_timeout(at.home.now_ms())?;
+                continue;
+            };
+            let frame = frame?;
+            if self.reader.received_bytes() > at.shared.config.limits.unauthenticated_bytes_max.into() {
                 return Err(CloseCode::Handshake.into());
             }
-            match self.step(&mut session, &frame, shared, service)? {
+            match at.step(&mut session, &frame)? {
                 Step::Send(frame) => send(writer, frame.encode()).await?,
                 Step::Open(frame) => {
-                    let opened = self.logged_in(session, shared, service)?;
+                    let opened = self.logged_in(session, at)?;
                     send(writer, frame.encode()).await?;
                     return Ok(opened);
                 }
@@ -217,36 +241,57 @@ impl Wire {
         }
     }
 
-    fn logged_in(&mut self, session: Box<Session>, shared: &Shared, service: &Service) -> Result<Opened, End> {
+    fn logged_in(&mut self, session: Box<Session>, at: &At<'_>) -> Result<Opened, End> {
         let (device, binding) = session.principal().ok_or(CloseCode::Internal)?;
-        let (router, limits) = (&service.router, &shared.config.limits);
+        let (router, limits) = (&at.service.router, &at.shared.config.limits);
         let lodging = router.devices().open(device, clock::unix_millis(), limits)?;
         let outbox = Arc::new(Outbox::new(limits.outbox_bytes_max));
-        let home = Home::here().map_or(0, |home| home.index);
-        let conn = Conn::new(router.next_conn(), device, binding, outbox, lodging.usage()).at_home(home);
+        let conn = Conn::new(router.next_conn(), device, binding, outbox, lodging.usage()).at_home(at.home.index);
         self.reader.set_frame_max(limits.frame_bytes_max);
-        shared.metrics.sessions.inc();
+        at.shared.metrics.sessions.inc();
         self.permit.authenticated();
         Ok(Opened { session, conn: Arc::new(conn), _device: lodging })
     }
 
-    async fn read(
-        &mut self,
-        session: &mut Session,
-        link: &Link,
-        shared: &Shared,
-        service: &Service,
-    ) -> Result<std::convert::Infallible, End> {
+    async fn read(&mut self, session: &RefCell<Box<Session>>, link: &Link, at: &At<'_>) -> Result<Infallible, End> {
         loop {
-            link.conn().outbox.relieved().await;
-            let frame = self.receive(session).await?;
-            if let Some((shard, message)) = self.request(session, &frame, link, shared, service)? {
+            if !link.conn().outbox.may_read() {
+                Box::pin(link.conn().outbox.relieved()).await;
+            }
+            let frame = poll_fn(|cx| self.poll_receive(cx, session, link, at)).await?;
+            if let Some((shard, message)) = self.request(&mut session.borrow_mut(), &frame, link, at)? {
                 // Only a shard that is very busy is waited for.
-                let sent = service.router.try_send(shard, message);
-                if let Err(message) = sent {
-                    Box::pin(service.router.send(shard, message)).await.map_err(|_| CloseCode::GoingAway)?;
+                if let Err(message) = at.service.router.try_send(shard, message) {
+                    Box::pin(at.service.router.send(shard, message)).await.map_err(|_| CloseCode::GoingAway)?;
                 }
             }
+        }
+    }
+
+    /// The next frame. Bytes of one that is not complete count as a sign of life, too.
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &RefCell<Box<Session>>,
+        link: &Link,
+        at: &At<'_>,
+    ) -> Poll<Result<Bytes, End>> {
+        let before = self.reader.received_bytes();
+        // Receiving holds nothing between two polls.
+        let polled = pin!(self.receive()).poll(cx);
+        if self.reader.received_bytes() != before {
+            let mut session = session.borrow_mut();
+            session.bytes_heard(at.home.now_ms());
+            link.set_deadline(session.poll_timeout());
+        }
+        polled
+    }
+
+    async fn receive(&mut self) -> Result<Bytes, End> {
+        match self.reader.recv().await {
+            Ok(Some(frame)) => Ok(frame),
+            Ok(None) => Err(End { code: CloseCode::Normal, tell: false }),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -256,20 +301,19 @@ impl Wire {
         session: &mut Session,
         frame: &[u8],
         link: &Link,
-        shared: &Shared,
-        service: &Service,
+        at: &At<'_>,
     ) -> Result<Option<(usize, Message)>, End> {
-        match self.step(session, frame, shared, service)? {
+        match at.step(session, frame)? {
             Step::Send(frame) => {
                 if let ServerFrame::Refused { why, .. } | ServerFrame::Failed { why, .. } = &frame {
-                    shared.metrics.refused(why);
+                    at.shared.metrics.refused(why);
                 }
                 link.answer(frame.encode());
             }
             Step::Route(request) => {
                 let conn = link.conn();
-                let shard = service.router.shard_of(request.room);
-                let permit = Permit::new(&conn.outbox, weight(&request.action, &shared.config.limits));
+                let shard = at.service.router.shard_of(request.room);
+                let permit = Permit::new(&conn.outbox, weight(&request.action, &at.shared.config.limits));
                 self.used |= 1 << shard;
                 return Ok(Some((shard, Message::Request { conn: Arc::clone(conn), request, permit })));
             }
@@ -278,57 +322,29 @@ impl Wire {
         }
         Ok(None)
     }
-
-    /// The next frame, unless the session's deadline comes first.
-    async fn receive(&mut self, session: &mut Session) -> Result<Bytes, End> {
-        let mut received = self.reader.received_bytes();
-        loop {
-            let deadline = self.epoch + Duration::from_millis(session.poll_timeout());
-            tokio::select! {
-                biased;
-                frame = self.reader.recv() => return match frame {
-                    Ok(Some(frame)) => Ok(frame),
-                    Ok(None) => Err(End { code: CloseCode::Normal, tell: false }),
-                    Err(error) => Err(error.into()),
-                },
-                () = tokio::time::sleep_until(deadline) => {
-                    if self.reader.received_bytes() != received {
-                        received = self.reader.received_bytes();
-                        session.bytes_heard(self.now_ms());
-                    }
-                    session.handle_timeout(self.now_ms())?;
-                }
-            }
-        }
-    }
-
-    fn step(&self, session: &mut Session, frame: &[u8], shared: &Shared, service: &Service) -> Result<Step, End> {
-        let frame = ClientFrame::decode(frame).map_err(|error| error.close_code())?;
-        let (now_ms, wall_ms) = (self.now_ms(), clock::unix_millis());
-        Ok(session.handle(frame, now_ms, wall_ms, &service.gate(shared))?)
-    }
 }
 
-/// Looks after the writing side: shards that wait for room are told, and a peer that takes nothing is given up.
-async fn write(shared: &Shared, service: &Service, link: &Link) -> Result<std::convert::Infallible, End> {
-    let mut gauge = OutboxGauge { metrics: &shared.metrics, counted: 0 };
-    let mut patience = Instant::now() + STALL;
+/// Looks after the writing side and the deadline: shards that wait for room are told, and a peer that takes nothing, or says
+/// nothing, is given up.
+async fn look_after(session: &RefCell<Box<Session>>, link: &Link, at: &At<'_>) -> Result<Infallible, End> {
+    let mut gauge = OutboxGauge { metrics: &at.shared.metrics, counted: 0 };
     loop {
-        let heard = tokio::select! {
-            biased;
-            heard = link.heard() => heard,
-            () = tokio::time::sleep_until(patience), if link.is_blocked() => return Err(STALLED),
-        };
-        gauge.set(if link.is_blocked() { link.conn().outbox.bytes() } else { 0 });
+        let heard = link.heard().await;
+        gauge.set(link.blocked_bytes());
         match heard {
             Heard::Relieved(shards) => {
-                let told = Box::pin(service.router.drained(shards, link.conn().id)).await;
+                let told = Box::pin(at.service.router.drained(shards, link.conn().id)).await;
                 told.map_err(|_| CloseCode::GoingAway)?;
             }
-            Heard::Blocked => {}
+            Heard::Deadline => {
+                let session = session.borrow();
+                session.handle_timeout(at.home.now_ms())?;
+                link.set_deadline(session.poll_timeout());
+            }
+            Heard::Stalled => return Err(STALLED),
+            Heard::Stop => return Err(CloseCode::GoingAway.into()),
             Heard::Failed(error) => return Err(error.into()),
         }
-        patience = Instant::now() + STALL;
     }
 }
 

@@ -18,10 +18,13 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tokio::runtime::{Builder, Handle, LocalOptions};
+use tokio::{
+    runtime::{Builder, Handle, LocalOptions},
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::link::Links;
+use super::link::{self, Links};
 use crate::router::outbox::ShardSet;
 
 /// A home, on its own thread.
@@ -31,6 +34,8 @@ pub(super) struct Home {
     pub(super) index: usize,
     /// The connections that live here and are logged in.
     pub(super) links: Links,
+    epoch: Instant,
+    stopping: CancellationToken,
     lodgers: Arc<AtomicUsize>,
 }
 
@@ -42,6 +47,27 @@ impl Home {
     /// That of this thread.
     pub(super) fn here() -> Option<Rc<Self>> {
         HOME.with_borrow(Clone::clone)
+    }
+
+    /// Milliseconds since the home was made.
+    pub(super) fn now_ms(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Looks after what concerns all connections here.
+    async fn keep(&self) {
+        let mut ticks = tokio::time::interval(link::TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stopped = false;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => self.links.tick(self.now_ms()),
+                () = self.stopping.cancelled(), if !stopped => {
+                    stopped = true;
+                    self.links.stop();
+                }
+            }
+        }
     }
 
     /// A place here.
@@ -95,23 +121,29 @@ pub(super) fn count(shards: u16) -> usize {
 }
 
 impl Homes {
-    /// Starts so many.
-    pub(super) fn start(count: usize) -> io::Result<(Self, Threads)> {
+    /// Starts so many. Their connections are told when `stopping` is cancelled.
+    pub(super) fn start(count: usize, stopping: &CancellationToken) -> io::Result<(Self, Threads)> {
         let mut all = Threads { halt: CancellationToken::new(), threads: Vec::new() };
         let mut doors = Vec::new();
         for index in 0..count {
             let (tell, told) = mpsc::sync_channel(1);
             let lodgers: Arc<AtomicUsize> = Arc::default();
-            let (halt, counted) = (all.halt.clone(), Arc::clone(&lodgers));
+            let (halt, stopping, counted) = (all.halt.clone(), stopping.clone(), Arc::clone(&lodgers));
             let run = move || {
                 // A runtime of this kind cannot leave its thread.
                 let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
                     Ok(runtime) => runtime,
                     Err(error) => return drop(tell.send(Err(error))),
                 };
-                HOME.set(Some(Rc::new(Home { index, links: Links::default(), lodgers: counted })));
+                let home = Rc::new(Home { index, links: Links::default(), epoch: Instant::now(), stopping, lodgers: counted });
+                HOME.set(Some(Rc::clone(&home)));
                 if tell.send(Ok(runtime.handle().clone())).is_ok() {
-                    runtime.block_on(halt.cancelled());
+                    runtime.block_on(async {
+                        tokio::select! {
+                            () = halt.cancelled() => {}
+                            () = home.keep() => {}
+                        }
+                    });
                 }
                 // What is left is dropped here, where it lives, while its home is still there.
                 drop(runtime);

@@ -263,7 +263,8 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, mut core: Opt
     let tcp_tls = tls::server_config(counting(&metrics, "tcp"), identity.clone(), &[b"h2", b"http/1.1"])?;
     let tcp_tls = tokio_rustls::TlsAcceptor::from(Arc::new(tcp_tls));
     let quic = udp::server_config(counting(&metrics, "udp"), identity, &config.limits)?;
-    let (homes, threads) = Homes::start(home::count(config.shards))?;
+    let stopping = CancellationToken::new();
+    let (homes, threads) = Homes::start(home::count(config.shards), &stopping)?;
     let endpoints = udp::endpoints(sockets.udp, &quic, &homes)?;
 
     let addresses = sockets.addresses;
@@ -271,7 +272,7 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, mut core: Opt
         origins: Origins::new(&config, &addresses),
         admission: Admission::new(config.connections_max, config.connections_per_address_max),
         metrics,
-        stopping: CancellationToken::new(),
+        stopping,
         auth,
         addresses,
         fingerprint,

@@ -325,7 +325,9 @@ impl FrameWriter {
     pub async fn send(&mut self, frames: &[Bytes]) -> Result<(), Error> {
         let Self { sink, queue, sent } = self;
         queue.extend(frames.iter().cloned().map(Outgoing::control));
-        poll_fn(|cx| Self::poll_sink(sink, sent, cx, queue)).await
+        poll_fn(|cx| Self::poll_sink(sink, sent, cx, queue)).await?;
+        *queue = VecDeque::new();
+        Ok(())
     }
 
     /// Ends the connection with `code`, after what was sent before has gone out; waits at most about a second for that.
