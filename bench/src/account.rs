@@ -86,13 +86,14 @@ fn account(args: &AccountArgs, contestant: Contestant) -> anyhow::Result<()> {
     let setup = Setup {
         dir: args.common.dir.join("account"),
         nats: args.common.nats_server.clone(),
+        sockudo: args.common.sockudo.clone(),
         settings: args.settings.clone(),
         durable: args.workload == Workload::W4,
         count_allocations: true,
     };
     meter::check_disk(&setup.dir)?;
     let served = Served::start(contestant, &setup)?;
-    let shape = args.workload.shape(contestant.is_ephemeral());
+    let shape = args.workload.shape(contestant);
     let mut player = connect(&served, contestant, &shape)?;
     let (pace, time, mut tally) = (args.workload.pace(), Duration::from_secs(args.seconds), Tally::new());
     player.play(pace, Duration::from_secs(2), &mut tally)?;

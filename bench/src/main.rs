@@ -109,6 +109,9 @@ struct Common {
     /// A redis-server.
     #[arg(long, value_name = "FILE", default_value = "redis-server", env = "REDIS_SERVER")]
     redis_server: PathBuf,
+    /// A sockudo server (`cargo install sockudo --no-default-features --features local --root target/tools/sockudo` makes one).
+    #[arg(long, value_name = "FILE", default_value = "target/tools/sockudo/bin/sockudo", env = "SOCKUDO_SERVER")]
+    sockudo: PathBuf,
     /// Bytes of an envelope.
     #[arg(long, default_value_t = 300, value_parser = payload)]
     payload: usize,

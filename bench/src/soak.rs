@@ -92,6 +92,7 @@ pub fn run(args: &SoakArgs) -> anyhow::Result<()> {
     let setup = Setup {
         dir: dir.clone(),
         nats: args.common.nats_server.clone(),
+        sockudo: args.common.sockudo.clone(),
         // What is meant to be kept in memory is full soon, so that what creeps shows.
         settings: ["store.apply_bytes=4194304", "store.cache_bytes=8388608", "recent_total_bytes_max=8388608"]
             .map(str::to_owned)

@@ -23,7 +23,7 @@ use crate::{
 };
 
 use super::{
-    session::{Dialect, Endpoint},
+    session::{Dialect, Endpoint, PUSHER_SECRET},
     workload::Workload,
 };
 
@@ -43,6 +43,7 @@ pub enum Who {
     Lean,
     Tutorial,
     Nats,
+    Sockudo,
     Waxwing,
     /// Waxwing whose syncs return at once.
     WaxwingNoSync,
@@ -59,11 +60,12 @@ pub struct Contestant {
     pub wire: Wire,
 }
 
-const WHO: [(&str, &str, Who); 8] = [
+const WHO: [(&str, &str, Who); 9] = [
     ("floor", "floor", Who::Floor),
     ("lean", "tokio-tungstenite, lean", Who::Lean),
     ("tutorial", "tokio-tungstenite, tutorial", Who::Tutorial),
     ("nats", "NATS", Who::Nats),
+    ("sockudo", "Sockudo", Who::Sockudo),
     ("waxwing", "Waxwing", Who::Waxwing),
     ("waxwing-nosync", "Waxwing without syncs", Who::WaxwingNoSync),
     ("waxwing-1shard", "Waxwing, one shard", Who::WaxwingOneShard),
@@ -73,7 +75,7 @@ const WIRES: [(&str, Wire); 4] = [("ws", Wire::Ws), ("wss", Wire::Wss), ("wt", W
 
 impl Contestant {
     /// Everybody, the floors first.
-    pub const ALL: [Self; 19] = {
+    pub const ALL: [Self; 21] = {
         const fn of(who: Who, wire: Wire) -> Contestant {
             Contestant { who, wire }
         }
@@ -86,6 +88,8 @@ impl Contestant {
             of(Who::Tutorial, Wire::Wss),
             of(Who::Nats, Wire::Ws),
             of(Who::Nats, Wire::Wss),
+            of(Who::Sockudo, Wire::Ws),
+            of(Who::Sockudo, Wire::Wss),
             of(Who::Waxwing, Wire::Ws),
             of(Who::Waxwing, Wire::Wss),
             of(Who::Waxwing, Wire::Wt),
@@ -121,6 +125,20 @@ impl Contestant {
 
     pub const fn is_ephemeral(self) -> bool {
         matches!(self.who, Who::WaxwingEphemeral)
+    }
+
+    /// Whether who publishes hears it too.
+    pub const fn echoes(self) -> bool {
+        !matches!(self.who, Who::WaxwingEphemeral | Who::Sockudo)
+    }
+
+    /// The program that must be installed, if it is not this one.
+    pub fn program(self, setup: &Setup) -> Option<&Path> {
+        match self.who {
+            Who::Nats => Some(&setup.nats),
+            Who::Sockudo => Some(&setup.sockudo),
+            _ => None,
+        }
     }
 
     /// Whether the workload says something about it.
@@ -164,6 +182,7 @@ pub struct Setup {
     /// Where each has its files.
     pub dir: PathBuf,
     pub nats: PathBuf,
+    pub sockudo: PathBuf,
     /// More settings of Waxwing's.
     pub settings: Vec<String>,
     /// Whether the floor stores before it passes on.
@@ -204,6 +223,7 @@ impl Served {
             Who::Lean => Self::rival(Rival::Lean, contestant, setup, &dir),
             Who::Tutorial => Self::rival(Rival::Tutorial, contestant, setup, &dir),
             Who::Nats => Self::nats(contestant, setup, &dir),
+            Who::Sockudo => Self::sockudo(contestant, setup, &dir),
             _ => Self::waxwing(contestant, setup, &dir),
         }
         .with_context(|| format!("cannot start {contestant}"))
@@ -240,13 +260,55 @@ impl Served {
         );
         fs::write(dir.join("nats.conf"), config)?;
         let mut command = Command::new(fs::canonicalize(&setup.nats)?);
-        command.args(["-c", "nats.conf"]).current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut process = Reaped(Some(command.spawn()?));
+        command.args(["-c", "nats.conf"]).current_dir(dir);
         let address = SocketAddr::from(([127, 0, 0, 1], ws));
+        Self::silent(&mut command, address, Dialect::Nats, tls.then(|| client_tls(&dir.join("certs"))).transpose()?)
+    }
+
+    fn sockudo(contestant: Contestant, setup: &Setup, dir: &Path) -> anyhow::Result<Self> {
+        let (port, tls) = (process::free_port()?, contestant.wire == Wire::Wss);
+        let mut command = Command::new(fs::canonicalize(&setup.sockudo)?);
+        command.current_dir(dir).envs([
+            ("HOST", "127.0.0.1"),
+            ("METRICS_ENABLED", "false"),
+            ("RATE_LIMITER_ENABLED", "false"),
+            ("SOCKUDO_DEFAULT_APP_ID", "app"),
+            ("SOCKUDO_DEFAULT_APP_KEY", "key"),
+            ("SOCKUDO_DEFAULT_APP_SECRET", PUSHER_SECRET),
+            ("SOCKUDO_DEFAULT_APP_ENABLED", "true"),
+            ("SOCKUDO_DEFAULT_APP_ENABLE_CLIENT_MESSAGES", "true"),
+            ("SOCKUDO_DEFAULT_APP_MAX_CLIENT_EVENTS_PER_SECOND", "1000000"),
+            ("SOCKUDO_DEFAULT_APP_MAX_CONNECTIONS", "100000"),
+            ("LOG_LEVEL", "error"),
+            ("RUST_LOG", "error"),
+        ]);
+        command.env("PORT", port.to_string());
+        if tls {
+            rivals::identity(&dir.join("certs"))?;
+            command.env("SSL_ENABLED", "true").env("SSL_CERT_PATH", "certs/development-cert.pem");
+            command.env("SSL_KEY_PATH", "certs/development-key.pem");
+        }
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        Self::silent(&mut command, address, Dialect::Pusher, tls.then(|| client_tls(&dir.join("certs"))).transpose()?)
+    }
+
+    /// A server that prints nothing of interest.
+    fn silent(
+        command: &mut Command,
+        address: SocketAddr,
+        dialect: Dialect,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> anyhow::Result<Self> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let mut process = Reaped(Some(child));
         process::await_listener(address, || process.is_running())?;
-        let endpoint =
-            Endpoint { address, dialect: Dialect::Nats, tls: tls.then(|| client_tls(&dir.join("certs"))).transpose()? };
-        Ok(Self { process: process.keep(), endpoint, target: None, plain: None, counts: None })
+        Ok(Self {
+            process: process.keep(),
+            endpoint: Endpoint { address, dialect, tls },
+            target: None,
+            plain: None,
+            counts: None,
+        })
     }
 
     fn waxwing(contestant: Contestant, setup: &Setup, dir: &Path) -> anyhow::Result<Self> {

@@ -74,6 +74,27 @@ impl Poll {
     }
 }
 
+/// Appends what one read brings, up to `room` bytes, without clearing the place for it first.
+///
+/// # Errors
+/// `UnexpectedEof` when the peer is gone, and whatever the socket says.
+pub fn recv(fd: RawFd, into: &mut Vec<u8>, room: usize) -> io::Result<()> {
+    into.reserve(room);
+    let spare = into.spare_capacity_mut();
+    // SAFETY: the kernel writes into room that is there, and tells how much; so much is initialised then.
+    unsafe {
+        let count = libc::recv(fd, spare.as_mut_ptr().cast(), spare.len(), 0);
+        match usize::try_from(count) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                into.set_len(into.len() + count);
+                Ok(())
+            }
+            Err(_) => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
 /// Asks that this thread's waits end on time, not up to 50 µs later.
 pub fn precise_timers() {
     // SAFETY: takes numbers only.

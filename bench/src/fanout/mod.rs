@@ -23,7 +23,7 @@ use clap::{Args, ValueEnum};
 use crate::{Common, meter};
 
 use self::{
-    contestant::{Contestant, Served, Setup, Who},
+    contestant::{Contestant, Served, Setup},
     player::Play,
     sample::{Marks, Sample},
     tally::Tally,
@@ -125,11 +125,24 @@ pub fn run(args: &FanoutArgs) -> anyhow::Result<()> {
 
 /// Those of the contestants that can run here.
 fn available(args: &FanoutArgs) -> Vec<Contestant> {
-    let has_nats = args.common.nats_server.is_file();
-    if !has_nats && args.contestants.iter().any(|contestant| contestant.who == Who::Nats) {
-        eprintln!("nats-server is not installed; left out");
+    let setup = setup(args, false);
+    let missing = |contestant: &Contestant| contestant.program(&setup).is_some_and(|program| !program.is_file());
+    let (missing, here): (Vec<Contestant>, Vec<Contestant>) = args.contestants.iter().copied().partition(missing);
+    for contestant in missing {
+        eprintln!("{contestant}: its server is not installed; left out");
     }
-    args.contestants.iter().copied().filter(|contestant| contestant.who != Who::Nats || has_nats).collect()
+    here
+}
+
+fn setup(args: &FanoutArgs, durable: bool) -> Setup {
+    Setup {
+        dir: args.common.dir.join("fanout"),
+        nats: args.common.nats_server.clone(),
+        sockudo: args.common.sockudo.clone(),
+        settings: args.settings.clone(),
+        durable,
+        count_allocations: false,
+    }
 }
 
 /// Everybody, logged in.
@@ -141,18 +154,12 @@ pub fn connect(served: &Served, contestant: Contestant, shape: &Shape) -> anyhow
 }
 
 fn measure(args: &FanoutArgs, workload: Workload, contestant: Contestant) -> anyhow::Result<Sample> {
-    let setup = Setup {
-        dir: args.common.dir.join("fanout"),
-        nats: args.common.nats_server.clone(),
-        settings: args.settings.clone(),
-        durable: workload == Workload::W4,
-        count_allocations: false,
-    };
+    let setup = setup(args, workload == Workload::W4);
     meter::settle_disk();
     let syncs = if workload == Workload::W4 { sample::syncs_per_second(&setup.dir)? } else { f64::NAN };
     let served = Served::start(contestant, &setup)?;
     let time = Duration::from_secs_f64(args.seconds);
-    let shape = workload.shape(contestant.is_ephemeral());
+    let shape = workload.shape(contestant);
     let pace = match workload.pace() {
         Pace::Window(_) => Pace::Window(args.window),
         pace => pace,

@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use ed25519_dalek::{Signer as _, SigningKey};
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use rustls::ClientConfig;
+use serde_json::json;
+use sha2::Sha256;
 use waxwing::core::{
     envelope::{Header, Kind, Suite},
     frame::{ClientFrame, Hello, LogKind, PROTOCOL_VERSION, Publish, SUBPROTOCOL, ServerFrame, put_delimited, take_delimited},
@@ -26,6 +29,8 @@ pub const STAMP: usize = 80;
 /// A frame of a server has at most so many bytes.
 const FRAME_MAX: u32 = 1 << 20;
 const EPOCH: u64 = 1;
+/// The secret of the application that Sockudo is started with.
+pub const PUSHER_SECRET: &str = "secret";
 
 /// What a server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +41,8 @@ pub enum Dialect {
     Waxwing,
     /// NATS's lines, in WebSocket messages.
     Nats,
+    /// Pusher's protocol, as Sockudo speaks it: client events on private channels.
+    Pusher,
 }
 
 /// Whom to connect to, and how.
@@ -188,6 +195,10 @@ impl Session {
                 session.upgrade(endpoint, "/", None)?;
                 session.enter_nats(role)?;
             }
+            Dialect::Pusher => {
+                session.upgrade(endpoint, "/app/key?protocol=7&client=bench&version=1", None)?;
+                session.enter_pusher(role)?;
+            }
             Dialect::Waxwing => {
                 session.upgrade(endpoint, "/ws", Some(SUBPROTOCOL))?;
                 session.log_in(endpoint, role)?;
@@ -214,11 +225,12 @@ impl Session {
         Ok(())
     }
 
-    /// One binary message.
+    /// One message.
     fn send(&mut self, payload: &[u8]) -> io::Result<()> {
         self.masks = self.masks.wrapping_mul(0x9e37_79b1) | 1;
         let mut bytes = Vec::with_capacity(payload.len() + 14);
-        wire::put(&mut bytes, wire::BINARY, payload, Some(self.masks.to_le_bytes()));
+        let opcode = if self.dialect == Dialect::Pusher { wire::TEXT } else { wire::BINARY };
+        wire::put(&mut bytes, opcode, payload, Some(self.masks.to_le_bytes()));
         self.stream.write(&bytes)
     }
 
@@ -308,6 +320,21 @@ impl Session {
         Ok(())
     }
 
+    fn enter_pusher(&mut self, role: &Role) -> anyhow::Result<()> {
+        let hello: serde_json::Value = serde_json::from_slice(&self.recv()?)?;
+        let data: serde_json::Value = serde_json::from_str(hello["data"].as_str().unwrap_or_default())?;
+        let socket = data["socket_id"].as_str().context("no socket id")?;
+        let channel = format!("private-r{}", role.room);
+        let mut code = Hmac::<Sha256>::new_from_slice(PUSHER_SECRET.as_bytes())?;
+        code.update(format!("{socket}:{channel}").as_bytes());
+        let code: String = code.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let data = json!({ "channel": channel, "auth": format!("key:{code}") });
+        self.send(json!({ "event": "pusher:subscribe", "data": data }).to_string().as_bytes())?;
+        let answer = self.recv()?;
+        let text = String::from_utf8_lossy(&answer);
+        if text.contains("subscription_succeeded") { Ok(()) } else { bail!("not subscribed: {text}") }
+    }
+
     /// Publishes one message that was due at `stamp`, in nanoseconds.
     pub fn publish(&mut self, stamp: u64) -> anyhow::Result<()> {
         self.sent_at = stamp;
@@ -315,6 +342,12 @@ impl Session {
             Dialect::Waxwing => {
                 let frame = self.outbox.as_mut().context("not logged in")?.publish(stamp);
                 self.send_frames(&[frame])
+            }
+            Dialect::Pusher => {
+                let (room, filling) = (self.room, PAYLOAD - 16);
+                let line =
+                    format!(r#"{{"event":"client-m","channel":"private-r{room}","data":"{stamp:016x}{:Z<filling$}"}}"#, "");
+                self.send(line.as_bytes())
             }
             dialect => {
                 let mut message = [0x5a; PAYLOAD];
@@ -375,6 +408,7 @@ impl Session {
                     Dialect::Raw => tally.delivered(payload, now),
                     Dialect::Waxwing => frames(payload, now, tally)?,
                     Dialect::Nats => self.lines(payload, now, tally)?,
+                    Dialect::Pusher => event(payload, now, tally)?,
                 },
             }
             at += frame.end;
@@ -417,6 +451,19 @@ impl Session {
         }
         Ok(at)
     }
+}
+
+/// A message of Pusher's protocol.
+fn event(payload: &[u8], now: u64, tally: &mut Tally) -> anyhow::Result<()> {
+    const DATA: &[u8] = br#""data":""#;
+    if payload.starts_with(br#"{"event":"client-m""#) {
+        let at = payload.windows(DATA.len()).position(|part| part == DATA).context("no data")? + DATA.len();
+        let stamp = std::str::from_utf8(payload.get(at..at + 16).context("no stamp")?)?;
+        tally.delivered_at(u64::from_str_radix(stamp, 16)?, now);
+    } else if payload.starts_with(br#"{"event":"pusher:error""#) {
+        bail!("Sockudo said {}", String::from_utf8_lossy(payload));
+    }
+    Ok(())
 }
 
 /// What a WebSocket message of Waxwing holds.

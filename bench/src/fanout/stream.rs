@@ -11,6 +11,8 @@ use std::{
 use rustls::{ClientConfig, ClientConnection, pki_types::ServerName};
 use waxwing::transport::tls::EXPORTER_LABEL;
 
+use super::epoll;
+
 /// Nothing takes that long; it ends a login that would hang.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -63,13 +65,7 @@ impl Stream {
     /// `UnexpectedEof` when the peer is gone, and whatever the socket says.
     pub fn read(&mut self, into: &mut Vec<u8>) -> io::Result<()> {
         const ROOM: usize = 256 << 10;
-        let Some(tls) = &mut self.tls else {
-            let start = into.len();
-            into.resize(start + ROOM, 0);
-            let read = self.socket.read(&mut into[start..]);
-            into.truncate(start + *read.as_ref().unwrap_or(&0));
-            return if read? == 0 { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(()) };
-        };
+        let Some(tls) = &mut self.tls else { return epoll::recv(self.socket.as_raw_fd(), into, ROOM) };
         loop {
             if tls.read_tls(&mut self.socket)? == 0 {
                 return Err(ErrorKind::UnexpectedEof.into());

@@ -38,10 +38,14 @@ impl Tally {
 
     /// A message came.
     pub fn delivered(&mut self, message: &[u8], now: u64) {
+        let stamp = message.get(STAMP..).and_then(|rest| rest.first_chunk()).map_or(now, |bytes| u64::from_le_bytes(*bytes));
+        self.delivered_at(stamp, now);
+    }
+
+    /// A message came that was due at `stamp`.
+    pub fn delivered_at(&mut self, stamp: u64, now: u64) {
         self.deliveries += 1;
-        if let Some(stamp) = message.get(STAMP..).and_then(|rest| rest.first_chunk()) {
-            self.latency.add(Duration::from_nanos(now.saturating_sub(u64::from_le_bytes(*stamp))));
-        }
+        self.latency.add(Duration::from_nanos(now.saturating_sub(stamp)));
     }
 
     /// Forgets what was counted; the clock goes on.

@@ -113,5 +113,5 @@ pub fn publish(out: &Path) -> anyhow::Result<()> {
             json!({ "what": row.what, "measured": measured, "target": row.target, "stretch": row.stretch, "reached": reached }),
         );
     }
-    table.publish(out, "fanout-targets", json!({}), all.into())
+    table.write(out, "fanout-targets", json!({}), all.into())
 }

@@ -2,7 +2,8 @@
 
 use std::io;
 
-/// A data frame's opcode.
+/// Opcodes.
+pub const TEXT: u8 = 1;
 pub const BINARY: u8 = 2;
 pub const CLOSE: u8 = 8;
 pub const PING: u8 = 9;
@@ -63,7 +64,7 @@ pub fn unmask(bytes: &mut [u8], mask: [u8; 4]) {
     for word in words {
         *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
     }
-    for (byte, mask) in rest.iter_mut().zip(mask) {
+    for (byte, mask) in rest.iter_mut().zip(mask.iter().cycle()) {
         *byte ^= mask;
     }
 }

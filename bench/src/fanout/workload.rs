@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-use super::session::Role;
+use super::{contestant::Contestant, session::Role};
 
 /// A workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
@@ -41,6 +41,8 @@ pub struct Shape {
     pub publishers: usize,
     pub subscribes: bool,
     pub ephemeral: bool,
+    /// Whether who publishes hears it too.
+    pub echoes: bool,
     /// Distinguishes runs against one server.
     pub run: u8,
 }
@@ -60,7 +62,7 @@ impl Shape {
     /// How many hear one message.
     pub fn deliveries_per_message(&self) -> u64 {
         let members = (self.connections / self.rooms) as u64;
-        if self.ephemeral { members.saturating_sub(1) } else { members }
+        if self.echoes { members } else { members.saturating_sub(1) }
     }
 }
 
@@ -78,9 +80,17 @@ impl Workload {
         }
     }
 
-    pub fn shape(self, ephemeral: bool) -> Shape {
-        let shape =
-            |connections, rooms, publishers| Shape { connections, rooms, publishers, subscribes: true, ephemeral, run: 0x77 };
+    pub fn shape(self, contestant: Contestant) -> Shape {
+        let (ephemeral, echoes) = (contestant.is_ephemeral(), contestant.echoes());
+        let shape = |connections, rooms, publishers| Shape {
+            connections,
+            rooms,
+            publishers,
+            subscribes: true,
+            ephemeral,
+            echoes,
+            run: 0x77,
+        };
         match self {
             Self::W1 => shape(1000, 1, 30),
             Self::W1Saturation => shape(1000, 1, 16),

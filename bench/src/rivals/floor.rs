@@ -47,12 +47,7 @@ struct Conn {
 impl Conn {
     fn read(&mut self, scratch: &mut Vec<u8>) -> io::Result<()> {
         const ROOM: usize = 64 << 10;
-        let Some(tls) = &mut self.tls else {
-            scratch.resize(ROOM, 0);
-            let read = self.socket.read(scratch);
-            scratch.truncate(*read.as_ref().unwrap_or(&0));
-            return if read? == 0 { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(()) };
-        };
+        let Some(tls) = &mut self.tls else { return epoll::recv(self.socket.as_raw_fd(), scratch, ROOM) };
         if tls.read_tls(&mut self.socket)? == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
