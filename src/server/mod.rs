@@ -103,7 +103,10 @@ impl Shared {
     pub fn ready(&self) -> Result<(), &'static str> {
         match self.store.upgrade() {
             _ if self.stopping.is_cancelled() => Err("the server is stopping"),
-            Some(store) if !store.is_healthy() => Err("the store cannot write; see the log, and start again"),
+            Some(store) if !store.can_log() => Err("the store cannot write; see the log, and start again"),
+            Some(store) if !store.is_healthy() => Err(
+                "the history file cannot be written; it is tried again, and messages are taken until the write-ahead log is full",
+            ),
             _ => Ok(()),
         }
     }
