@@ -8,10 +8,10 @@ use std::{
     cell::RefCell,
     convert::Infallible,
     future::{Future, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -33,11 +33,11 @@ use crate::{
     },
     metrics::Metrics,
     router::{
-        Conn, DeviceSession,
+        Conn, DeviceSession, Stopped,
         outbox::{Outbox, Permit, ShardSet},
         shard::Message,
     },
-    transport::{Connection, Error, FrameReader, FrameWriter, Info},
+    transport::{Connection, Error, FrameReader, FrameWriter, Kind},
 };
 
 /// A peer that takes nothing for so long is given up.
@@ -76,15 +76,23 @@ pub fn drive(connection: Connection, permit: admission::Permit, shared: Arc<Shar
     let home = Home::here().expect("connections are served on a home");
     let _place = home.place();
     let wire = Wire { reader, permit, used: 0 };
-    let mut driver = Box::new(Driver { wire, info: Box::new(info), writer: Some(writer), shared, service, home, _place });
+    let setup = Setup {
+        limits: shared.config.limits.clone(),
+        nonce: service.nonce(),
+        exporter: info.exporter,
+        agent: concat!("waxwing/", env!("CARGO_PKG_VERSION")).into(),
+    };
+    let session = RefCell::new(Session::new(setup, home.now_ms()));
+    let mut driver = Box::new(Driver { kind: info.kind, wire, session, writer: Some(writer), shared, service, home, _place });
     Box::pin(async move { driver.run().await })
 }
 
 struct Driver {
     shared: Arc<Shared>,
     service: Arc<Service>,
-    info: Box<Info>,
+    kind: Kind,
     wire: Wire,
+    session: RefCell<Session>,
     /// Lent to the link while somebody is logged in.
     writer: Option<FrameWriter>,
     home: Rc<Home>,
@@ -101,7 +109,6 @@ struct Wire {
 
 /// What a connection has once it is logged in.
 struct Opened {
-    session: Box<Session>,
     conn: Arc<Conn>,
     _device: DeviceSession,
 }
@@ -125,28 +132,22 @@ impl Driver {
 
     /// Until somebody is logged in.
     async fn open(&mut self) -> Result<Opened, End> {
-        let Self { shared, service, info, wire, writer, home, .. } = self;
-        let setup = Setup {
-            limits: shared.config.limits.clone(),
-            nonce: service.nonce(),
-            exporter: info.exporter,
-            agent: concat!("waxwing/", env!("CARGO_PKG_VERSION")).into(),
-        };
+        let Self { shared, service, session, wire, writer, home, .. } = self;
         let writer = writer.as_mut().ok_or(CloseCode::Internal)?;
-        let (session, at) = (Box::new(Session::new(setup, home.now_ms())), At { shared, service, home });
+        let at = At { shared, service, home };
         tokio::select! {
             biased;
             () = shared.stopping.cancelled() => Err(CloseCode::GoingAway.into()),
-            opened = wire.log_in(session, writer, &at) => opened,
+            opened = wire.log_in(session.get_mut(), writer, &at) => opened,
         }
     }
 
     /// Serves who is logged in.
     async fn serve(&mut self, opened: Opened) -> End {
-        let Self { shared, service, wire, writer, home, .. } = self;
-        let Opened { session, conn, _device } = opened;
+        let Self { shared, service, session, wire, writer, home, .. } = self;
+        let Opened { conn, _device } = opened;
         let Some(lent) = writer.take() else { return CloseCode::Internal.into() };
-        let (link, session) = (Link::new(conn, lent), RefCell::new(session));
+        let link = Link::new(conn, lent);
         link.set_deadline(session.borrow().poll_timeout());
         home.links.insert(&link);
         // It may have been too late to be told.
@@ -157,8 +158,8 @@ impl Driver {
             // What was read is answered before anything else is looked at.
             tokio::select! {
                 biased;
-                Err(end) = wire.read(&session, &link, &at) => end,
-                Err(end) = look_after(&session, &link, &at) => end,
+                Err(end) = wire.read(session, &link, &at) => end,
+                Err(end) = look_after(session, &link, &at) => end,
             }
         };
         home.links.remove(link.conn().id);
@@ -168,9 +169,9 @@ impl Driver {
 
     /// Tells the peer why it ends, and closes.
     async fn finish(&mut self, end: End) {
-        let Self { shared, info, wire, writer, .. } = self;
+        let Self { shared, kind, wire, writer, .. } = self;
         shared.metrics.closed(end.code);
-        tracing::debug!(transport = info.kind.name(), code = end.code.name(), "connection ended");
+        tracing::debug!(transport = kind.name(), code = end.code.name(), "connection ended");
         let Some(mut writer) = writer.take() else { return };
         if end.tell {
             let closing = ServerFrame::Closing { code: end.code, retry_after_ms: retry_after_ms(end.code) };
@@ -200,6 +201,9 @@ async fn leave(wire: &Wire, link: Rc<Link>, end: End, shared: &Shared, service: 
     link.into_writer()
 }
 
+/// A message on its way to a shard whose mailbox is full.
+type Waiting<'a> = Pin<Box<dyn Future<Output = Result<(), Stopped>> + 'a>>;
+
 /// What a connection is served with.
 #[derive(Clone, Copy)]
 struct At<'a> {
@@ -217,7 +221,7 @@ impl At<'_> {
 
 impl Wire {
     /// Hello, challenge, authentication: one frame at a time, answered before the next is read.
-    async fn log_in(&mut self, mut session: Box<Session>, writer: &mut FrameWriter, at: &At<'_>) -> Result<Opened, End> {
+    async fn log_in(&mut self, session: &mut Session, writer: &mut FrameWriter, at: &At<'_>) -> Result<Opened, End> {
         loop {
             let late = Duration::from_millis(session.poll_timeout().saturating_sub(at.home.now_ms()));
             let Ok(frame) = timeout(late, self.receive()).await else {
@@ -228,7 +232,7 @@ impl Wire {
             if self.reader.received_bytes() > at.shared.config.limits.unauthenticated_bytes_max.into() {
                 return Err(CloseCode::Handshake.into());
             }
-            match at.step(&mut session, &frame)? {
+            match at.step(session, &frame)? {
                 Step::Send(frame) => send(writer, frame.encode()).await?,
                 Step::Open(frame) => {
                     let opened = self.logged_in(session, at)?;
@@ -241,7 +245,7 @@ impl Wire {
         }
     }
 
-    fn logged_in(&mut self, session: Box<Session>, at: &At<'_>) -> Result<Opened, End> {
+    fn logged_in(&mut self, session: &Session, at: &At<'_>) -> Result<Opened, End> {
         let (device, binding) = session.principal().ok_or(CloseCode::Internal)?;
         let (router, limits) = (&at.service.router, &at.shared.config.limits);
         let lodging = router.devices().open(device, clock::unix_millis(), limits)?;
@@ -250,20 +254,37 @@ impl Wire {
         self.reader.set_frame_max(limits.frame_bytes_max);
         at.shared.metrics.sessions.inc();
         self.permit.authenticated();
-        Ok(Opened { session, conn: Arc::new(conn), _device: lodging })
+        Ok(Opened { conn: Arc::new(conn), _device: lodging })
     }
 
-    async fn read(&mut self, session: &RefCell<Box<Session>>, link: &Link, at: &At<'_>) -> Result<Infallible, End> {
+    async fn read(&mut self, session: &RefCell<Session>, link: &Link, at: &At<'_>) -> Result<Infallible, End> {
         loop {
             if !link.conn().outbox.may_read() {
                 Box::pin(link.conn().outbox.relieved()).await;
             }
-            let frame = poll_fn(|cx| self.poll_receive(cx, session, link, at)).await?;
-            if let Some((shard, message)) = self.request(&mut session.borrow_mut(), &frame, link, at)? {
-                // Only a shard that is very busy is waited for.
-                if let Err(message) = at.service.router.try_send(shard, message) {
-                    Box::pin(at.service.router.send(shard, message)).await.map_err(|_| CloseCode::GoingAway)?;
-                }
+            if let Some(busy) = poll_fn(|cx| self.poll_request(cx, session, link, at)).await? {
+                busy.await.map_err(|_| CloseCode::GoingAway)?;
+            }
+        }
+    }
+
+    /// Receives and carries out frames, until a shard that is asked is so busy that it must be waited for.
+    fn poll_request<'a>(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &RefCell<Session>,
+        link: &Link,
+        at: &At<'a>,
+    ) -> Poll<Result<Option<Waiting<'a>>, End>> {
+        loop {
+            let frame = ready!(self.poll_receive(cx, session, link, at))?;
+            if let Some((shard, message)) = self.request(&mut session.borrow_mut(), &frame, link, at)?
+                && let Err(message) = at.service.router.try_send(shard, message)
+            {
+                return Poll::Ready(Ok(Some(Box::pin(at.service.router.send(shard, message)))));
+            }
+            if !link.conn().outbox.may_read() {
+                return Poll::Ready(Ok(None));
             }
         }
     }
@@ -272,7 +293,7 @@ impl Wire {
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
-        session: &RefCell<Box<Session>>,
+        session: &RefCell<Session>,
         link: &Link,
         at: &At<'_>,
     ) -> Poll<Result<Bytes, End>> {
@@ -326,7 +347,7 @@ impl Wire {
 
 /// Looks after the writing side and the deadline: shards that wait for room are told, and a peer that takes nothing, or says
 /// nothing, is given up.
-async fn look_after(session: &RefCell<Box<Session>>, link: &Link, at: &At<'_>) -> Result<Infallible, End> {
+async fn look_after(session: &RefCell<Session>, link: &Link, at: &At<'_>) -> Result<Infallible, End> {
     let mut gauge = OutboxGauge { metrics: &at.shared.metrics, counted: 0 };
     loop {
         let heard = link.heard().await;

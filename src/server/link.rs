@@ -23,8 +23,8 @@ use crate::{
 pub(super) const TICK: Duration = Duration::from_millis(250);
 /// A peer that takes nothing for so many ticks, a minute, is given up.
 const STALLED_TICKS: u32 = 240;
-/// Frames that a queue keeps room for when it is empty: a burst leaves no memory behind.
-const QUEUE_KEPT: usize = 4;
+/// Frames that a queue keeps room for when it is empty: one at a time is the rule, and a burst leaves no memory behind.
+const QUEUE_KEPT: usize = 1;
 
 /// The connections that live on one thread and are logged in.
 #[derive(Debug, Default)]
@@ -172,6 +172,9 @@ impl Link {
     fn queue(&self, frame: Outgoing) -> bool {
         let mut out = self.out.borrow_mut();
         out.queued += frame.frame.len();
+        if out.queue.capacity() == 0 {
+            out.queue.reserve_exact(QUEUE_KEPT);
+        }
         out.queue.push_back(frame);
         !out.blocked && !self.dirty.replace(true)
     }
