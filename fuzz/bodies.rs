@@ -19,6 +19,7 @@ use waxwing::core::{
     limits::Limits,
     log::{Append, LoadedLog, LogMeta, LogState, PRODUCER_RING, Producer, ProducerState, Stored},
     login::Transcript,
+    merge::{Merge, Origin, WAITING_BYTES_MAX},
     room::{RoomLog, Verdict},
     session::{Action, Admission, RoomRequest, Session, Setup, Step},
 };
@@ -28,13 +29,14 @@ use waxwing::engine::embedded::chunk::{self, Chunk};
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub(crate) const TARGETS: [Target; 6] = [
+pub(crate) const TARGETS: [Target; 7] = [
     ("client_frame", client_frame),
     ("server_frame", server_frame),
     ("envelope", envelope),
     ("session_ops", session_ops),
     ("chunk", chunk),
     ("wal", wal::wal),
+    ("merge", merge),
 ];
 
 /// Bytes from a client: they decode to a frame that encodes and decodes to itself, or to nothing; and a stream of them
@@ -56,6 +58,42 @@ pub(crate) fn server_frame(data: &[u8]) {
         assert_eq!(ServerFrame::decode(&again), Ok(frame));
     }
     delimited(data);
+}
+
+/// Bytes on the lanes of a connection: pieces of a lane (0 control, 1 a datagram, 2 the end of a stream, else a stream) and a
+/// length. What waits stays within its limit, and the pages of a room follow each other.
+pub(crate) fn merge(mut data: &[u8]) {
+    const FRAME_MAX: u32 = 1 << 16;
+    let mut merge = Merge::new(FRAME_MAX);
+    let mut next = HashMap::new();
+    while let [lane, len, rest @ ..] = data {
+        let (piece, rest) = rest.split_at(rest.len().min((*len).into()));
+        data = rest;
+        let taken = match lane {
+            0 => merge.take(Origin::Control, piece),
+            1 => merge.take(Origin::Datagram, piece),
+            2 => merge.end((len % 4 + 3).into()),
+            number => merge.take(Origin::Stream((number % 4 + 3).into()), piece),
+        };
+        if taken.is_err() {
+            return;
+        }
+        assert!(merge.waiting_bytes() <= WAITING_BYTES_MAX + FRAME_MAX as usize);
+        while let Some(frame) = merge.poll() {
+            match ServerFrame::decode(&frame) {
+                Ok(ServerFrame::Subscribed { room, after, .. }) => drop(next.insert(room, after.saturating_add(1))),
+                Ok(ServerFrame::Deleted { room }) => drop(next.remove(&room)),
+                Ok(ServerFrame::Deliver(page)) => {
+                    let next = next.get_mut(&page.room).expect("its room is subscribed");
+                    assert_eq!(page.first, *next);
+                    *next = next.saturating_add(page.items.len() as u64);
+                }
+                // A client gives up who sends this.
+                Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
 }
 
 /// Takes all frames from `buffer`, and says what ended that.

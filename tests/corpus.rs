@@ -76,6 +76,9 @@ fn write_the_seeds() {
     ] {
         write("session_ops", format!("seed-{name}"), &ops);
     }
+    for (name, bytes) in lanes() {
+        write("merge", format!("seed-{name}"), &bytes);
+    }
     let batches: Vec<u8> = (0..40_u8).flat_map(|n| [0, n.wrapping_mul(7), n % 5, n]).collect();
     for (name, log) in [
         ("whole", [&[0][..], &batches].concat()),
@@ -86,4 +89,41 @@ fn write_the_seeds() {
     ] {
         write("wal", format!("seed-{name}"), &log);
     }
+}
+
+/// Pieces of lanes as `bodies::merge` reads them: a subscription and three pages, in order and not.
+fn lanes() -> Vec<(&'static str, Vec<u8>)> {
+    use waxwing::core::{
+        frame::{Item, Page, Position, ServerFrame},
+        id::{Digest, LogId, RoomId},
+        lane::put_mark,
+    };
+    let (room, position) = (RoomId([1; 16]), Position { log: LogId([2; 16]), head: 9, floor: 1 });
+    let chain = Digest([3; 32]);
+    let piece = |lane: u8, bytes: &[u8]| [&[lane, u8::try_from(bytes.len()).unwrap()], bytes].concat();
+    let control = |frame: ServerFrame| {
+        let mut bytes = Vec::new();
+        waxwing::core::frame::put_delimited(&mut bytes, &frame.encode());
+        piece(0, &bytes)
+    };
+    let page = |lane: u8, announced: u64, first: u64| {
+        let items = vec![Item { time_ms: 1, envelope: vec![7; 9].into() }; 2];
+        let frame = ServerFrame::Deliver(Page { room, position, first, chain, items }).encode();
+        let mut bytes = Vec::new();
+        put_mark(&mut bytes, announced, frame.len());
+        bytes.extend_from_slice(&frame);
+        piece(lane, &bytes)
+    };
+    let subscribed = || control(ServerFrame::Subscribed { room, after: 0, chain, position });
+    let deleted = control(ServerFrame::Deleted { room });
+    let ephemeral = {
+        let mut bytes = Vec::new();
+        waxwing::core::frame::put_delimited(&mut bytes, &ServerFrame::Ephemeral { envelope: vec![5; 20].into() }.encode());
+        piece(1, &bytes)
+    };
+    vec![
+        ("in-order", [subscribed(), page(3, 1, 1), page(3, 1, 3), page(4, 1, 5), ephemeral, vec![2, 0]].concat()),
+        ("not", [page(3, 1, 5), page(4, 1, 3), subscribed(), page(5, 1, 1), vec![2, 1]].concat()),
+        ("stale", [subscribed(), page(3, 1, 1), subscribed(), page(4, 1, 3), page(3, 2, 1), deleted, page(3, 2, 3)].concat()),
+    ]
 }

@@ -451,15 +451,43 @@ impl ServerFrame {
     }
 }
 
+/// Appends a varint to `out`.
+pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value.to_le_bytes()[0] | 0x80);
+        value >>= 7;
+    }
+    out.push(value.to_le_bytes()[0]);
+}
+
+/// Appends the length of a frame of `len` bytes to `out`.
+pub fn put_length(out: &mut Vec<u8>, len: usize) {
+    put_varint(out, u32::try_from(len).expect("frames are limited far below 4 GiB").into());
+}
+
 /// Appends `frame`, preceded by its length, to `out`.
 pub fn put_delimited(out: &mut Vec<u8>, frame: &[u8]) {
-    let mut rest = u32::try_from(frame.len()).expect("frames are limited far below 4 GiB");
-    while rest >= 0x80 {
-        out.push(rest.to_le_bytes()[0] | 0x80);
-        rest >>= 7;
-    }
-    out.push(rest.to_le_bytes()[0]);
+    put_length(out, frame.len());
     out.extend_from_slice(frame);
+}
+
+/// The varint that `buffer` begins with, and how many bytes it takes; `None` while it is incomplete.
+///
+/// # Errors
+/// [`DecodeError::Prefix`] when it does not fit 64 bits.
+pub fn peek_varint(buffer: &[u8]) -> Result<Option<(u64, usize)>, DecodeError> {
+    let mut value: u64 = 0;
+    for (index, byte) in buffer.iter().take(10).enumerate() {
+        let bits = u64::from(byte & 0x7f);
+        if index == 9 && bits > 1 {
+            return Err(DecodeError::Prefix);
+        }
+        value |= bits << (7 * index);
+        if byte & 0x80 == 0 {
+            return Ok(Some((value, index + 1)));
+        }
+    }
+    if buffer.len() >= 10 { Err(DecodeError::Prefix) } else { Ok(None) }
 }
 
 /// Where the first frame of `buffer` lies, as (start, end) after its length; `end` may be beyond what has arrived.

@@ -12,6 +12,7 @@ pub mod lane;
 pub mod limits;
 pub mod log;
 pub mod login;
+pub mod merge;
 mod recent;
 pub mod room;
 pub mod session;

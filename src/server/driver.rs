@@ -251,7 +251,7 @@ impl Wire {
         let lodging = router.devices().open(device, clock::unix_millis(), limits)?;
         let outbox = Arc::new(Outbox::new(limits.outbox_bytes_max));
         let conn = Conn::new(router.next_conn(), device, binding, outbox, lodging.usage()).at_home(at.home.index);
-        self.reader.set_frame_max(limits.frame_bytes_max);
+        self.reader.authenticated(limits.frame_bytes_max);
         at.shared.metrics.sessions.inc();
         self.permit.authenticated();
         Ok(Opened { conn: Arc::new(conn), _device: lodging })

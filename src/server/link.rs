@@ -176,7 +176,8 @@ impl Link {
             out.queue.reserve_exact(QUEUE_KEPT);
         }
         out.queue.push_back(frame);
-        !out.blocked && !self.dirty.replace(true)
+        // A transport with lanes takes what is for one although another is blocked.
+        (!out.blocked || out.writer.has_lanes()) && !self.dirty.replace(true)
     }
 
     /// Writes what is queued, as far as the transport takes it now.

@@ -12,7 +12,9 @@ use super::{Addresses, StartError};
 use crate::config::Config;
 
 /// Datagrams wait here while the process is busy; the kernel's default drops a quarter of a burst's acknowledgements.
-const UDP_BUFFER: usize = 4 << 20;
+const UDP_BUFFER: usize = 8 << 20;
+/// With less, bursts lose datagrams, and whoever runs the server should know.
+const UDP_BUFFER_LEAST: usize = 4 << 20;
 const BACKLOG: i32 = 1024;
 /// Tries to find a port that is free on both TCP and UDP.
 const PORT_TRIES: u32 = 16;
@@ -123,14 +125,45 @@ fn udp(address: SocketAddr, only_v6: bool) -> io::Result<UdpSocket> {
 fn check_buffers(udp: &UdpSocket, development: bool) {
     let socket = socket2::SockRef::from(udp);
     let (Ok(receive), Ok(send)) = (socket.recv_buffer_size(), socket.send_buffer_size()) else { return };
-    if receive >= UDP_BUFFER && send >= UDP_BUFFER {
-        return;
+    match advice(granted(receive), granted(send)) {
+        None => {}
+        Some(advice) if development => tracing::debug!("{advice}"),
+        Some(advice) => tracing::warn!("{advice}"),
     }
-    const ADVICE: &str =
-        "the kernel grants smaller UDP buffers than bursts need: raise net.core.rmem_max and net.core.wmem_max to 4194304";
-    if development {
-        tracing::debug!(receive, send, ADVICE);
-    } else {
-        tracing::warn!(receive, send, ADVICE);
+}
+
+/// The size that was granted: Linux tells twice that, for its own bookkeeping (socket(7)).
+const fn granted(told: usize) -> usize {
+    if cfg!(target_os = "linux") { told / 2 } else { told }
+}
+
+/// What to do about buffers that are too small.
+fn advice(receive: usize, send: usize) -> Option<String> {
+    let small = |(name, bytes, key): (&str, usize, &str)| {
+        (bytes < UDP_BUFFER_LEAST).then(|| format!("{name} {bytes} bytes (raise {key} to {UDP_BUFFER})"))
+    };
+    let found = [("receives into", receive, "net.core.rmem_max"), ("sends from", send, "net.core.wmem_max")].map(small);
+    let found: Vec<_> = found.into_iter().flatten().collect();
+    (!found.is_empty()).then(|| format!("QUIC will lose datagrams in bursts: the kernel {}", found.join(", and ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_udp_buffers_are_told_with_what_to_do() {
+        assert_eq!(advice(UDP_BUFFER, UDP_BUFFER_LEAST), None);
+        let told = advice(212_992, UDP_BUFFER).expect("too small");
+        assert!(told.contains("212992") && told.contains("net.core.rmem_max to 8388608") && !told.contains("wmem"), "{told}");
+        let told = advice(1, 2).expect("too small");
+        assert!(told.contains("rmem_max") && told.contains("wmem_max"), "{told}");
+    }
+
+    #[test]
+    fn what_the_kernel_grants_is_what_was_asked_for_or_less() {
+        let socket = udp("127.0.0.1:0".parse().expect("an address"), false).expect("a socket");
+        let told = socket2::SockRef::from(&socket).recv_buffer_size().expect("a size");
+        assert!((1..=UDP_BUFFER).contains(&granted(told)), "{told}");
     }
 }

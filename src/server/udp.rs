@@ -10,7 +10,7 @@ use super::{
     home::{Homes, Place},
 };
 use crate::{
-    core::{frame::ALPN, limits::Limits},
+    core::{frame::ALPN, lane, limits::Limits},
     transport::{
         Connection,
         quic::{self, AcceptError, Accepted},
@@ -19,15 +19,22 @@ use crate::{
     },
 };
 
+/// Clients that may say something in their first packets when they come back. Each session is some hundred bytes, and is used once.
+const SESSIONS: usize = 8192;
+
 pub(super) fn server_config(
     provider: Arc<CryptoProvider>,
     identity: Identity,
     limits: &Limits,
 ) -> Result<quinn::ServerConfig, StartError> {
-    let tls = tls::server_config(provider, identity, &[webtransport::ALPN, ALPN])?;
+    let mut tls = tls::server_config(provider, identity, &[webtransport::ALPN, lane::ALPN, ALPN])?;
+    tls.session_storage = rustls::server::ServerSessionMemoryCache::new(SESSIONS);
+    tls.send_tls13_tickets = 1;
+    // QUIC's value for "yes" (RFC 9001 §4.6.1).
+    tls.max_early_data_size = u32::MAX;
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(Arc::new(quic::transport_config(limits, None)));
+    config.transport_config(Arc::new(quic::server_transport(limits)));
     Ok(config)
 }
 

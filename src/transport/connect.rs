@@ -11,12 +11,12 @@ use tokio::{net::TcpStream, task::JoinSet};
 
 use super::{
     Connection, Error, Info, Kind, Trust,
-    quic::{self, Streams},
+    quic::{self, Lanes, Streams},
     tls, trust,
     websocket::{self, Role, Socket},
     webtransport,
 };
-use crate::core::{frame::ALPN, limits::Limits};
+use crate::core::{frame::ALPN, lane};
 
 /// Bytes of a server's frame at most, until the welcome tells the limits.
 const FRAME_MAX: u32 = 256 << 10;
@@ -137,13 +137,38 @@ pub enum ConnectError {
 /// # Errors
 /// [`ConnectError`]
 pub async fn connect(target: &Target, kind: Kind) -> Result<Connection, ConnectError> {
+    connect_with(target, kind, Lanes::Client, &[]).await
+}
+
+/// The same, and says `first`: on raw QUIC in its first packets, if the server is known from an earlier connection and takes it.
+///
+/// Whoever sees those packets can repeat them, so `first` must be a login and nothing else: a hello, or a resume. There is no TLS
+/// exporter yet when it is said, and none may be signed in it.
+///
+/// # Errors
+/// [`ConnectError`]
+pub async fn connect_saying(target: &Target, kind: Kind, first: &[Bytes]) -> Result<Connection, ConnectError> {
+    connect_with(target, kind, Lanes::Client, first).await
+}
+
+/// The same, with everything on one stream: as clients do that do not know lanes.
+///
+/// # Errors
+/// [`ConnectError`]
+pub async fn connect_single(target: &Target, kind: Kind) -> Result<Connection, ConnectError> {
+    connect_with(target, kind, Lanes::None, &[]).await
+}
+
+async fn connect_with(target: &Target, kind: Kind, lanes: Lanes, first: &[Bytes]) -> Result<Connection, ConnectError> {
     let attempt = async {
-        match kind {
-            Kind::WebSocket => Box::pin(connect_websocket(target)).await,
-            Kind::WebTransport => Box::pin(connect_webtransport(target)).await,
-            Kind::Quic => Box::pin(connect_quic(target)).await,
-            Kind::Memory => Err(ConnectError::NotOffered(kind)),
-        }
+        let mut connection = match kind {
+            Kind::WebSocket => Box::pin(connect_websocket(target)).await?,
+            Kind::WebTransport => Box::pin(connect_webtransport(target, lanes)).await?,
+            Kind::Quic => return Box::pin(connect_quic(target, lanes, first)).await,
+            Kind::Memory => return Err(ConnectError::NotOffered(kind)),
+        };
+        connection.writer.send(first).await?;
+        Ok(connection)
     };
     tokio::time::timeout(TIMEOUT, attempt).await.unwrap_or(Err(ConnectError::TimedOut))
 }
@@ -183,46 +208,39 @@ async fn connect_websocket(target: &Target) -> Result<Connection, ConnectError> 
     Ok(websocket::connection(parts.io.into_inner(), &parts.read_buf, Role::Client, info, FRAME_MAX))
 }
 
-fn quic_config(trust: &Trust, alpn: &[u8]) -> Result<quinn::ClientConfig, ConnectError> {
-    let tls = trust::config(trust, &[alpn])?;
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).map_err(io::Error::other)?;
-    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    let limits = Limits::default();
-    let keep_alive = Duration::from_millis(u64::from(limits.idle_timeout_ms) / 3);
-    config.transport_config(Arc::new(quic::transport_config(&limits, Some(keep_alive))));
-    Ok(config)
-}
-
 fn unspecified(address: &SocketAddr) -> SocketAddr {
     if address.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() }
 }
 
-async fn connect_quic(target: &Target) -> Result<Connection, ConnectError> {
+async fn connect_quic(target: &Target, lanes: Lanes, first: &[Bytes]) -> Result<Connection, ConnectError> {
     let dial = target.quic.as_ref().ok_or(ConnectError::NotOffered(Kind::Quic))?;
-    let config = quic_config(&target.quic_trust, ALPN)?;
+    let alpn: &[&[u8]] = if lanes == Lanes::None { &[ALPN] } else { &[lane::ALPN, ALPN] };
+    let config = quic::client::config(&target.quic_trust, alpn, &dial.host, dial.port)?;
     let mut failure = ConnectError::TimedOut;
     for address in dial.resolve().await? {
         let endpoint = quinn::Endpoint::client(unspecified(&address))?;
-        let connecting = endpoint.connect_with(config.clone(), address, &dial.host).map_err(io::Error::other)?;
-        let connection = match connecting.await {
-            Ok(connection) => connection,
+        let (connection, send, receive) = match quic::client::open(&endpoint, config.clone(), address, &dial.host, first).await {
+            Ok(opened) => opened,
             Err(error) => {
-                failure = error.into();
+                failure = error;
                 continue;
             }
         };
-        let stream = connection.open_bi().await?;
         let exporter = quic::exporter(&connection);
         let info = Info { kind: Kind::Quic, remote: address, exporter, authority: Some(dial.authority()) };
-        return Ok(quic::connection(Streams::Quic { connection, _endpoint: Some(endpoint) }, stream, info, FRAME_MAX));
+        // A server that does not know lanes has chosen the other protocol.
+        let lanes = if quic::protocol(&connection).as_deref() == Some(lane::ALPN) { Lanes::Client } else { Lanes::None };
+        let streams = Streams::Quic { connection, _endpoint: Some(endpoint) };
+        return Ok(quic::connection(streams, (send, receive), lanes, info, FRAME_MAX));
     }
     Err(failure)
 }
 
-async fn connect_webtransport(target: &Target) -> Result<Connection, ConnectError> {
+async fn connect_webtransport(target: &Target, lanes: Lanes) -> Result<Connection, ConnectError> {
     let dial = target.quic.as_ref().ok_or(ConnectError::NotOffered(Kind::WebTransport))?;
-    let config = quic_config(&target.quic_trust, webtransport::ALPN)?;
-    let url = format!("https://{}{}", dial.authority(), target.wt_path);
+    let config = quic::client::config(&target.quic_trust, &[webtransport::ALPN], &dial.host, dial.port)?;
+    let query = if lanes == Lanes::None { String::new() } else { format!("?{}", lane::QUERY) };
+    let url = format!("https://{}{}{query}", dial.authority(), target.wt_path);
     let failed = |error: &dyn std::fmt::Display| ConnectError::WebTransport(error.to_string());
     let mut failure = ConnectError::TimedOut;
     for address in dial.resolve().await? {
@@ -242,7 +260,7 @@ async fn connect_webtransport(target: &Target) -> Result<Connection, ConnectErro
         let exporter = quic::exporter(connection.quic_connection());
         let info = Info { kind: Kind::WebTransport, remote: address, exporter, authority: Some(dial.authority()) };
         let streams = Streams::WebTransport { connection, _endpoint: Some(endpoint) };
-        return Ok(quic::webtransport_connection(streams, stream, info, FRAME_MAX));
+        return Ok(quic::webtransport_connection(streams, stream, lanes, info, FRAME_MAX));
     }
     Err(failure)
 }

@@ -1,8 +1,9 @@
 //! Transports: WebSocket, WebTransport, raw QUIC and an in-memory pair, all behind one [`Connection`].
 //!
-//! A connection carries whole frames as opaque bytes, in order, in both directions. On QUIC and WebTransport they travel
-//! on one bidirectional stream that the client opens; on WebSocket in binary messages. Nothing here knows what a frame
-//! means: sessions do.
+//! A connection carries whole frames as opaque bytes, in order, in both directions: on WebSocket in binary messages, on QUIC
+//! and WebTransport on one bidirectional stream that the client opens. If the client asks for lanes there, pages and
+//! ephemerals go beside it ([`crate::core::lane`]), and its reader puts them in order again ([`crate::core::merge`]).
+//! Nothing here knows more of a frame's meaning than that: sessions do.
 
 use std::{
     collections::VecDeque,
@@ -19,6 +20,7 @@ use crate::core::{
     close::CloseCode,
     frame::{self, DecodeError},
     lane::Outgoing,
+    merge::MergeError,
 };
 
 #[cfg(feature = "client")]
@@ -49,7 +51,7 @@ pub enum Kind {
     WebSocket,
     /// WebTransport over HTTP/3.
     WebTransport,
-    /// QUIC with ALPN `waxwing/1`.
+    /// QUIC with ALPN `waxwing/1`, or `waxwing/1+lanes`.
     Quic,
     /// Two ends in one process.
     Memory,
@@ -118,6 +120,18 @@ pub enum Error {
     /// It broke, or timed out.
     #[error("the connection was lost: {0}")]
     Lost(#[from] io::Error),
+    /// The peer broke the rules of lanes.
+    #[error("the lanes cannot be put together: {0}")]
+    Lanes(MergeError),
+}
+
+impl From<MergeError> for Error {
+    fn from(error: MergeError) -> Self {
+        match error {
+            MergeError::Frame(error) => Self::Frame(error),
+            error => Self::Lanes(error),
+        }
+    }
 }
 
 impl Error {
@@ -127,7 +141,7 @@ impl Error {
         match self {
             Self::Closed(code) => *code,
             Self::Frame(error) => error.close_code(),
-            Self::WebSocket(_) => CloseCode::Protocol,
+            Self::WebSocket(_) | Self::Lanes(_) => CloseCode::Protocol,
             Self::Lost(_) => CloseCode::Idle,
         }
     }
@@ -139,6 +153,7 @@ impl Error {
             Self::Closed(_) => "closed",
             Self::Frame(_) => "frame",
             Self::WebSocket(_) => "websocket",
+            Self::Lanes(_) => "lanes",
             Self::Lost(_) => "lost",
         }
     }
@@ -159,6 +174,7 @@ enum Fill {
 enum Source {
     WebSocket(websocket::Reader),
     Quic(quic::Reader),
+    Lanes(Box<quic::LaneReader>),
     Memory(memory::Reader),
 }
 
@@ -169,17 +185,31 @@ pub struct FrameReader {
     buffer: BytesMut,
     frame_max: u32,
     received: u64,
+    /// A frame has been given out.
+    begun: bool,
 }
 
 impl FrameReader {
     fn new(source: Source, frame_max: u32) -> Self {
-        Self { source, buffer: BytesMut::new(), frame_max, received: 0 }
+        Self { source, buffer: BytesMut::new(), frame_max, received: 0, begun: false }
     }
 
     /// Frames larger than this many bytes are refused from now on. A connection starts with what its maker chose: at a
     /// server the limit before authentication.
-    pub const fn set_frame_max(&mut self, bytes: u32) {
+    pub fn set_frame_max(&mut self, bytes: u32) {
         self.frame_max = bytes;
+        if let Source::Lanes(reader) = &mut self.source {
+            reader.set_frame_max(bytes);
+        }
+    }
+
+    /// At a server: the client is logged in. Frames of up to `frame_max` bytes are accepted from now on, the transport lets it
+    /// have more on its way, and datagrams are read.
+    pub fn authenticated(&mut self, frame_max: u32) {
+        self.set_frame_max(frame_max);
+        if let Source::Quic(reader) = &mut self.source {
+            reader.authenticated();
+        }
     }
 
     /// Payload bytes received so far.
@@ -195,8 +225,21 @@ impl FrameReader {
     /// # Errors
     /// [`Error`]; nothing more can be received after one.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, Error> {
+        match &mut self.source {
+            Source::Lanes(reader) => return reader.recv(&mut self.received).await,
+            // Of what came before the handshake was complete, only the first frame is looked at: a login, which a replay cannot use.
+            Source::Quic(reader) if self.begun => reader.confirmed().await,
+            _ => {}
+        }
         loop {
             if let Some(frame) = self.take()? {
+                self.begun = true;
+                return Ok(Some(frame));
+            }
+            if let Source::Quic(reader) = &mut self.source
+                && let Some(frame) = reader.aside()
+            {
+                self.received += frame.len() as u64;
                 return Ok(Some(frame));
             }
             if self.buffer.is_empty() {
@@ -207,6 +250,7 @@ impl FrameReader {
             let fill = match &mut self.source {
                 Source::WebSocket(reader) => reader.fill(&mut self.buffer).await?,
                 Source::Quic(reader) => reader.fill(&mut self.buffer).await?,
+                Source::Lanes(_) => Fill::End,
                 Source::Memory(reader) => reader.fill(&mut self.buffer).await?,
             };
             self.received += (self.buffer.len() - before) as u64;
@@ -250,6 +294,7 @@ impl FrameReader {
         match self.source {
             Source::WebSocket(reader) => reader.closed().await,
             Source::Quic(reader) => reader.closed().await,
+            Source::Lanes(reader) => reader.closed().await,
             Source::Memory(reader) => reader.closed().await,
         }
     }
@@ -284,11 +329,20 @@ impl FrameWriter {
 
     /// Frame bytes that were taken off a queue and are not written yet.
     #[must_use]
-    pub const fn unwritten_bytes(&self) -> usize {
+    pub fn unwritten_bytes(&self) -> usize {
         match &self.sink {
             Sink::WebSocket(writer) => writer.unwritten_bytes(),
             Sink::Quic(writer) => writer.unwritten_bytes(),
             Sink::Memory(writer) => writer.unwritten_bytes(),
+        }
+    }
+
+    /// Whether a frame may be written although one before it cannot be yet.
+    #[must_use]
+    pub const fn has_lanes(&self) -> bool {
+        match &self.sink {
+            Sink::Quic(writer) => writer.has_lanes(),
+            Sink::WebSocket(_) | Sink::Memory(_) => false,
         }
     }
 
@@ -328,6 +382,16 @@ impl FrameWriter {
         poll_fn(|cx| Self::poll_sink(sink, sent, cx, queue)).await?;
         *queue = VecDeque::new();
         Ok(())
+    }
+
+    /// As [`FrameWriter::send`], of a client: ephemerals go as datagrams where the connection has lanes, and may be lost.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing more can be sent after one.
+    pub async fn send_requests(&mut self, frames: &[Bytes]) -> Result<(), Error> {
+        let Self { sink, queue, sent } = self;
+        queue.extend(frames.iter().cloned().map(Outgoing::request));
+        poll_fn(|cx| Self::poll_sink(sink, sent, cx, queue)).await
     }
 
     /// Ends the connection with `code`, after what was sent before has gone out; waits at most about a second for that.

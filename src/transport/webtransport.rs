@@ -2,8 +2,9 @@
 
 use super::{
     Connection, Info, Kind,
-    quic::{self, AcceptError, Streams},
+    quic::{self, AcceptError, Lanes, Streams},
 };
+use crate::core::lane;
 
 /// The ALPN of HTTP/3.
 pub const ALPN: &[u8] = b"h3";
@@ -33,10 +34,15 @@ impl Request {
         self.0.origin()
     }
 
-    /// The path that was asked for.
+    /// The path that was asked for, without a query.
     #[must_use]
     pub fn path(&self) -> &str {
-        self.0.path()
+        self.0.path().split_once('?').map_or(self.0.path(), |(path, _)| path)
+    }
+
+    fn lanes(&self) -> Lanes {
+        let query = self.0.path().split_once('?').map_or("", |(_, query)| query);
+        if query.split('&').any(|part| part == lane::QUERY) { Lanes::Server } else { Lanes::None }
     }
 
     /// Answers 403.
@@ -54,7 +60,7 @@ impl Request {
     /// # Errors
     /// [`AcceptError::WebTransport`]
     pub async fn open(self, frame_max: u32) -> Result<Connection, AcceptError> {
-        let authority = self.0.authority().to_owned();
+        let (authority, lanes) = (self.0.authority().to_owned(), self.lanes());
         let connection = self.0.accept().await?;
         let stream = connection.accept_bi().await?;
         let info = Info {
@@ -63,6 +69,7 @@ impl Request {
             exporter: quic::exporter(connection.quic_connection()),
             authority: Some(authority),
         };
-        Ok(quic::webtransport_connection(Streams::WebTransport { connection, _endpoint: None }, stream, info, frame_max))
+        let streams = Streams::WebTransport { connection, _endpoint: None };
+        Ok(quic::webtransport_connection(streams, stream, lanes, info, frame_max))
     }
 }

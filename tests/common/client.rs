@@ -106,7 +106,7 @@ impl Client {
     }
 
     pub async fn try_send(&mut self, frame: &ClientFrame) -> Result<(), Error> {
-        tokio::time::timeout(PATIENCE, self.writer.send(&[frame.encode()])).await.expect("the server reads")
+        tokio::time::timeout(PATIENCE, self.writer.send_requests(&[frame.encode()])).await.expect("the server reads")
     }
 
     /// The next frame; those set aside by [`Client::until`] come first.

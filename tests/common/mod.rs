@@ -12,6 +12,7 @@ pub mod audit;
 pub mod client;
 pub mod engine;
 pub mod home;
+pub mod relay;
 pub mod server;
 
 use bytes::Bytes;

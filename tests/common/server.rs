@@ -1,13 +1,16 @@
 //! A real server in this process, on ports of its own, reached over any transport.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
+use bytes::Bytes;
 use waxwing::{
     config::Config,
     core::limits::Limits,
     server::{self, Running},
-    transport::{self, Connection, Kind, Target, Trust, discover::discover, memory},
+    transport::{self, Connection, Kind, Target, Trust, connect::Dial, discover::discover, memory},
 };
+
+use super::relay::Relay;
 
 /// What fits between the two ends of the memory transport.
 const MEMORY_BYTES: usize = 16 << 10;
@@ -73,10 +76,39 @@ impl Edge {
         format!("http://{}", self.running.addresses().plain[0])
     }
 
+    /// As [`Edge::connect`], by a client that does not know lanes.
+    pub async fn connect_single(&self, kind: Kind) -> Connection {
+        let connect = transport::connect::connect_single(&self.target, kind);
+        tokio::time::timeout(Duration::from_secs(20), connect).await.expect("the server answers").unwrap()
+    }
+
+    /// As [`Edge::connect`], through a relay.
+    pub async fn connect_through(&self, relay: &Relay, kind: Kind) -> Connection {
+        self.connect_saying(relay, kind, &[]).await
+    }
+
+    /// As [`Edge::connect`], through a relay, with something to say first.
+    pub async fn connect_saying(&self, relay: &Relay, kind: Kind, first: &[Bytes]) -> Connection {
+        let target = through(relay, &self.target);
+        let connect = transport::connect::connect_saying(&target, kind, first);
+        tokio::time::timeout(Duration::from_secs(20), connect).await.expect("the server answers").unwrap()
+    }
+
+    /// Where it listens for QUIC.
+    pub fn udp(&self) -> SocketAddr {
+        self.running.addresses().tls[0]
+    }
+
     /// The value of a metric without labels.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.running.shared().metrics.encode();
         let line = text.lines().find(|line| line.split(' ').next() == Some(name));
         line.unwrap_or_else(|| panic!("no metric {name} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
     }
+}
+
+/// The same edge, with its UDP behind a relay.
+pub fn through(relay: &Relay, target: &Target) -> Target {
+    let quic = Some(Dial { host: relay.addr.ip().to_string(), port: relay.addr.port() });
+    Target { quic, ..target.clone() }
 }
