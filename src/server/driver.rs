@@ -155,7 +155,9 @@ impl<'a> Driver<'a> {
                 Step::Send(frame) => (frame, false),
                 Step::Open(frame) => (frame, true),
                 Step::Goodbye => return Err(CloseCode::Normal.into()),
-                Step::Route(_) | Step::Nothing => return Err(CloseCode::Protocol.into()),
+                // Behind a resume that was not accepted.
+                Step::Nothing => continue,
+                Step::Route(_) => return Err(CloseCode::Protocol.into()),
             };
             let conn = if opens { Some(self.open()?) } else { None };
             writer.frames = vec![frame.encode()];
