@@ -2,6 +2,8 @@
 // when to try again, is the core's to decide.
 
 const OPEN_MS = 8000;
+// A WebTransport session that is closed has so long to let a goodbye out.
+const FAREWELL_MS = 1000;
 // What the edge said about itself is asked for again after this long, and whenever a link could not be opened.
 const EDGE_KEPT_MS = 300_000;
 const SUBPROTOCOL = 'waxwing.v1';
@@ -145,8 +147,10 @@ async function openWebTransport(edge, signal, {received, lost}) {
       (error) => ended(error.message || 'the connection was lost'));
     return {
       send: (bytes) => { writer.write(bytes).catch(() => {}); },
-      // Closing the stream first lets a goodbye out.
-      close: () => { writer.close().catch(() => {}).finally(() => closeQuietly(session)); },
+      close: () => {
+        writer.close().catch(() => {}).finally(() => closeQuietly(session));
+        setTimeout(() => closeQuietly(session), FAREWELL_MS);
+      },
       start: () => gate.open(),
     };
   } catch (error) {

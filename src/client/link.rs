@@ -323,7 +323,7 @@ impl Link {
 
 #[cfg(test)]
 impl Link {
-    pub(super) const fn open_for_test(&mut self, now_ms: u64) {
+    pub(super) fn open_for_test(&mut self, now_ms: u64) {
         self.stage = Stage::Open { binding: Digest([0; 32]), since_ms: now_ms, echoed: false };
     }
 }
