@@ -117,6 +117,7 @@ async fn one_flight_brings_a_session_back_over_any_transport() {
             assert_eq!(seen.head(), last);
         }
     }
+    assert_eq!((edge.metric("waxwing_resumes_total"), edge.metric("waxwing_resumes_challenged_total")), (16.0, 0.0));
     edge.stop().await;
 }
 
@@ -151,7 +152,11 @@ async fn a_flight_that_was_overheard_is_worth_nothing() {
 async fn a_ticket_that_is_not_accepted_costs_a_round_trip_and_nothing_else() {
     let before = edge().await;
     let (_, former) = log_in(&before, Kind::Memory, &key(2)).await;
-    let edge = Edge::start_in(before.stop().await, Limits { publish_burst_max: 10_000, sessions_per_device_max: 1000, ..Limits::default() }).await;
+    let edge = Edge::start_in(
+        before.stop().await,
+        Limits { publish_burst_max: 10_000, sessions_per_device_max: 1000, ..Limits::default() },
+    )
+    .await;
     let (_, good) = log_in(&edge, Kind::Memory, &key(2)).await;
     let (_, others) = log_in(&edge, Kind::Memory, &key(3)).await;
     let cases = [

@@ -171,6 +171,8 @@ struct World {
     devices: Vec<Device>,
     next_conn: u64,
     lives: u8,
+    /// No process dies; only links do, and there is time for sessions to move.
+    calm: bool,
     moves: Moves,
 }
 
@@ -297,7 +299,20 @@ impl World {
         let devices = (0..devices).map(|n| Device::new(seed ^ (n as u64 + 1) << 32, names[n])).collect();
         let admission = Everybody(Tickets::new([1; 32]));
         let moves = Moves::default();
-        Self { rng: Rng(seed), now_ms: 1000, limits, engine, mailbox, shard, admission, devices, next_conn: 0, lives: 1, moves }
+        Self {
+            rng: Rng(seed),
+            now_ms: 1000,
+            limits,
+            engine,
+            mailbox,
+            shard,
+            admission,
+            devices,
+            next_conn: 0,
+            lives: 1,
+            calm: seed % 3 != 0,
+            moves,
+        }
     }
 
     /// One of the device's links for which this holds.
@@ -428,9 +443,8 @@ impl World {
     /// A frame reaches the device.
     fn receive(&mut self, index: usize) {
         let blocked = self.devices[index].udp_blocked;
-        let ready = |pipe: &Pipe| {
-            !pipe.to_client.is_empty() && !pipe.closed && !pipe.stalls(blocked) && pipe.mute_after != Some(0)
-        };
+        let ready =
+            |pipe: &Pipe| !pipe.to_client.is_empty() && !pipe.closed && !pipe.stalls(blocked) && pipe.mute_after != Some(0);
         let Some(link) = self.pick(index, ready) else { return };
         let device = &mut self.devices[index];
         let Some(pipe) = device.links.get_mut(&link) else { return };
@@ -511,12 +525,13 @@ impl World {
             }
             72..82 => self.devices[index].perform(usize::MAX),
             82..86 => {
-                let ms = self.rng.next() % 600;
+                let ms = self.rng.next() % if self.calm { 1200 } else { 400 };
                 self.pass_time(ms);
             }
             86..90 => self.open(index, faults),
             90..92 => self.cut(index),
             92..94 => self.disturb(index),
+            94..96 if self.calm => self.disturb(index),
             94..95 => self.crash_server(),
             95..96 => self.crash_client(index),
             96..97 => self.engine.fail_next(if self.rng.below(2) == 0 { Failure::DiskFull } else { Failure::OutcomeUnknown }),

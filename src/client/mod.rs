@@ -303,8 +303,8 @@ impl Client {
 
     /// This device came to another network, or back to one.
     pub fn network_changed(&mut self, now_ms: u64) {
-        self.wire.network_changed(now_ms, &mut self.outputs);
-        self.schedule(now_ms);
+        let change = self.wire.network_changed(now_ms, &mut self.outputs);
+        self.changed(change, now_ms);
     }
 
     /// Bytes came over a link that are no whole frame yet: it is slow, not dead.

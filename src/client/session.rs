@@ -38,6 +38,8 @@ const HEAD_START_MS: u64 = 400;
 const SHUN_MS: (u64, u64) = (20_000, 600_000);
 /// WebTransport that carried the session for so long is not what failed.
 const PROVEN_AFTER_MS: u64 = 60_000;
+/// A clock that goes back further than this was set.
+const CLOCK_STEP_MS: u64 = 1_000;
 /// Patience is doubled this often at most.
 const SLOW_MAX: u32 = 4;
 /// Of what the server takes before a login: for the framing of the transport, and for a challenge to be answered.
@@ -291,7 +293,7 @@ impl Wire {
             Some(carrier) if carrier.id == id => {
                 let held = core::mem::take(&mut self.held);
                 outputs.extend(held.into_iter().map(|frame| Output::Send { link: id, frame }));
-                self.carried(now_ms, outputs);
+                self.carried(outputs);
                 Change::None
             }
             Some(carrier) if carrier.is_open() => {
@@ -301,7 +303,7 @@ impl Wire {
                 }
                 Change::None
             }
-            _ => self.carry(id, now_ms, outputs),
+            _ => self.carry(id, outputs),
         }
     }
 
@@ -348,7 +350,7 @@ impl Wire {
             self.close(id, outputs);
             return Change::None;
         }
-        self.carry(id, now_ms, outputs)
+        self.carry(id, outputs)
     }
 
     fn is_suspect(&self, now_ms: u64) -> bool {
@@ -369,7 +371,7 @@ impl Wire {
     }
 
     /// The session moves to this link. What is not better than it is closed, and so is what had a part in the session.
-    fn carry(&mut self, id: LinkId, now_ms: u64, outputs: &mut VecDeque<Output>) -> Change {
+    fn carry(&mut self, id: LinkId, outputs: &mut VecDeque<Output>) -> Change {
         let former = self.carrier.replace(id);
         self.held.clear();
         let Some(transport) = self.link(id).map(|link| link.transport) else { return Change::None };
@@ -382,15 +384,15 @@ impl Wire {
         for id in gone {
             self.close(id, outputs);
         }
-        self.carried(now_ms, outputs);
+        self.carried(outputs);
         Change::Attached
     }
 
     /// The carrier is open.
-    fn carried(&mut self, now_ms: u64, outputs: &mut VecDeque<Output>) {
+    fn carried(&mut self, outputs: &mut VecDeque<Output>) {
         self.relieved = false;
         self.head_start_ms = None;
-        self.not_before_ms = now_ms;
+        self.not_before_ms = 0;
         let transport = self.carrier().map(|link| link.transport);
         if self.choice == Choice::Auto {
             self.shunned.worked = transport == Some(Transport::WebTransport);
@@ -503,7 +505,7 @@ impl Wire {
         }
         let other = self.links.iter().find(|link| link.is_open()).map(|link| link.id);
         if let (true, Some(other)) = (carried, other) {
-            return self.carry(other, now_ms, outputs);
+            return self.carry(other, outputs);
         }
         if self.links.is_empty() {
             self.wait(now_ms, rng);
@@ -560,11 +562,26 @@ impl Wire {
         }
     }
 
-    /// This device is on another network: what failed on the former one may work here.
-    pub(super) fn network_changed(&mut self, now_ms: u64, outputs: &mut VecDeque<Output>) {
+    /// This device is on another network: what failed on the former one may work here, and what was begun there is begun anew.
+    pub(super) fn network_changed(&mut self, now_ms: u64, outputs: &mut VecDeque<Output>) -> Change {
         self.shunned = Shunned { worked: self.shunned.worked, ..Shunned::default() };
         self.slow = 0;
+        let begun: Vec<_> = self.links.iter().filter(|link| !link.is_open()).map(|link| link.id).collect();
+        for id in &begun {
+            self.close(*id, outputs);
+        }
+        let detached = self.carrier.is_some_and(|id| begun.contains(&id));
+        if detached {
+            self.carrier = None;
+            self.held.clear();
+        }
+        self.head_start_ms = None;
+        if !begun.is_empty() {
+            self.connect(now_ms, outputs);
+        }
+        self.relieved = false;
         self.wake(false, now_ms, outputs);
+        if detached { Change::Detached } else { Change::None }
     }
 
     fn start_over(&mut self, now_ms: u64) {
@@ -580,10 +597,11 @@ impl Wire {
 
     /// Looks at everything that has a time. `owed`: the server has begun to send a page that is not complete here.
     pub(super) fn tick(&mut self, owed: bool, now_ms: u64, rng: &mut ClientRandom, outputs: &mut VecDeque<Output>) -> Change {
-        if now_ms < self.now_ms {
+        if now_ms.saturating_add(CLOCK_STEP_MS) < self.now_ms {
             self.start_over(now_ms);
+            self.now_ms = now_ms;
         }
-        self.now_ms = now_ms;
+        self.now_ms = self.now_ms.max(now_ms);
         if let Phase::Waiting { until_ms } = self.phase
             && now_ms >= until_ms
         {

@@ -170,11 +170,21 @@ impl session::Admission for Gate<'_> {
     }
 
     fn recognises(&self, resume: &Resume, now_ms: u64) -> bool {
-        self.service.tickets.recognises(resume, now_ms)
+        self.counted(self.service.tickets.recognises(resume, now_ms))
     }
 
     fn is_first(&self, binding: Digest, now_ms: u64) -> bool {
-        self.service.tickets.is_first(binding, now_ms)
+        let first = self.counted(self.service.tickets.is_first(binding, now_ms));
+        self.shared.metrics.resumes.inc_by(u64::from(first));
+        first
+    }
+}
+
+impl Gate<'_> {
+    /// Counts a ticket that is not accepted.
+    fn counted(&self, accepted: bool) -> bool {
+        self.shared.metrics.resumes_challenged.inc_by(u64::from(!accepted));
+        accepted
     }
 }
 

@@ -204,14 +204,15 @@ mod tests {
     #[test]
     fn memory_is_bounded_and_comes_back() {
         let tickets = Tickets::new([7; 32]);
-        let mark = |n: usize| {
+        let mark = |n: u64| {
             let mut bytes = [0; 32];
             bytes[..8].copy_from_slice(&n.to_le_bytes());
             Digest(bytes)
         };
-        let accepted = (0..SPENT_MAX + 10).filter(|n| tickets.is_first(mark(*n), WINDOW_MS)).count();
+        let max = SPENT_MAX as u64;
+        let accepted = (0..max + 10).filter(|n| tickets.is_first(mark(*n), WINDOW_MS)).count();
         assert_eq!(accepted, SPENT_MAX);
-        assert!(tickets.is_first(mark(SPENT_MAX + 1), 2 * WINDOW_MS), "there is room again");
+        assert!(tickets.is_first(mark(max + 1), 2 * WINDOW_MS), "there is room again");
         assert!(!tickets.is_first(mark(1), 2 * WINDOW_MS), "and nothing was forgotten too early");
         assert_eq!(tickets.spent().older.len(), SPENT_MAX);
         assert!(tickets.is_first(mark(1), 5 * WINDOW_MS));
