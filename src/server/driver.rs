@@ -240,7 +240,9 @@ impl Wire {
                     return Ok(opened);
                 }
                 Step::Goodbye => return Err(CloseCode::Normal.into()),
-                Step::Route(_) | Step::Nothing => return Err(CloseCode::Protocol.into()),
+                // Behind a resume that was not accepted.
+                Step::Nothing => {}
+                Step::Route(_) => return Err(CloseCode::Protocol.into()),
             }
         }
     }

@@ -18,6 +18,7 @@ pub mod origin;
 pub mod page;
 pub mod service;
 mod tcp;
+pub mod tickets;
 mod udp;
 
 use std::{
