@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures everything that docs/performance.md states, and puts the figures into it. Takes about 15 minutes, on a quiet
-# machine; nothing else should write to the disk meanwhile.
+# Measures what docs/performance.md states, and puts the figures into it: run.sh [store|fanout|soak|all]. The store takes
+# about 15 minutes, fan-out 40, the soak 30; on a quiet machine, and nothing else should write to the disk meanwhile.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -11,12 +11,30 @@ if [ ! -x target/tools/nats/bin/nats-server ]; then
     echo "no nats-server: JetStream is left out" >&2
 fi
 command -v "${REDIS_SERVER:-redis-server}" >/dev/null || echo "no redis-server (apt install redis-server): Redis is left out" >&2
+[ -x target/tools/sockudo/bin/sockudo ] || echo "no sockudo (cargo install sockudo --no-default-features --features local \
+  --root target/tools/sockudo, takes long and needs protoc): Sockudo is left out" >&2
 
-$bench store acks
-$bench store bytes
-$bench store open
-$bench store scan
-$bench store rooms
-$bench storm
-$bench audit
+store() {
+  $bench store acks
+  $bench store bytes
+  $bench store open
+  $bench store scan
+  $bench store rooms
+  $bench storm
+  $bench audit
+}
+
+fanout() {
+  $bench fanout all
+  $bench account w1
+  $bench account w2
+}
+
+case "${1:-all}" in
+  store) store ;;
+  fanout) fanout ;;
+  soak) $bench soak ;;
+  all) store; fanout; $bench soak ;;
+  *) echo "run.sh [store|fanout|soak|all]" >&2; exit 2 ;;
+esac
 $bench document

@@ -66,6 +66,10 @@ pub struct Metrics {
     pub key_exchanges: Family<KeyExchange, Counter>,
     /// Sessions that are logged in.
     pub sessions: Gauge,
+    /// Logins by ticket that took one round trip.
+    pub resumes: Counter,
+    /// Those whose ticket was not accepted, and that were challenged.
+    pub resumes_challenged: Counter,
     /// Rooms in memory.
     pub rooms: Gauge,
     /// Records delivered to subscribers.
@@ -119,6 +123,8 @@ impl Metrics {
             closes: Family::default(),
             key_exchanges: Family::default(),
             sessions: Gauge::default(),
+            resumes: Counter::default(),
+            resumes_challenged: Counter::default(),
             rooms: Gauge::default(),
             deliveries: Counter::default(),
             acks: Counter::default(),
@@ -152,6 +158,8 @@ impl Metrics {
         r.register("closes", "Connections ended, by close code", self.closes.clone());
         r.register("key_exchanges", "TLS handshakes by key exchange group", self.key_exchanges.clone());
         r.register("sessions", "Sessions logged in", self.sessions.clone());
+        r.register("resumes", "Logins by ticket", self.resumes.clone());
+        r.register("resumes_challenged", "Tickets that were not accepted", self.resumes_challenged.clone());
         r.register("rooms", "Rooms in memory", self.rooms.clone());
         r.register("deliveries", "Records delivered to subscribers", self.deliveries.clone());
         r.register("acks", "Publishes acknowledged", self.acks.clone());

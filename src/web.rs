@@ -1,11 +1,13 @@
 //! Browser bindings: the pure client as a JavaScript class. `web/worker.js` is its shell.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use js_sys::{Array, Object, Reflect, Uint8Array};
 use wasm_bindgen::prelude::*;
 
 use crate::{
-    client::{Client, Connected, Output},
+    client::{Choice, Client, LinkId, Output, Transport},
     core::frame::{put_delimited, take_delimited},
 };
 
@@ -14,12 +16,12 @@ const FRAME_BYTES_MAX: u32 = 4 << 20;
 /// Frames that leave together are joined up to this many bytes.
 const JOINED_BYTES_MAX: usize = 32 << 10;
 
-/// One device's client, and the part of a frame that has arrived so far.
+/// One device's client, and the part of a frame that has arrived so far over each link.
 #[wasm_bindgen]
 #[derive(Debug)]
 pub struct Core {
     client: Client,
-    partial: Bytes,
+    partial: BTreeMap<u32, Bytes>,
 }
 
 fn error(error: &impl ToString) -> JsError {
@@ -34,14 +36,21 @@ const fn millis(now_ms: f64) -> u64 {
 
 #[wasm_bindgen]
 impl Core {
-    /// A client of the edge at `origin` (scheme and authority of the page).
+    /// A client of the edge at `origin` (scheme and authority of the page). `transport` is `ws` or `wt` where only that one is to
+    /// be used, and empty where both may be.
     #[wasm_bindgen(constructor)]
     #[must_use]
-    pub fn new(origin: &str) -> Self {
+    pub fn new(origin: &str, transport: &str) -> Self {
         // A panic ends the worker with its message instead of a bare "unreachable".
         std::panic::set_hook(Box::new(|panic| wasm_bindgen::throw_str(&panic.to_string())));
         let random = Box::new(rand_core::UnwrapErr(getrandom::SysRng));
-        Self { client: Client::new(origin, Bytes::new(), random), partial: Bytes::new() }
+        let mut client = Client::new(origin, Bytes::new(), random);
+        client.choose(match transport {
+            "ws" => Choice::Only(Transport::WebSocket),
+            "wt" => Choice::Only(Transport::WebTransport),
+            _ => Choice::Auto,
+        });
+        Self { client, partial: BTreeMap::new() }
     }
 
     /// Gives back a stored entry; all of them before `start`.
@@ -67,33 +76,42 @@ impl Core {
         Ok(())
     }
 
-    /// A connection is there, over `ws` or `wt`. Browsers give no TLS exporter.
-    pub fn connected(&mut self, transport: &str, now_ms: f64) {
-        self.partial = Bytes::new();
-        self.client.connected(Connected { transport, exporter: None }, millis(now_ms));
+    /// A link is open. Browsers give no TLS exporter.
+    pub fn opened(&mut self, link: u32, now_ms: f64) {
+        self.partial.insert(link, Bytes::new());
+        self.client.opened(LinkId(link), None, millis(now_ms));
     }
 
-    /// Bytes have arrived, cut anywhere.
+    /// Bytes have arrived over a link, cut anywhere.
     ///
     /// # Errors
-    /// Throws when they are not frames; the shell closes the connection.
-    pub fn received(&mut self, bytes: Vec<u8>, now_ms: f64) -> Result<(), JsError> {
-        self.partial = if self.partial.is_empty() { bytes.into() } else { [&self.partial[..], &bytes].concat().into() };
-        while let Some(frame) = take_delimited(&mut self.partial, FRAME_BYTES_MAX).map_err(|why| error(&why))? {
-            self.client.received_frame(&frame, millis(now_ms));
+    /// Throws when they are not frames; the shell closes the link and says that it is lost.
+    pub fn received(&mut self, link: u32, bytes: Vec<u8>, now_ms: f64) -> Result<(), JsError> {
+        let Some(partial) = self.partial.get_mut(&link) else { return Ok(()) };
+        let mut rest = if partial.is_empty() { bytes.into() } else { [&partial[..], &bytes].concat().into() };
+        self.client.heard(LinkId(link), millis(now_ms));
+        while let Some(frame) = take_delimited(&mut rest, FRAME_BYTES_MAX).map_err(|why| error(&why))? {
+            self.client.received_frame(LinkId(link), &frame, millis(now_ms));
         }
+        // A frame that is not complete does not keep those alive that came before it.
+        self.partial.insert(link, Bytes::copy_from_slice(&rest));
         Ok(())
     }
 
-    /// The connection is gone, or could not be made.
-    pub fn disconnected(&mut self, reason: &str, now_ms: f64) {
-        self.partial = Bytes::new();
-        self.client.disconnected(reason, millis(now_ms));
+    /// A link is gone, or could not be opened.
+    pub fn lost(&mut self, link: u32, reason: &str, now_ms: f64) {
+        self.partial.remove(&link);
+        self.client.lost(LinkId(link), reason, millis(now_ms));
     }
 
-    /// The person or the network is back.
+    /// The person is back.
     pub fn wake(&mut self, now_ms: f64) {
         self.client.wake(millis(now_ms));
+    }
+
+    /// The network is back, or another one.
+    pub fn network_changed(&mut self, now_ms: f64) {
+        self.client.network_changed(millis(now_ms));
     }
 
     /// The time that a `timer` output named has come.
@@ -101,24 +119,31 @@ impl Core {
         self.client.tick(millis(now_ms));
     }
 
-    /// All that is to be carried out, in order: `{type: "persist", key, value}`, `{type: "send", bytes}`,
-    /// `{type: "event", json}`, `{type: "connect"}`, `{type: "disconnect"}`, `{type: "timer", at_ms}`.
+    /// All that is to be carried out, in order: `{type: "persist", key, value}`, `{type: "open", link, transport}`, `{type: "send",
+    /// link, bytes}`, `{type: "close", link}`, `{type: "event", json}`, `{type: "timer", at_ms}`.
     pub fn poll(&mut self) -> Array {
         let outputs = Array::new();
-        let mut joined = Vec::new();
+        let mut joined = Joined { link: LinkId(0), bytes: Vec::new() };
         while let Some(output) = self.client.poll() {
-            if let Output::Send(frame) = output {
-                put_delimited(&mut joined, &frame);
-                if joined.len() < JOINED_BYTES_MAX {
+            if let Output::Send { link, frame } = output {
+                if link != joined.link {
+                    joined.push(&outputs);
+                    joined.link = link;
+                }
+                put_delimited(&mut joined.bytes, &frame);
+                if joined.bytes.len() < JOINED_BYTES_MAX {
                     continue;
                 }
-                push_send(&outputs, &mut joined);
+                joined.push(&outputs);
             } else {
-                push_send(&outputs, &mut joined);
+                joined.push(&outputs);
+                if let Output::Close { link } = output {
+                    self.partial.remove(&link.0);
+                }
                 outputs.push(&to_js(output));
             }
         }
-        push_send(&outputs, &mut joined);
+        joined.push(&outputs);
         outputs
     }
 
@@ -139,10 +164,19 @@ impl Core {
     }
 }
 
-fn push_send(outputs: &Array, joined: &mut Vec<u8>) {
-    if !joined.is_empty() {
-        outputs.push(&object("send", &[("bytes", Uint8Array::from(&joined[..]).into())]));
-        joined.clear();
+/// Frames of one link that leave together.
+struct Joined {
+    link: LinkId,
+    bytes: Vec<u8>,
+}
+
+impl Joined {
+    fn push(&mut self, outputs: &Array) {
+        if !self.bytes.is_empty() {
+            let bytes = Uint8Array::from(&self.bytes[..]);
+            outputs.push(&object("send", &[("link", self.link.0.into()), ("bytes", bytes.into())]));
+            self.bytes.clear();
+        }
     }
 }
 
@@ -153,13 +187,15 @@ fn to_js(output: Output) -> JsValue {
             let value = value.map_or(JsValue::NULL, |value| Uint8Array::from(&value[..]).into());
             object("persist", &[("key", key.into()), ("value", value)])
         }
-        Output::Send(frame) => object("send", &[("bytes", Uint8Array::from(&frame[..]).into())]),
+        Output::Open { link, transport } => object("open", &[("link", link.0.into()), ("transport", transport.name().into())]),
+        Output::Send { link, frame } => {
+            object("send", &[("link", link.0.into()), ("bytes", Uint8Array::from(&frame[..]).into())])
+        }
+        Output::Close { link } => object("close", &[("link", link.0.into())]),
         Output::Event(event) => {
             let json = serde_json::to_string(&event).expect("an event is plain data");
             object("event", &[("json", json.into())])
         }
-        Output::Connect => object("connect", &[]),
-        Output::Disconnect => object("disconnect", &[]),
         Output::Timer { at_ms } => object("timer", &[("at_ms", (at_ms as f64).into())]),
     }
 }

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, convert::Infallible};
 use bytes::Bytes;
 use waxwing::{
     client::{
-        Client, Connected, Output,
+        Choice, Client, LinkId, Output, Transport,
         view::{Check, Command, Event, Level, Message, MessageKind, Room, RoomState},
     },
     core::{
@@ -63,10 +63,29 @@ struct Server {
     wrong_chain: bool,
     /// Begins delivery this much later than asked for.
     skips: u64,
+    /// What it makes of tickets.
+    tickets: Tickets,
+    /// It waits for a challenge to be answered that followed a resume.
+    challenged: bool,
+    /// Frames that it dropped meanwhile.
+    dropped: usize,
+}
+
+/// What a server makes of tickets.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Tickets {
+    /// It gives none.
+    #[default]
+    None,
+    /// It takes them.
+    Taken,
+    /// It has forgotten them, and drops what comes behind until a challenge is answered.
+    Forgotten,
 }
 
 struct Person {
     client: Client,
+    link: Option<LinkId>,
     room: Option<Room>,
     messages: BTreeMap<String, Message>,
     alarms: Vec<String>,
@@ -80,6 +99,7 @@ impl Person {
     fn new(name: &str, seed: u64) -> Self {
         let mut person = Self {
             client: Client::new("https://edge.example", Bytes::new(), Box::new(Rng(seed))),
+            link: None,
             room: None,
             messages: BTreeMap::new(),
             alarms: Vec::new(),
@@ -87,17 +107,16 @@ impl Person {
             cursors: BTreeMap::new(),
             stored: BTreeMap::new(),
         };
+        person.client.choose(Choice::Only(Transport::WebSocket));
         person.client.start(1);
         person.client.command(Command::Start { name: name.into() }, 1);
-        person.client.connected(Connected { transport: "memory", exporter: None }, 1);
         person
     }
 
     fn reconnect(&mut self) {
-        self.client.disconnected("cut", 2);
+        self.client.lost(self.link.take().unwrap(), "cut", 2);
         self.cursors.clear();
         self.client.wake(3);
-        self.client.connected(Connected { transport: "memory", exporter: None }, 3);
     }
 
     fn say(&mut self, server: &mut Server, text: &str) {
@@ -113,24 +132,29 @@ impl Person {
             while let Some(output) = self.client.poll() {
                 quiet = false;
                 match output {
-                    Output::Send(frame) => {
+                    Output::Open { link, .. } => {
+                        self.link = Some(link);
+                        self.client.opened(link, None, 5);
+                    }
+                    Output::Send { link, frame } => {
                         let frame = ClientFrame::decode(&frame).unwrap();
                         for answer in server.answer(frame, &mut self.cursors) {
-                            self.client.received_frame(&answer.encode(), 5);
+                            self.client.received_frame(link, &answer.encode(), 5);
                         }
                     }
                     Output::Persist { key, value: Some(value) } => drop(self.stored.insert(key, value)),
                     Output::Persist { key, value: None } => drop(self.stored.remove(&key)),
                     Output::Event(event) => self.see(event),
-                    Output::Connect | Output::Disconnect | Output::Timer { .. } => {}
+                    Output::Close { .. } | Output::Timer { .. } => {}
                 }
             }
+            let Some(link) = self.link else { return };
             for (room, cursor) in &mut self.cursors {
                 let log = server.log(*room);
                 if *cursor < log.len() as u64 {
                     let page = server.page(*room, *cursor);
                     *cursor = log.len() as u64;
-                    self.client.received_frame(&ServerFrame::Deliver(page).encode(), 5);
+                    self.client.received_frame(link, &ServerFrame::Deliver(page).encode(), 5);
                     quiet = false;
                 }
             }
@@ -190,11 +214,21 @@ impl Server {
     }
 
     fn answer(&mut self, frame: ClientFrame, cursors: &mut BTreeMap<RoomId, u64>) -> Vec<ServerFrame> {
+        let ticket = if self.tickets == Tickets::None { Bytes::new() } else { Bytes::from_static(b"ticket") };
+        let welcome = ServerFrame::Welcome { agent: "test".into(), limits: Limits::default(), time_ms: 5, ticket };
+        if core::mem::take(&mut self.challenged) && !matches!(frame, ClientFrame::Authenticate { .. }) {
+            self.challenged = true;
+            self.dropped += 1;
+            return vec![];
+        }
         match frame {
             ClientFrame::Hello(_) => vec![ServerFrame::Challenge { nonce: Nonce([1; 32]) }],
-            ClientFrame::Authenticate { .. } => {
-                vec![ServerFrame::Welcome { agent: "test".into(), limits: Limits::default(), time_ms: 5 }]
+            ClientFrame::Resume(_) if self.tickets == Tickets::Taken => vec![welcome],
+            ClientFrame::Resume(_) => {
+                self.challenged = true;
+                vec![ServerFrame::Challenge { nonce: Nonce([1; 32]) }]
             }
+            ClientFrame::Authenticate { .. } => vec![welcome],
             ClientFrame::Create { room, .. } => {
                 self.logs.entry(room).or_default();
                 vec![ServerFrame::Created { room, log: self.position(room).log }]
@@ -398,14 +432,74 @@ fn a_restored_log_is_told_as_that_and_nothing_is_lost_or_sent_twice() {
 }
 
 #[test]
+fn a_resume_that_is_taken_or_forgotten_loses_and_repeats_nothing() {
+    for (tickets, dropped) in [(Tickets::Taken, false), (Tickets::Forgotten, true)] {
+        let (mut server, mut ann, mut bob, _) = stage();
+        server.tickets = Tickets::Taken;
+        for person in [&mut ann, &mut bob] {
+            person.run(&mut server);
+            person.reconnect();
+            person.run(&mut server);
+        }
+        bob.say(&mut server, "four");
+        server.tickets = tickets;
+        ann.reconnect();
+        ann.run(&mut server);
+        ann.say(&mut server, "five");
+        bob.run(&mut server);
+        assert_eq!(bob.texts(), ["one", "two", "three", "four", "five"]);
+        assert_eq!(ann.texts(), bob.texts());
+        assert!(ann.alarms.is_empty() && bob.alarms.is_empty(), "{:?} {:?}", ann.alarms, bob.alarms);
+        assert_eq!(server.dropped > 0, dropped);
+    }
+}
+
+#[test]
+fn a_life_of_the_log_that_is_learnt_behind_a_resume_is_read_anew() {
+    let (mut server, mut ann, mut bob, room) = stage();
+    server.tickets = Tickets::Taken;
+    for person in [&mut ann, &mut bob] {
+        person.run(&mut server);
+        person.reconnect();
+        person.run(&mut server);
+    }
+    // Whether the former cursor lies within the new life or beyond its end, the answer to it counts for nothing.
+    for (life, lost) in [(1, 0), (2, 2)] {
+        server.life = life;
+        let log = server.logs.get_mut(&room).unwrap();
+        log.truncate(log.len() - lost);
+        for person in [&mut ann, &mut bob] {
+            person.reconnect();
+            person.run(&mut server);
+        }
+        let text = format!("in life {life}");
+        ann.say(&mut server, &text);
+        bob.run(&mut server);
+        for person in [&ann, &bob] {
+            assert!(person.alarms.is_empty(), "{:?}", person.alarms);
+            assert_eq!(person.texts().last(), Some(&text));
+            assert!(person.room.as_ref().unwrap().settled && person.room.as_ref().unwrap().up_to_date);
+        }
+    }
+}
+
+#[test]
 fn whatever_a_server_sends_a_client_goes_on() {
     let (mut server, _, mut bob, _) = stage();
     bob.run(&mut server);
     let mut rng = Rng(7);
-    for _ in 0..3000 {
+    let (mut link, mut links) = (bob.link.unwrap(), 0);
+    for now_ms in 6..9000 {
         let len = usize::try_from(rng.word() % 60).unwrap();
         let bytes: Vec<u8> = (0..len).map(|_| rng.word().to_le_bytes()[0] % 24).collect();
-        bob.client.received_frame(&bytes, 6);
-        while bob.client.poll().is_some() {}
+        bob.client.received_frame(link, &bytes, now_ms);
+        bob.client.wake(now_ms);
+        while let Some(output) = bob.client.poll() {
+            if let Output::Open { link: next, .. } = output {
+                (link, links) = (next, links + 1);
+                bob.client.opened(link, None, now_ms);
+            }
+        }
     }
+    assert!(links > 10, "it comes back after what was no frame: {links}");
 }

@@ -296,7 +296,8 @@ class App {
         this.#schedule();
       }
     });
-    window.addEventListener('online', () => this.#bus.wake());
+    window.addEventListener('online', () => this.#bus.networkChanged());
+    navigator.connection?.addEventListener('change', () => this.#bus.networkChanged());
     window.addEventListener('hashchange', () => {
       this.#invitation = location.hash.length > 1 ? location.href : null;
       this.#schedule();

@@ -35,8 +35,14 @@ export class Bus extends EventTarget {
     return this.#request({type: 'import', bytes, passphrase});
   }
 
+  // The person is back.
   wake() {
     this.#channel.postMessage({type: 'wake'});
+  }
+
+  // The network is back, or another one. A window hears of it everywhere, a worker only in some browsers.
+  networkChanged() {
+    this.#channel.postMessage({type: 'network'});
   }
 
   #request(message) {

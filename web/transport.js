@@ -1,132 +1,74 @@
-// One connection to the edge: WebSocket and WebTransport race, and the first that is ready carries the session.
+// Links to the edge: numbered connections that are opened, written to and closed as the core says. What carries the session, and
+// when to try again, is the core's to decide.
 
-const READY_MS = 6000;
-// How long an open WebSocket waits for WebTransport.
-const PREFER_MS = 300;
-// WebTransport can get ready and then stay silent (middleboxes, some browsers): then it is not used again for a while.
-const ECHO_MS = 4000;
-const SHUNNED_MS = 600_000;
+const OPEN_MS = 8000;
+// A WebTransport session that is closed has so long to let a goodbye out.
+const FAREWELL_MS = 1000;
+// What the edge said about itself is asked for again after this long, and whenever a link could not be opened.
+const EDGE_KEPT_MS = 300_000;
 const SUBPROTOCOL = 'waxwing.v1';
 
-export class Transport {
-  #forced;
+export class Links {
   #handlers;
-  #link = null;
-  #attempt = null;
-  #shunnedUntil = 0;
+  #links = new Map();
+  #edge = null;
 
-  // `forced` is "ws", "wt" or null. Handlers: connected(name), received(bytes), disconnected(reason).
-  constructor(forced, handlers) {
-    this.#forced = forced;
+  // Handlers: opened(link), received(link, bytes), lost(link, reason). Nothing is called for a link after `close`.
+  constructor(handlers) {
     this.#handlers = handlers;
   }
 
-  // Tries once; the answer is `connected` or `disconnected`. When to try again is the core's decision.
-  async connect() {
-    if (this.#link || this.#attempt) {
-      return;
-    }
-    const attempt = new AbortController();
-    this.#attempt = attempt;
+  // Opens a link over "ws" or "wt"; the answer is `opened` or `lost`.
+  async open(link, transport) {
+    const giving = new AbortController();
+    this.#links.set(link, {close: () => giving.abort(), send() {}});
+    const events = {
+      received: (bytes) => this.#links.has(link) && this.#handlers.received(link, bytes),
+      lost: (reason) => this.#links.delete(link) && this.#handlers.lost(link, reason),
+    };
     try {
-      const link = await this.#race(attempt.signal);
-      if (attempt.signal.aborted) {
-        link.close();
+      const signal = AbortSignal.any([giving.signal, AbortSignal.timeout(OPEN_MS)]);
+      const edge = await this.#describe(signal);
+      const connection = await (transport === 'wt' ? openWebTransport : openWebSocket)(edge, signal, events);
+      if (!this.#links.has(link)) {
+        connection.close();
         return;
       }
-      this.#attempt = null;
-      this.#use(link);
+      this.#links.set(link, connection);
+      this.#handlers.opened(link);
+      connection.start();
     } catch (error) {
-      if (!attempt.signal.aborted) {
-        this.#attempt = null;
-        this.#handlers.disconnected(error.message);
+      if (this.#links.has(link)) {
+        this.#edge = null;
+        events.lost(error.message);
       }
     }
   }
 
-  // The connection of this moment, or null.
-  get link() {
-    return this.#link;
+  send(link, bytes) {
+    this.#links.get(link)?.send(bytes);
   }
 
-  // Sends over `link`, if that is still the connection.
-  send(bytes, link) {
-    if (link !== null && link === this.#link) {
-      link.send(bytes);
-    }
-  }
-
-  // Ends `link`, or the attempt if it is null; `disconnected` is called if there was one.
+  // What was sent before still leaves.
   close(link) {
-    if (link !== this.#link) {
-      return;
-    }
-    const attempt = this.#attempt;
-    this.#attempt = null;
-    attempt?.abort();
-    this.#link?.close();
-    if (attempt) {
-      this.#handlers.disconnected('closed');
-    }
+    const connection = this.#links.get(link);
+    this.#links.delete(link);
+    connection?.close();
   }
 
-  async #race(signal) {
-    const edge = await describe(signal);
-    const links = [];
-    if (this.#forced !== 'wt') {
-      links.push({name: 'ws', link: openWebSocket(edge, signal)});
+  // Two links that are opened together ask once.
+  #describe(signal) {
+    const now = Date.now();
+    if (this.#edge === null || now > this.#edge.until) {
+      this.#edge = {until: now + EDGE_KEPT_MS, description: describe()};
     }
-    const mayUseWt = this.#forced === 'wt' || (this.#forced === null && Date.now() > this.#shunnedUntil);
-    if (mayUseWt && edge.quic && typeof WebTransport === 'function') {
-      links.push({name: 'wt', link: openWebTransport(edge, signal)});
-    }
-    if (links.length === 0) {
-      throw new Error('this browser has no WebTransport');
-    }
-    return choose(links.map(({link}) => link), (link) => this.#moveUp(link));
-  }
-
-  // WebTransport got ready after WebSocket had been chosen: the session moves over, and resumes where it is.
-  #moveUp(link) {
-    const old = this.#link;
-    if (old?.name !== 'ws') {
-      link.close();
-      return;
-    }
-    this.#use(link);
-    old.close();
-  }
-
-  #use(link) {
-    let echo = 0;
-    if (link.name === 'wt') {
-      echo = setTimeout(() => {
-        this.#shunnedUntil = Date.now() + (this.#forced ? 0 : SHUNNED_MS);
-        link.close('the edge did not answer over WebTransport');
-      }, ECHO_MS);
-    }
-    this.#link = link;
-    link.onbytes = (bytes) => {
-      clearTimeout(echo);
-      if (this.#link === link) {
-        this.#handlers.received(bytes);
-      }
-    };
-    link.onclose = (reason) => {
-      clearTimeout(echo);
-      if (this.#link === link) {
-        this.#link = null;
-        this.#handlers.disconnected(reason);
-      }
-    };
-    this.#handlers.connected(link.name);
-    link.start();
+    return raced(signal, this.#edge.description);
   }
 }
 
 // What the edge says about itself: where its QUIC is, and the hash of a development certificate.
-async function describe(signal) {
-  const response = await fetch('/.well-known/waxwing', {cache: 'no-store', signal: AbortSignal.any([signal, AbortSignal.timeout(READY_MS)])})
+async function describe() {
+  const response = await fetch('/.well-known/waxwing', {cache: 'no-store', signal: AbortSignal.timeout(OPEN_MS)})
     .catch(() => { throw new Error('the server does not answer'); });
   if (!response.ok) {
     throw new Error(`the server answered ${response.status}`);
@@ -134,140 +76,115 @@ async function describe(signal) {
   return response.json();
 }
 
-// The first link that is ready; if that is not the last of them, the last (the preferred one) has a moment to catch up. One
-// that gets ready later still is `late`.
-async function choose(attempts, late) {
-  const first = await Promise.any(attempts).catch((error) => { throw error.errors[0]; });
-  const preferred = attempts.at(-1);
-  const patience = new Promise((resolve) => setTimeout(resolve, PREFER_MS, first));
-  const chosen = await Promise.race([preferred.catch(() => first), patience]);
-  for (const attempt of attempts) {
-    attempt.then((link) => link !== chosen && (attempt === preferred ? late(link) : link.close()), () => {});
-  }
-  return chosen;
-}
-
-// A link that is ready calls nothing before `start`; what arrives until then is kept.
-class Link {
-  onbytes = null;
-  onclose = null;
+// What arrives before the core knows that the link is open waits for that.
+class Gate {
   #early = [];
-  #started = false;
-  #closed = false;
 
-  constructor(name) {
-    this.name = name;
-  }
-
-  start() {
-    this.#started = true;
-    for (const act of this.#early.splice(0)) {
-      act();
-    }
-  }
-
-  deliver(bytes) {
-    this.#when(() => this.onbytes?.(bytes));
-  }
-
-  closed(reason) {
-    if (!this.#closed) {
-      this.#closed = true;
-      this.#when(() => this.onclose?.(reason));
-    }
-  }
-
-  #when(act) {
-    if (this.#started) {
-      act();
-    } else {
+  through(act) {
+    if (this.#early) {
       this.#early.push(act);
+    } else {
+      act();
+    }
+  }
+
+  open() {
+    const early = this.#early;
+    this.#early = null;
+    for (const act of early) {
+      act();
     }
   }
 }
 
-function openWebSocket(edge, signal) {
+function openWebSocket(edge, signal, {received, lost}) {
   const scheme = location.protocol === 'https:' ? 'wss' : 'ws';
   const socket = new WebSocket(`${scheme}://${location.host}${edge.ws}`, SUBPROTOCOL);
+  const gate = new Gate();
   socket.binaryType = 'arraybuffer';
-  const link = new Link('ws');
-  link.send = (bytes) => socket.readyState === WebSocket.OPEN && socket.send(bytes);
-  link.close = (reason) => {
-    socket.close();
-    link.closed(reason ?? 'closed');
-  };
-  socket.onmessage = ({data}) => link.deliver(new Uint8Array(data));
-  return new Promise((resolve, reject) => {
-    const fail = () => {
-      reject(new Error('the WebSocket did not open'));
-      socket.close();
-    };
-    const timer = setTimeout(fail, READY_MS);
-    signal.addEventListener('abort', fail);
-    socket.onopen = () => {
-      clearTimeout(timer);
-      signal.removeEventListener('abort', fail);
-      resolve(link);
-    };
+  socket.onmessage = ({data}) => gate.through(() => received(new Uint8Array(data)));
+  const opening = new Promise((resolve, reject) => {
+    socket.onopen = resolve;
     socket.onclose = ({code}) => {
-      clearTimeout(timer);
-      fail();
-      link.closed(`the connection was lost (${code})`);
+      reject(new Error('the WebSocket did not open'));
+      gate.through(() => lost(`the connection was lost (${code})`));
     };
+  });
+  const connection = {
+    send: (bytes) => socket.readyState === WebSocket.OPEN && socket.send(bytes),
+    close: () => socket.close(),
+    start: () => gate.open(),
+  };
+  return raced(signal, opening.then(() => connection)).catch((error) => {
+    socket.close();
+    throw error;
   });
 }
 
-async function openWebTransport(edge, signal) {
+async function openWebTransport(edge, signal, {received, lost}) {
+  if (typeof WebTransport !== 'function') {
+    throw new Error('this browser has no WebTransport');
+  }
+  if (!edge.quic) {
+    throw new Error('the server has no WebTransport');
+  }
   const address = /^\d+$/.test(String(edge.quic)) ? `${location.hostname}:${edge.quic}` : edge.quic;
   const options = {};
   if (edge.certificate_sha256) {
     options.serverCertificateHashes = [{algorithm: 'sha-256', value: fromHex(edge.certificate_sha256)}];
   }
   const session = new WebTransport(`https://${address}${edge.wt}`, options);
-  const link = new Link('wt');
+  const gate = new Gate();
+  const ended = (reason) => gate.through(() => lost(reason));
   session.closed.then(
-    () => link.closed('the connection was closed'),
-    (error) => link.closed(error.message || 'the connection was lost'));
+    () => ended('the connection was closed'),
+    (error) => ended(error.message || 'the connection was lost'));
   try {
-    const stream = await within(READY_MS, signal, session.ready.then(() => session.createBidirectionalStream()));
+    const stream = await raced(signal, session.ready.then(() => session.createBidirectionalStream()));
     const writer = stream.writable.getWriter();
-    link.send = (bytes) => writer.write(bytes).catch(() => {});
-    link.close = (reason) => {
-      link.closed(reason ?? 'closed');
-      session.close();
+    pump(stream.readable.getReader(), (bytes) => gate.through(() => received(bytes))).then(
+      () => ended('the connection was closed'),
+      (error) => ended(error.message || 'the connection was lost'));
+    return {
+      send: (bytes) => { writer.write(bytes).catch(() => {}); },
+      close: () => {
+        writer.close().catch(() => {}).finally(() => closeQuietly(session));
+        setTimeout(() => closeQuietly(session), FAREWELL_MS);
+      },
+      start: () => gate.open(),
     };
-    pump(stream.readable.getReader(), link);
-    return link;
   } catch (error) {
-    try {
-      session.close();
-    } catch {
-      // It was closed already.
-    }
+    closeQuietly(session);
     throw new Error(`WebTransport: ${error.message}`);
   }
 }
 
-async function pump(reader, link) {
-  try {
-    for (;;) {
-      const {value, done} = await reader.read();
-      if (done) {
-        link.close('the connection was closed');
-        return;
-      }
-      link.deliver(value);
+async function pump(reader, received) {
+  for (;;) {
+    const {value, done} = await reader.read();
+    if (done) {
+      return;
     }
-  } catch (error) {
-    link.closed(error.message || 'the connection was lost');
+    received(value);
   }
 }
 
-function within(ms, signal, promise) {
+function closeQuietly(session) {
+  try {
+    session.close();
+  } catch {
+    // It was closed already, or never opened.
+  }
+}
+
+function raced(signal, promise) {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error('took too long')), ms);
-    signal.addEventListener('abort', () => reject(new Error('no longer wanted')));
-    promise.then(resolve, reject).finally(() => clearTimeout(timer));
+    const stop = () => reject(new Error(signal.reason?.name === 'TimeoutError' ? 'took too long' : 'no longer wanted'));
+    if (signal.aborted) {
+      stop();
+    }
+    signal.addEventListener('abort', stop, {once: true});
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', stop));
   });
 }
 

@@ -5,7 +5,7 @@ import init, {Core} from './waxwing.js';
 import {CHANNEL, LOCK, newId} from './protocol.js';
 import {State} from './state.js';
 import {Store} from './store.js';
-import {Transport} from './transport.js';
+import {Links} from './transport.js';
 
 // The ids of the commands that were carried out lately, kept with the core's entries: a tab repeats what it has no answer to
 // when the leader changes, and nothing may happen twice.
@@ -20,7 +20,7 @@ class Leader {
   #channel = new BroadcastChannel(CHANNEL);
   #store;
   #core;
-  #transport;
+  #links;
   #timer = 0;
   #done = [];
   #answers = [];
@@ -30,7 +30,8 @@ class Leader {
   async lead() {
     await init({module_or_path: new URL('./waxwing_bg.wasm', import.meta.url)});
     this.#store = await Store.open();
-    this.#core = new Core(location.origin);
+    const asked = new URLSearchParams(location.search).get('transport') ?? '';
+    this.#core = new Core(location.origin, asked);
     for (const [name, bytes] of await this.#store.all()) {
       if (name === DONE_ENTRY) {
         this.#done = JSON.parse(new TextDecoder().decode(bytes));
@@ -38,14 +39,15 @@ class Leader {
         this.#load(name, bytes);
       }
     }
-    const asked = new URLSearchParams(location.search).get('transport');
-    this.#transport = new Transport(['ws', 'wt'].includes(asked) ? asked : null, {
-      connected: (name) => this.#feed(() => this.#core.connected(name, Date.now())),
-      received: (bytes) => this.#feed(() => this.#receive(bytes)),
-      disconnected: (reason) => this.#feed(() => this.#core.disconnected(reason, Date.now())),
+    this.#links = new Links({
+      opened: (link) => this.#feed(() => this.#core.opened(link, Date.now())),
+      received: (link, bytes) => this.#feed(() => this.#receive(link, bytes)),
+      lost: (link, reason) => this.#feed(() => this.#core.lost(link, reason, Date.now())),
     });
     this.#channel.onmessage = ({data}) => this.#hear(data).catch(fatal);
-    self.addEventListener('online', () => this.#feed(() => this.#core.wake(Date.now())));
+    const moved = () => this.#feed(() => this.#core.network_changed(Date.now()));
+    self.addEventListener('online', moved);
+    navigator.connection?.addEventListener('change', moved);
     this.#feed(() => this.#core.start(Date.now()));
     await this.#turn;
     this.#channel.postMessage({type: 'hello', term: this.#term});
@@ -61,12 +63,13 @@ class Leader {
     }
   }
 
-  #receive(bytes) {
+  #receive(link, bytes) {
     try {
-      this.#core.received(bytes, Date.now());
+      this.#core.received(link, bytes, Date.now());
     } catch (error) {
       console.warn(error);
-      this.#transport.close(this.#transport.link);
+      this.#links.close(link);
+      this.#core.lost(link, textOf(error), Date.now());
     }
   }
 
@@ -77,6 +80,9 @@ class Leader {
         break;
       case 'wake':
         this.#feed(() => this.#core.wake(Date.now()));
+        break;
+      case 'network':
+        this.#feed(() => this.#core.network_changed(Date.now()));
         break;
       case 'command':
         this.#carryOut(data.id, () => this.#core.command(data.command, Date.now()));
@@ -134,15 +140,13 @@ class Leader {
   async #turns() {
     do {
       this.#again = false;
-      // What the core says now is meant for the connection of now: while the disk is waited for, another may take its place.
-      const link = this.#transport.link;
-      await this.#perform(this.#core.poll(), link);
+      await this.#perform(this.#core.poll());
     } while (this.#again);
     this.#turn = null;
   }
 
   // All that is to be kept goes to disk first, in one transaction: whatever leaves this browser, or is shown, is kept before.
-  async #perform(outputs, link) {
+  async #perform(outputs) {
     const answers = this.#answers.splice(0);
     const changes = outputs.filter(({type}) => type === 'persist').map(({key, value}) => [key, value]);
     if (answers.some(({error}) => error === undefined) && changes.length > 0) {
@@ -158,14 +162,14 @@ class Leader {
         case 'event':
           events.push(JSON.parse(output.json));
           break;
+        case 'open':
+          this.#links.open(output.link, output.transport);
+          break;
         case 'send':
-          this.#transport.send(output.bytes, link);
+          this.#links.send(output.link, output.bytes);
           break;
-        case 'connect':
-          this.#transport.connect();
-          break;
-        case 'disconnect':
-          this.#transport.close(link);
+        case 'close':
+          this.#links.close(output.link);
           break;
         case 'timer':
           this.#arm(output.at_ms);

@@ -3,6 +3,7 @@
 //! Everything that is compared is measured in one run, interleaved over several rounds; what is reported is the median, and
 //! the ratio to the floor of the same round. No part of this is a test: figures depend on the machine.
 
+mod account;
 mod acks;
 mod audit;
 #[path = "../../tests/common/mod.rs"]
@@ -11,6 +12,7 @@ mod count;
 mod document;
 mod driver;
 mod engines;
+mod fanout;
 #[path = "../../src/cli/load/histogram.rs"]
 #[allow(dead_code, reason = "shared with the load command")]
 mod histogram;
@@ -19,8 +21,10 @@ mod plot;
 mod quiet;
 mod reopen;
 mod report;
+mod rivals;
 mod scan;
 mod server;
+mod soak;
 mod storm;
 mod volume;
 
@@ -51,11 +55,20 @@ enum Command {
     Storm(storm::StormArgs),
     /// Kills a server under load with SIGKILL, again and again, and holds it to every ack it gave.
     Audit(audit::AuditArgs),
+    /// Messages from one to many: CPU time a delivery, latency, memory of connections, durable acks, beside floor and rivals.
+    Fanout(fanout::FanoutArgs),
+    /// What one delivery costs the server: system calls, wake-ups, context switches, allocations, CPU time by thread.
+    Account(account::AccountArgs),
+    /// Everybody comes, talks, moves, stalls and vanishes for a long time: nothing may be lost, and nothing may be left.
+    Soak(soak::SoakArgs),
     /// Puts the tables and plots of the latest runs into docs/performance.md.
     Document(document::DocumentArgs),
     /// The server that is measured and killed.
     #[command(hide = true)]
     Serve(server::ServeArgs),
+    /// A server to compare with.
+    #[command(hide = true)]
+    Rival(rivals::RivalArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -96,6 +109,9 @@ struct Common {
     /// A redis-server.
     #[arg(long, value_name = "FILE", default_value = "redis-server", env = "REDIS_SERVER")]
     redis_server: PathBuf,
+    /// A sockudo server (`cargo install sockudo --no-default-features --features local --root target/tools/sockudo` makes one).
+    #[arg(long, value_name = "FILE", default_value = "target/tools/sockudo/bin/sockudo", env = "SOCKUDO_SERVER")]
+    sockudo: PathBuf,
     /// Bytes of an envelope.
     #[arg(long, default_value_t = 300, value_parser = payload)]
     payload: usize,
@@ -145,6 +161,10 @@ fn main() -> anyhow::Result<()> {
         Command::Document(args) => document::run(&args),
         Command::Storm(args) => storm::run(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Account(args) => account::run(&args),
+        Command::Soak(args) => soak::run(&args),
+        Command::Fanout(args) => fanout::run(&args),
         Command::Serve(args) => server::serve(&args),
+        Command::Rival(args) => rivals::serve(&args),
     }
 }

@@ -127,3 +127,66 @@ pub fn settle_disk() {
     // SAFETY: takes nothing and returns nothing.
     unsafe { libc::sync() };
 }
+
+/// CPU time of another process, to the nanosecond, of all threads that it has or had.
+pub fn process_cpu(pid: u32) -> anyhow::Result<Duration> {
+    let mut clock = 0;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: both calls fill what is given.
+    let failed = unsafe {
+        libc::clock_getcpuclockid(libc::pid_t::try_from(pid)?, &raw mut clock) != 0
+            || libc::clock_gettime(clock, &raw mut time) != 0
+    };
+    if failed {
+        bail!("cannot tell the CPU time of process {pid}");
+    }
+    Ok(Duration::new(u64::try_from(time.tv_sec)?, u32::try_from(time.tv_nsec)?))
+}
+
+/// One thread of another process.
+#[derive(Debug, Clone)]
+pub struct Thread {
+    pub id: u32,
+    pub name: String,
+    pub cpu: Duration,
+    /// Times that it went to sleep.
+    pub sleeps: u64,
+    /// Times that it was put aside for another.
+    pub preempted: u64,
+}
+
+/// The threads of another process.
+pub fn threads(pid: u32) -> anyhow::Result<Vec<Thread>> {
+    let mut threads = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let dir = entry?.path();
+        // A thread may end meanwhile.
+        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+        let status = read("status");
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
+        };
+        let nanos = read("schedstat").split_whitespace().next().and_then(|nanos| nanos.parse().ok()).unwrap_or_default();
+        threads.push(Thread {
+            id: dir.file_name().and_then(|name| name.to_str()?.parse().ok()).unwrap_or_default(),
+            name: read("comm").trim().to_owned(),
+            cpu: Duration::from_nanos(nanos),
+            sleeps: field("voluntary_ctxt_switches:"),
+            preempted: field("nonvoluntary_ctxt_switches:"),
+        });
+    }
+    Ok(threads)
+}
+
+/// Memory of another process that is its own, and its part of what it shares, in KiB (`Pss`).
+pub fn memory_kib(pid: u32) -> anyhow::Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("cannot read the process's memory")?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
+}
+
+/// Open files of another process.
+pub fn open_files(pid: u32) -> anyhow::Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}

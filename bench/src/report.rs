@@ -61,6 +61,11 @@ impl Table {
     /// Prints the table and writes it as `name.md` and `name.csv`, and `name.json` with everything that was measured.
     pub fn publish(&self, out: &Path, name: &str, settings: Value, rounds: Value) -> anyhow::Result<()> {
         println!("\n{}", self.to_markdown());
+        self.write(out, name, settings, rounds)
+    }
+
+    /// The same without printing it.
+    pub fn write(&self, out: &Path, name: &str, settings: Value, rounds: Value) -> anyhow::Result<()> {
         fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         fs::write(out.join(format!("{name}.md")), self.to_markdown())?;
         fs::write(out.join(format!("{name}.csv")), self.to_csv())?;

@@ -69,11 +69,10 @@ pub(super) fn run(command: &StoreCommand) -> anyhow::Result<()> {
 pub(super) async fn backup(args: &BackupArgs) -> anyhow::Result<()> {
     let config = args.settings.load()?.config;
     let directory = absolute(&args.directory).context("the backup's directory")?;
-    let socket = config.data.join(crate::server::control::SOCKET);
     let mut bar = Bar::new();
-    let (manifest, left_out) = match tokio::net::UnixStream::connect(&socket).await {
+    let (manifest, left_out) = match crate::server::control::connect(&config.data).await {
         Ok(stream) => ask(stream, &directory, &mut bar).await?,
-        // A path that is too long for a socket is none that a server could bind; if one runs, the store is locked.
+        // Where a path is too long for a socket, no server could bind it; if one runs, the store is locked.
         Err(error)
             if matches!(
                 error.kind(),
@@ -82,7 +81,10 @@ pub(super) async fn backup(args: &BackupArgs) -> anyhow::Result<()> {
         {
             tokio::task::block_in_place(|| backup_here(&config, &directory, &mut bar))?
         }
-        Err(error) => return Err(error).with_context(|| format!("cannot reach the server at {}", socket.display())),
+        Err(error) => {
+            let socket = config.data.join(crate::server::control::SOCKET);
+            return Err(error).with_context(|| format!("cannot reach the server at {}", socket.display()));
+        }
     };
     bar.end();
     let mut text = format!("backup    {}\n", directory.display());

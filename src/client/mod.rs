@@ -1,29 +1,34 @@
 //! The client, without IO: identity, rooms, outboxes and one session, as a state machine.
 //!
-//! A shell feeds it what happened (`load`, `start`, `connected`, `received`, `disconnected`, `tick`, `command`) and carries out
-//! what [`Client::poll`] returns, in order: a [`Output::Send`] must not leave before every [`Output::Persist`] that precedes it is
-//! durable. The same code runs in the terminal, in the browser and in the simulator.
+//! A shell feeds it what happened (`load`, `start`, `opened`, `received`, `lost`, `tick`, `command`) and carries out what
+//! [`Client::poll`] returns, in order: a [`Output::Send`] must not leave before every [`Output::Persist`] that precedes it is
+//! durable. Shells open and close numbered links and pass bytes; which link carries the session is decided here. The same code
+//! runs in the terminal, in the browser and in the simulator.
 
 pub mod outbox;
 pub mod records;
 pub mod timeline;
 pub mod view;
 
+mod link;
 mod people;
 mod room;
 mod session;
 
 #[cfg(feature = "client")]
 pub mod native;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
 use self::{
+    link::Caller,
     records::{IdentityRecord, LogRecord, OutRecord, OutboxRecord, RoomRecord, encode},
     room::Room,
-    session::Wire,
+    session::{Change, Wire},
     view::{Command, ConnectionState, Event, Level},
 };
 use crate::{
@@ -34,7 +39,11 @@ use crate::{
     seal::identity::Identity,
 };
 
-pub use self::people::ImportError;
+pub use self::{
+    link::{LinkId, TicketRecord, Transport},
+    people::ImportError,
+    session::Choice,
+};
 
 /// A source of randomness that a client owns.
 pub type ClientRandom = Box<dyn rand_core::CryptoRng + Send>;
@@ -49,14 +58,27 @@ pub enum Output {
         /// The value; `None` forgets.
         value: Option<Vec<u8>>,
     },
-    /// Send this frame (without its length).
-    Send(Bytes),
+    /// Open this link to the edge; then call `opened`, or `lost` if it cannot be.
+    Open {
+        /// Its name from now on.
+        link: LinkId,
+        /// What is to carry it.
+        transport: Transport,
+    },
+    /// Send this frame (without its length) over this link, if it is still there.
+    Send {
+        /// The link.
+        link: LinkId,
+        /// The frame.
+        frame: Bytes,
+    },
+    /// Close this link, or give up opening it, after what was sent over it; nothing more is to be said about it.
+    Close {
+        /// The link.
+        link: LinkId,
+    },
     /// Tell the person.
     Event(Event),
-    /// Connect to the edge; then call `connected` or `disconnected`.
-    Connect,
-    /// Close the connection; then call `disconnected`.
-    Disconnect,
     /// Call `tick` at this time, which replaces the one named before.
     Timer {
         /// Wall clock, in milliseconds since the Unix epoch.
@@ -69,23 +91,17 @@ impl core::fmt::Debug for Output {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Persist { key, .. } => write!(f, "Persist({key})"),
-            Self::Send(frame) => write!(f, "Send({} bytes)", frame.len()),
+            Self::Open { link, transport } => write!(f, "Open({}, {})", link.0, transport.name()),
+            Self::Send { link, frame } => write!(f, "Send({}, {} bytes)", link.0, frame.len()),
+            Self::Close { link } => write!(f, "Close({})", link.0),
             Self::Event(_) => f.write_str("Event"),
-            Self::Connect => f.write_str("Connect"),
-            Self::Disconnect => f.write_str("Disconnect"),
             Self::Timer { at_ms } => write!(f, "Timer({at_ms})"),
         }
     }
 }
 
-/// What a connection is like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Connected<'a> {
-    /// `ws`, `wt`, `quic` or `memory`.
-    pub transport: &'a str,
-    /// The TLS exporter with [`crate::core::login::EXPORTER_LABEL`], where the platform has one.
-    pub exporter: Option<[u8; 32]>,
-}
+/// A timer that comes so much later than asked for was slept through.
+const SLEPT_MS: u64 = 3_000;
 
 /// Stored bytes that are no record of this version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -111,6 +127,8 @@ pub struct Client {
     /// Keys of records of former lives of rooms' logs.
     former: Vec<(RoomId, String)>,
     stored: Stored,
+    /// The time named in the latest [`Output::Timer`].
+    timer_ms: Option<u64>,
     outputs: VecDeque<Output>,
 }
 
@@ -130,6 +148,7 @@ struct Stored {
     outboxes: BTreeMap<RoomId, OutboxRecord>,
     outs: BTreeMap<(RoomId, u64), OutRecord>,
     former: Vec<(RoomId, String)>,
+    ticket: Option<TicketRecord>,
 }
 
 impl core::fmt::Debug for Client {
@@ -154,8 +173,14 @@ impl Client {
             wire: Wire::default(),
             former: Vec::new(),
             stored: Stored::default(),
+            timer_ms: None,
             outputs: VecDeque::new(),
         }
+    }
+
+    /// Limits the transports that are used. Before [`Client::start`].
+    pub const fn choose(&mut self, choice: Choice) {
+        self.wire.choose(choice);
     }
 
     /// Gives back a stored entry. All of them come before [`Client::start`], in any order.
@@ -170,6 +195,7 @@ impl Client {
     pub fn start(&mut self, now_ms: u64) {
         let mut stored = core::mem::take(&mut self.stored);
         self.former = core::mem::take(&mut stored.former);
+        stored.ticket.take().into_iter().for_each(|ticket| self.wire.load_ticket(ticket));
         self.restore(stored);
         self.tell_identity();
         let rooms: Vec<_> = self.rooms.keys().copied().collect();
@@ -185,6 +211,7 @@ impl Client {
                 detail: None,
             }));
         }
+        self.schedule(now_ms);
     }
 
     /// The next thing to carry out.
@@ -211,7 +238,7 @@ impl Client {
             Command::Forget { room } => self.in_room(&room, Self::forget),
             Command::DeleteRoom { room } => self.in_room(&room, Self::delete),
         }
-        self.schedule();
+        self.schedule(now_ms);
     }
 
     fn in_room(&mut self, room: &str, act: impl FnOnce(&mut Self, RoomId)) {
@@ -221,32 +248,42 @@ impl Client {
         }
     }
 
-    /// A connection is there. If there was one already, this one takes its place: the session moves over, and resumes from
-    /// its cursors and outboxes.
-    pub fn connected(&mut self, connected: Connected<'_>, now_ms: u64) {
-        self.forget_connection();
-        if let Some(me) = &self.me {
-            let hello = session::hello(&self.authority, &self.token, me.identity.device(), connected, &mut self.rng);
-            self.wire.connected(hello, connected, now_ms, &mut self.outputs);
-        } else {
-            self.outputs.push_back(Output::Disconnect);
-        }
+    /// A link is open. `exporter` is the TLS exporter with [`crate::core::login::EXPORTER_LABEL`], where the platform has one.
+    pub fn opened(&mut self, link: LinkId, exporter: Option<[u8; 32]>, now_ms: u64) {
+        let Some(me) = &self.me else { return self.outputs.push_back(Output::Close { link }) };
+        let Self { authority, token, rng, wire, outputs, .. } = self;
+        let caller = Caller { authority, token, identity: &me.identity, rng };
+        let change = wire.opened(link, exporter, caller, now_ms, outputs);
+        self.changed(change, now_ms);
     }
 
-    /// The connection is gone, or could not be made.
-    pub fn disconnected(&mut self, reason: &str, now_ms: u64) {
-        self.forget_connection();
-        self.wire.disconnected(reason, now_ms, &mut self.rng, &mut self.outputs);
-        let rooms: Vec<_> = self.rooms.keys().copied().collect();
-        for room in rooms {
-            self.tell_room(room);
-        }
+    /// A link is gone, or could not be opened.
+    pub fn lost(&mut self, link: LinkId, reason: &str, now_ms: u64) {
+        let change = self.wire.lost(link, reason, now_ms, &mut self.rng, &mut self.outputs);
+        self.changed(change, now_ms);
     }
 
-    /// Nothing that was under way on the connection of until now counts any more.
+    /// The session may be elsewhere, or nowhere.
+    fn changed(&mut self, change: Change, now_ms: u64) {
+        if change != Change::None {
+            self.forget_connection();
+        }
+        match change {
+            Change::None => {}
+            Change::Attached => self.begin_all(now_ms),
+            Change::Detached => {
+                let rooms: Vec<_> = self.rooms.keys().copied().collect();
+                for id in rooms {
+                    self.rooms.get_mut(&id).into_iter().for_each(Room::nobody_is_known_to_be_there);
+                    self.tell_room(id);
+                }
+            }
+        }
+        self.schedule(now_ms);
+    }
+
+    /// Nothing that was under way on the link of until now counts any more.
     fn forget_connection(&mut self) {
-        // What was meant for that connection must not reach the next one.
-        self.outputs.retain(|output| !matches!(output, Output::Send(_) | Output::Disconnect));
         for room in self.rooms.values_mut() {
             room.disconnected();
         }
@@ -258,60 +295,79 @@ impl Client {
         }
     }
 
-    /// Something of the network or the machine woke up: connect at once instead of waiting.
+    /// The person is back, or the machine: look at the link at once, and connect at once instead of waiting.
     pub fn wake(&mut self, now_ms: u64) {
-        if self.me.is_some() {
-            self.wire.wake(now_ms, &mut self.outputs);
-        }
+        self.wire.wake(false, now_ms, &mut self.outputs);
+        self.schedule(now_ms);
     }
 
-    /// Bytes of one message of the connection: whole frames, each preceded by its length.
-    pub fn received(&mut self, message: Bytes, now_ms: u64) {
+    /// This device came to another network, or back to one.
+    pub fn network_changed(&mut self, now_ms: u64) {
+        let change = self.wire.network_changed(now_ms, &mut self.outputs);
+        self.changed(change, now_ms);
+    }
+
+    /// Bytes came over a link that are no whole frame yet: it is slow, not dead.
+    pub fn heard(&mut self, link: LinkId, now_ms: u64) {
+        self.wire.heard(link, now_ms);
+        self.schedule(now_ms);
+    }
+
+    /// Bytes of one message of a link: whole frames, each preceded by its length.
+    pub fn received(&mut self, link: LinkId, message: Bytes, now_ms: u64) {
         let mut rest = message;
         loop {
             match take_delimited(&mut rest, u32::MAX) {
-                Ok(Some(frame)) => self.received_frame(&frame, now_ms),
+                Ok(Some(frame)) => self.received_frame(link, &frame, now_ms),
                 Ok(None) if rest.is_empty() => return,
-                Ok(None) => return self.protocol_error(&DecodeError::Truncated),
-                Err(error) => return self.protocol_error(&error),
+                Ok(None) => return self.protocol_error(link, &DecodeError::Truncated, now_ms),
+                Err(error) => return self.protocol_error(link, &error, now_ms),
             }
         }
     }
 
     /// One frame, without its length.
-    pub fn received_frame(&mut self, frame: &[u8], now_ms: u64) {
+    pub fn received_frame(&mut self, link: LinkId, frame: &[u8], now_ms: u64) {
         match ServerFrame::decode(frame) {
-            Ok(frame) => self.handle(frame, now_ms),
-            Err(error) => self.protocol_error(&error),
+            Ok(frame) => self.handle(link, frame, now_ms),
+            Err(error) => self.protocol_error(link, &error, now_ms),
         }
     }
 
-    fn protocol_error(&mut self, error: &DecodeError) {
+    fn protocol_error(&mut self, link: LinkId, error: &DecodeError, now_ms: u64) {
         self.notice(Level::Warn, &format!("the server sent something that is no frame: {error}"), None);
-        self.outputs.push_back(Output::Disconnect);
+        let change = self.wire.give_up(link, "the server broke the protocol", now_ms, &mut self.rng, &mut self.outputs);
+        self.changed(change, now_ms);
     }
 
     /// The time named by [`Output::Timer`] has come, or any other time.
     pub fn tick(&mut self, now_ms: u64) {
-        self.wire.tick(now_ms, &mut self.outputs);
+        if self.timer_ms.take().is_some_and(|at_ms| now_ms >= at_ms.saturating_add(SLEPT_MS)) {
+            self.wire.wake(true, now_ms, &mut self.outputs);
+        }
+        let owed = self.rooms.values().any(Room::is_owed);
+        let change = self.wire.tick(owed, now_ms, &mut self.rng, &mut self.outputs);
+        self.changed(change, now_ms);
         let enter: Vec<_> = self.rooms.iter_mut().filter_map(|(id, room)| room.ask_again(now_ms).then_some(*id)).collect();
         let retry: Vec<_> = self.rooms.iter().filter_map(|(id, room)| room.retry_due(now_ms).then_some(*id)).collect();
         enter.into_iter().for_each(|room| self.begin(room));
         retry.into_iter().for_each(|room| self.pump(room, now_ms));
-        self.schedule();
+        self.schedule(now_ms);
     }
 
     /// Asks to be called when the next thing is due.
-    fn schedule(&mut self) {
+    fn schedule(&mut self, now_ms: u64) {
         let retries = self.rooms.values().filter_map(Room::retry_at);
-        if let Some(at_ms) = retries.chain(self.wire.timeout()).min() {
+        let next = retries.chain(self.wire.timeout(now_ms)).min();
+        if let Some(at_ms) = next.filter(|at_ms| self.timer_ms != Some(*at_ms)) {
+            self.timer_ms = next;
             self.outputs.push_back(Output::Timer { at_ms });
         }
     }
 
     fn send(&mut self, frame: &ClientFrame) {
-        if self.wire.is_online() {
-            self.outputs.push_back(Output::Send(frame.encode()));
+        if self.wire.is_attached() {
+            self.wire.send(frame.encode(), &mut self.outputs);
         }
     }
 
@@ -346,6 +402,7 @@ impl Stored {
         let id = || first?.parse::<RoomId>().ok();
         let number = || u64::from_str_radix(second?, 16).ok();
         match kind {
+            "ticket" => self.ticket = Some(postcard::from_bytes(value).ok()?),
             "identity" => *me = Some(Me::new(postcard::from_bytes(value).ok()?)),
             "room" => self.rooms.push((id()?, postcard::from_bytes(value).ok()?)),
             "log" => drop(self.logs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),

@@ -217,6 +217,18 @@ impl Outbox {
         }
     }
 
+    /// A publish came too early; it is to be sent again.
+    pub fn not_taken(&mut self, producer: ProducerId, client_seq: u64) {
+        let Some(index) = self.position(producer, client_seq) else { return };
+        self.items.get_mut(index).into_iter().for_each(|item| item.sent = false);
+    }
+
+    /// Whether something is sealed: the server may have it, and answers to the same bytes whether it does.
+    #[must_use]
+    pub fn has_sealed(&self) -> bool {
+        self.items.iter().any(|item| item.out.failed.is_none() && item.out.sealed.is_some())
+    }
+
     /// Acts on the refusal of the oldest message in flight, if there is one. `fresh` names a new producer, should it need
     /// one. Call it again until it returns [`Settled::Nothing`].
     pub fn settle(&mut self, fresh: ProducerId) -> (Settled, Vec<Persist>) {

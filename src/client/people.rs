@@ -1,7 +1,7 @@
 //! The person at this device: identity, backup, the device's own inbox, and the person's other devices.
 
 use super::{
-    Client, Me,
+    Change, Client, LinkId, Me,
     outbox::{Outbox, Settled},
     records::{BackupRecord, IdentityRecord, OutRecord, encode},
     view::{self, Event, Level},
@@ -9,7 +9,7 @@ use super::{
 use crate::{
     core::{
         close::Refusal,
-        frame::{ClientFrame, LogKind, Page, Publish, ServerFrame},
+        frame::{ClientFrame, LogKind, Operation, Page, Publish, ServerFrame},
         id::{ProducerId, RoomId},
     },
     seal::{
@@ -26,6 +26,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct InboxState {
     subscribed: bool,
+    /// The answer to a subscription that was made for a former life of the log is still to come.
+    stale: bool,
 }
 
 /// Why an identity was not imported.
@@ -124,74 +126,101 @@ impl Client {
         Ok(())
     }
 
-    /// Everything that comes from the server.
-    pub(super) fn handle(&mut self, frame: ServerFrame, now_ms: u64) {
-        self.wire.heard(now_ms);
+    /// Everything that comes from the server. Only the link that carries the session speaks of rooms.
+    pub(super) fn handle(&mut self, link: LinkId, frame: ServerFrame, now_ms: u64) {
+        self.wire.heard(link, now_ms);
         match frame {
-            ServerFrame::Challenge { nonce } => {
-                let answered =
-                    self.me.as_ref().is_some_and(|me| self.wire.challenged(nonce, &me.identity, now_ms, &mut self.outputs));
-                if !answered {
-                    self.outputs.push_back(super::Output::Disconnect);
-                }
+            ServerFrame::Challenge { .. }
+            | ServerFrame::Welcome { .. }
+            | ServerFrame::Pong { .. }
+            | ServerFrame::Closing { .. } => self.handle_link(link, frame, now_ms),
+            _ if self.wire.carries(link) => {
+                self.handle_session(frame, now_ms);
+                self.schedule(now_ms);
             }
-            ServerFrame::Welcome { .. } => self.on_welcome(now_ms),
-            ServerFrame::Created { room, .. } => match self.me.as_ref().map(|me| me.identity.inbox_id()) {
-                Some(inbox) if inbox == room => self.enter_inbox(),
-                _ => self.on_created(room, now_ms),
-            },
-            ServerFrame::Entered { room, position, .. } => match &self.me {
-                Some(me) if me.identity.inbox_id() == room => {
-                    let after = me.record.inbox.filter(|(log, _)| *log == position.log).map_or(0, |(_, seq)| seq);
-                    self.send(&ClientFrame::Subscribe { room, after });
-                }
-                _ => self.on_entered(room, position),
-            },
-            ServerFrame::Subscribed { room, after, chain, position } => {
-                if let Some(me) = self.me.as_mut().filter(|me| me.identity.inbox_id() == room) {
-                    me.inbox.subscribed = true;
-                } else {
-                    self.on_subscribed(room, after, chain, position, now_ms);
-                }
+            _ => {}
+        }
+    }
+
+    fn handle_link(&mut self, link: LinkId, frame: ServerFrame, now_ms: u64) {
+        let Self { me: Some(me), wire, rng, outputs, .. } = self else { return };
+        let change = match frame {
+            ServerFrame::Challenge { nonce } => wire.challenged(link, nonce, &me.identity, now_ms, rng, outputs),
+            ServerFrame::Welcome { ticket, limits, time_ms, .. } => {
+                wire.welcomed(link, ticket, &limits, time_ms, now_ms, rng, outputs)
             }
+            ServerFrame::Pong { token } => wire.echoed(link, token, now_ms, rng, outputs),
+            ServerFrame::Closing { code, retry_after_ms } => wire.closing(link, code, retry_after_ms, now_ms, rng, outputs),
+            _ => Change::None,
+        };
+        self.changed(change, now_ms);
+    }
+
+    fn handle_session(&mut self, frame: ServerFrame, now_ms: u64) {
+        match frame {
+            ServerFrame::Created { room, .. } => self.on_created(room, now_ms),
+            ServerFrame::Entered { room, position, .. } => match self.own_inbox(room) {
+                Some(me) => {
+                    let known = me.record.inbox.is_none_or(|(log, _)| log == position.log);
+                    me.inbox.stale = !known;
+                }
+                None => self.on_entered(room, position, now_ms),
+            },
+            ServerFrame::Subscribed { room, after, chain, position } => match self.own_inbox(room) {
+                Some(me) => {
+                    me.inbox.subscribed = !me.inbox.stale;
+                    self.read_inbox_anew();
+                }
+                None => self.on_subscribed(room, after, chain, position, now_ms),
+            },
             ServerFrame::Deliver(page) => self.on_page(&page, now_ms),
             ServerFrame::Ack { room, producer, client_seq, seq } => self.on_ack(room, producer, client_seq, seq, now_ms),
             ServerFrame::Refused { room, producer, client_seq, why } => {
                 let publish = Publish { room, producer, client_seq, envelope: bytes::Bytes::new() };
                 self.on_refused(&publish, why, now_ms);
             }
-            ServerFrame::Failed { room, what, why } => self.on_failed(room, what, why, now_ms),
+            ServerFrame::Failed { room, what, why } => match self.own_inbox(room) {
+                Some(_) if what == Operation::Subscribe => self.read_inbox_anew(),
+                Some(_) => {}
+                None => self.on_failed(room, what, why, now_ms),
+            },
             ServerFrame::Presence { room, online, offline } => self.on_presence(room, &online, &offline),
             ServerFrame::Ephemeral { envelope } => self.on_ephemeral(&envelope),
             ServerFrame::Deleted { room } => self.on_deleted(room),
-            ServerFrame::Closing { code, retry_after_ms } => self.wire.closing(code, retry_after_ms),
-            ServerFrame::Fetched { .. } | ServerFrame::Sought { .. } | ServerFrame::Pong { .. } => {}
+            _ => {}
         }
-        self.schedule();
     }
 
-    /// The session is open: take up everything where it was.
-    fn on_welcome(&mut self, now_ms: u64) {
-        self.wire.welcomed(now_ms, &mut self.outputs);
+    /// This device, if the log is its inbox.
+    fn own_inbox(&mut self, log: RoomId) -> Option<&mut Me> {
+        self.me.as_mut().filter(|me| me.identity.inbox_id() == log)
+    }
+
+    /// The session has a link: take up everything where it was, without waiting for an answer in between.
+    pub(super) fn begin_all(&mut self, now_ms: u64) {
         let Some(me) = &self.me else { return };
-        let create = ClientFrame::Create {
-            room: me.identity.inbox_id(),
-            access: access_key(&me.identity.inbox_access_seed()),
-            kind: LogKind::Inbox,
-            epoch: 0,
-        };
-        self.send(&create);
+        let (room, seed) = (me.identity.inbox_id(), me.identity.inbox_access_seed());
+        let after = me.record.inbox.map_or(0, |(_, seq)| seq);
+        self.send(&ClientFrame::Create { room, access: access_key(&seed), kind: LogKind::Inbox, epoch: 0 });
+        self.enter(room, &seed);
+        self.send(&ClientFrame::Subscribe { room, after });
         let rooms: Vec<_> = self.rooms.keys().copied().collect();
+        for room in &rooms {
+            self.begin(*room);
+        }
         for room in rooms {
-            self.begin(room);
+            self.pump(room, now_ms);
         }
         self.pump_posts();
+        self.wire.asks(now_ms);
     }
 
-    fn enter_inbox(&mut self) {
-        let Some(me) = &self.me else { return };
-        let (inbox, seed) = (me.identity.inbox_id(), me.identity.inbox_access_seed());
-        self.enter(inbox, &seed);
+    /// The inbox has a new life: what was subscribed was a place in the former one.
+    fn read_inbox_anew(&mut self) {
+        let Some(me) = self.me.as_mut().filter(|me| me.inbox.stale) else { return };
+        me.inbox.stale = false;
+        let room = me.identity.inbox_id();
+        self.send(&ClientFrame::Subscribe { room, after: 0 });
     }
 
     /// What was posted to this device: keyrings from other devices of the same person. Anything else is skipped; anybody may
@@ -276,7 +305,7 @@ pub(super) fn post(client: &mut Client, inbox: RoomId, letter: OutRecord) {
     let outbox = client.posts.entry(inbox).or_insert_with(|| Outbox::new(inbox, producer));
     let persist = outbox.push(letter, false);
     client.persist_all(persist);
-    if client.wire.is_online() {
+    if client.wire.is_attached() {
         client.pump_posts();
     }
 }

@@ -8,6 +8,7 @@
 //! | `log/ROOM/SEQ` | [`LogRecord`], SEQ as 16 hex digits |
 //! | `out/LOG/NUMBER` | [`OutRecord`], NUMBER as 16 hex digits: its order in the outbox |
 //! | `outbox/LOG` | [`OutboxRecord`] |
+//! | `ticket` | [`super::TicketRecord`] |
 //! | `former/ROOM/LIFE/SEQ` | [`LogRecord`] of a life of the log that the server no longer has |
 
 use bytes::Bytes;
@@ -170,6 +171,9 @@ pub struct BackupRecord {
     /// The rooms: origin and keys.
     pub rooms: Vec<(String, Keyring)>,
 }
+
+/// The key of what an earlier login left for the next one.
+pub const TICKET_KEY: &str = "ticket";
 
 /// The key of a room's record.
 #[must_use]

@@ -81,6 +81,12 @@ struct RoomWire {
     entered: bool,
     /// The head at the time of subscribing: once reached, the room is up to date.
     subscribed: Option<Seq>,
+    /// The answer to a subscription that was made for a former life of the log is still to come.
+    stale: bool,
+    /// It was told who is there.
+    presence: bool,
+    /// A publish came before this device was let in.
+    too_early: bool,
     /// This device's join was put into the outbox.
     join_sent: bool,
     /// The server contradicted this device's copy: nothing more is taken from it.
@@ -116,11 +122,19 @@ impl Room {
 
     pub(super) fn disconnected(&mut self) {
         self.wire = RoomWire { stopped: self.wire.stopped, ..RoomWire::default() };
-        self.online.clear();
         self.outbox.disconnected();
         self.invite_outbox.disconnected();
         self.retry_at_ms = None;
         self.shut_out = None;
+    }
+
+    pub(super) fn nobody_is_known_to_be_there(&mut self) {
+        self.online.clear();
+    }
+
+    /// Whether the server has begun to send what there is, and has not come to the end.
+    pub(super) fn is_owed(&self) -> bool {
+        self.wire.subscribed.is_some() && !self.up_to_date()
     }
 
     /// Whether the outbox may be tried again.

@@ -112,6 +112,8 @@ pub enum ClientFrame {
         /// The server's clock.
         time_ms: UnixMillis,
     },
+    /// First frame of a connection, instead of the hello: the client was here before, and proves it at once.
+    Resume(Resume),
 }
 
 /// The first frame.
@@ -131,6 +133,19 @@ pub struct Hello {
     pub token: Bytes,
     /// Name and version of the client's software, for operators.
     pub agent: String,
+}
+
+/// A hello that brings a ticket of an earlier login, signed for this connection. Other frames may follow it at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// As in an ordinary login, with a fresh nonce: when the ticket is not accepted, it is one.
+    pub hello: Hello,
+    /// What the client thinks that the server's clock says now.
+    pub time_ms: UnixMillis,
+    /// As the server gave it in a welcome.
+    pub ticket: Bytes,
+    /// By the device key over [`super::login::resume_message`].
+    pub signature: Signature,
 }
 
 /// A message for the log.
@@ -162,6 +177,8 @@ pub enum ServerFrame {
         limits: Limits,
         /// The server's clock.
         time_ms: UnixMillis,
+        /// With this the next login takes one round trip less; empty when the server gives none.
+        ticket: Bytes,
     },
     /// The log was made (or this device had made the very same one before).
     Created {
@@ -421,6 +438,7 @@ impl ClientFrame {
     pub fn encode(&self) -> Bytes {
         let capacity = match self {
             Self::Publish(publish) => SMALL + publish.envelope.len(),
+            Self::Resume(resume) => 2 * SMALL + resume.hello.token.len() + resume.hello.authority.len(),
             _ => SMALL,
         };
         encode(self, capacity)

@@ -1,13 +1,13 @@
-//! The server's side of one session, without IO: hello, challenge, login, limits, and the translation of frames into
+//! The server's side of one session, without IO: hello, challenge, login, resume, limits, and the translation of frames into
 //! requests to rooms. One state machine for every transport.
 
 use super::{
     close::{CloseCode, Refusal},
     envelope::{Header, Kind},
-    frame::{ClientFrame, Hello, LogKind, Operation, PROTOCOL_VERSION, Publish, ServerFrame},
+    frame::{ClientFrame, Hello, LogKind, Operation, PROTOCOL_VERSION, Publish, Resume, ServerFrame},
     id::{AccessKey, DeviceKey, Digest, Nonce, RoomId, Seq, Signature, UnixMillis},
     limits::{Limits, TokenBucket},
-    login::{AGENT_LEN_MAX, AUTHORITY_LEN_MAX, TOKEN_LEN_MAX, Transcript},
+    login::{self, AGENT_LEN_MAX, AUTHORITY_LEN_MAX, TICKET_LEN_MAX, TOKEN_LEN_MAX, Transcript},
 };
 
 /// Requests other than publishes that a session may make per second for long.
@@ -92,13 +92,29 @@ pub enum Step {
     Goodbye,
 }
 
-/// What the deployment checks of a hello beyond the signature: the dialled name and the token.
+/// What a login is checked against beyond its signature: the dialled name, the token, and what this server knows of earlier
+/// logins. Without the latter nobody resumes, and everybody logs in.
 pub trait Admission {
     /// Whether this device may log in, having dialled this name, with this token.
     ///
     /// # Errors
     /// The close code that answers it.
     fn admit(&self, hello: &Hello, now_ms: u64) -> Result<(), CloseCode>;
+
+    /// A ticket for the device's next login, of at most [`TICKET_LEN_MAX`] bytes; empty where there are none.
+    fn ticket(&self, _device: &DeviceKey, _now_ms: u64) -> bytes::Bytes {
+        bytes::Bytes::new()
+    }
+
+    /// Whether the ticket was made here, for this device, and both it and the time stated with it are fresh.
+    fn recognises(&self, _resume: &Resume, _now_ms: u64) -> bool {
+        false
+    }
+
+    /// Whether a resume of this binding was never accepted before; from now on it was.
+    fn is_first(&self, _binding: Digest, _now_ms: u64) -> bool {
+        false
+    }
 }
 
 /// What a session starts from.
@@ -117,7 +133,11 @@ pub struct Setup {
 #[derive(Debug)]
 enum State {
     Hello,
-    Challenged(Box<Hello>),
+    Challenged {
+        hello: Box<Hello>,
+        /// It was a resume: what the client sent behind it was meant for a session that there is not.
+        dropping: bool,
+    },
     Open(Box<Open>),
 }
 
@@ -185,8 +205,12 @@ impl Session {
         admission: &dyn Admission,
     ) -> Result<Step, CloseCode> {
         match (&mut self.state, frame) {
-            (State::Hello, ClientFrame::Hello(hello)) => self.hello(hello, wall_ms, admission),
-            (State::Challenged(hello), ClientFrame::Authenticate { signature }) => {
+            (State::Hello, ClientFrame::Hello(hello)) => {
+                self.check(&hello, wall_ms, admission)?;
+                Ok(self.challenge(hello, false))
+            }
+            (State::Hello, ClientFrame::Resume(resume)) => self.resume(resume, now_ms, wall_ms, admission),
+            (State::Challenged { hello, .. }, ClientFrame::Authenticate { signature }) => {
                 let transcript = Transcript {
                     hello,
                     challenge: self.setup.nonce,
@@ -195,14 +219,8 @@ impl Session {
                 if !signature.verifies(&hello.device.0, &transcript.message()) {
                     return Err(CloseCode::Unauthenticated);
                 }
-                let open = Open::new(&self.setup.limits, hello.device, transcript.binding(), now_ms);
-                self.state = State::Open(Box::new(open));
-                self.heard(now_ms);
-                Ok(Step::Open(ServerFrame::Welcome {
-                    agent: self.setup.agent.clone(),
-                    limits: self.setup.limits.clone(),
-                    time_ms: wall_ms,
-                }))
+                let (device, binding) = (hello.device, transcript.binding());
+                Ok(self.open(device, binding, now_ms, wall_ms, admission))
             }
             (State::Open(open), frame) => {
                 let step = open.handle(frame, now_ms)?;
@@ -210,11 +228,55 @@ impl Session {
                 Ok(step)
             }
             (_, ClientFrame::Close) => Ok(Step::Goodbye),
+            (State::Challenged { dropping: true, .. }, frame)
+                if !matches!(frame, ClientFrame::Hello(_) | ClientFrame::Resume(_)) =>
+            {
+                Ok(Step::Nothing)
+            }
             _ => Err(CloseCode::Protocol),
         }
     }
 
-    fn hello(&mut self, hello: Hello, wall_ms: u64, admission: &dyn Admission) -> Result<Step, CloseCode> {
+    fn open(&mut self, device: DeviceKey, binding: Digest, now_ms: u64, wall_ms: u64, admission: &dyn Admission) -> Step {
+        self.state = State::Open(Box::new(Open::new(&self.setup.limits, device, binding, now_ms)));
+        self.heard(now_ms);
+        Step::Open(ServerFrame::Welcome {
+            agent: self.setup.agent.clone(),
+            limits: self.setup.limits.clone(),
+            time_ms: wall_ms,
+            ticket: admission.ticket(&device, wall_ms),
+        })
+    }
+
+    fn challenge(&mut self, hello: Hello, dropping: bool) -> Step {
+        self.state = State::Challenged { hello: Box::new(hello), dropping };
+        Step::Send(ServerFrame::Challenge { nonce: self.setup.nonce })
+    }
+
+    /// A ticket that is not accepted, for whatever reason, costs the client a round trip and nothing else. The signature is
+    /// looked at only behind a good ticket, and remembered only if it is good.
+    fn resume(&mut self, resume: Resume, now_ms: u64, wall_ms: u64, admission: &dyn Admission) -> Result<Step, CloseCode> {
+        self.check(&resume.hello, wall_ms, admission)?;
+        if resume.ticket.len() > TICKET_LEN_MAX {
+            return Err(CloseCode::Protocol);
+        }
+        if !admission.recognises(&resume, wall_ms) {
+            return Ok(self.challenge(resume.hello, true));
+        }
+        let exporter = self.setup.exporter.as_ref().filter(|_| resume.hello.exporter);
+        let message = login::resume_message(&resume.hello, resume.time_ms, &resume.ticket, exporter);
+        let device = resume.hello.device;
+        if !resume.signature.verifies(&device.0, &message) {
+            return Err(CloseCode::Unauthenticated);
+        }
+        let binding = login::binding(&message);
+        if !admission.is_first(binding, wall_ms) {
+            return Ok(self.challenge(resume.hello, true));
+        }
+        Ok(self.open(device, binding, now_ms, wall_ms, admission))
+    }
+
+    fn check(&self, hello: &Hello, wall_ms: u64, admission: &dyn Admission) -> Result<(), CloseCode> {
         if hello.version != PROTOCOL_VERSION {
             return Err(CloseCode::Version);
         }
@@ -224,9 +286,7 @@ impl Session {
         if hello.exporter && self.setup.exporter.is_none() {
             return Err(CloseCode::Unauthenticated);
         }
-        admission.admit(&hello, wall_ms)?;
-        self.state = State::Challenged(Box::new(hello));
-        Ok(Step::Send(ServerFrame::Challenge { nonce: self.setup.nonce }))
+        admission.admit(hello, wall_ms)
     }
 
     /// Bytes of a frame came that is not complete: the client is slow, not gone.
@@ -254,7 +314,9 @@ impl Open {
 
     fn handle(&mut self, frame: ClientFrame, now_ms: u64) -> Result<Step, CloseCode> {
         match frame {
-            ClientFrame::Hello(_) | ClientFrame::Authenticate { .. } => return Err(CloseCode::Protocol),
+            ClientFrame::Hello(_) | ClientFrame::Resume(_) | ClientFrame::Authenticate { .. } => {
+                return Err(CloseCode::Protocol);
+            }
             ClientFrame::Publish(publish) => return Ok(self.publish(publish, now_ms)),
             ClientFrame::Ephemeral { envelope } => return Ok(self.ephemeral(envelope, now_ms)),
             ClientFrame::Ping { token } => return Ok(Step::Send(ServerFrame::Pong { token })),

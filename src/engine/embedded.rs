@@ -287,6 +287,12 @@ impl EmbeddedEngine {
         Status { backlog_bytes: self.layers.bytes() as u64, wal_bytes: self.recycler.bytes(), damaged: damaged as u64 }
     }
 
+    /// Whether the write-ahead log can take writes. Once it cannot, only opening the store anew helps; a history that fails is
+    /// tried again by itself.
+    pub fn can_log(&self) -> bool {
+        self.health.can_log()
+    }
+
     /// Refuses new requests, completes those that wait, applies what was logged, and ends the threads. Blocks until that is
     /// done.
     pub fn shutdown(&self) {

@@ -234,6 +234,11 @@ impl Drop for Exit {
     }
 }
 
+/// A file as redb takes it, locks and all.
+pub(super) fn guarded(backend: Box<dyn redb::StorageBackend>) -> guard::Guarded {
+    guard::Guarded(guard::Guard::new(backend))
+}
+
 /// What lies in a file, with all that is written kept in memory.
 pub(super) fn overlay(backend: Box<dyn redb::StorageBackend>) -> io::Result<guard::Overlay> {
     guard::Overlay::new(guard::Guard::new(backend))

@@ -162,7 +162,8 @@ pub(super) struct Context {
 /// Where a connection is known.
 #[derive(Debug, Default)]
 pub(super) struct InRooms {
-    pub(super) entered: BTreeSet<RoomId>,
+    /// In order.
+    pub(super) entered: Vec<RoomId>,
     /// Rooms that wait for its outbox to have room.
     pub(super) stalled: Vec<RoomId>,
 }
@@ -255,12 +256,17 @@ impl Context {
     }
 
     pub(super) fn entered(&mut self, conn: ConnId, room: RoomId) {
-        self.conns.entry(conn).or_default().entered.insert(room);
+        let entered = &mut self.conns.entry(conn).or_default().entered;
+        if let Err(place) = entered.binary_search(&room) {
+            entered.insert(place, room);
+        }
     }
 
     pub(super) fn left(&mut self, conn: ConnId, room: RoomId) {
         if let Some(rooms) = self.conns.get_mut(&conn) {
-            rooms.entered.remove(&room);
+            if let Ok(place) = rooms.entered.binary_search(&room) {
+                rooms.entered.remove(place);
+            }
             rooms.stalled.retain(|stalled| *stalled != room);
             if rooms.entered.is_empty() {
                 self.conns.remove(&conn);

@@ -113,13 +113,16 @@ impl Outbox {
 
     /// Waits until the connection may read on: until neither the queue nor the unanswered requests exceed their limits.
     pub async fn relieved(&self) {
-        while !self.may_read() && !self.is_closed() {
+        while !self.may_read() {
             self.relieved.notified().await;
         }
     }
 
-    fn may_read(&self) -> bool {
-        self.bytes.load(SeqCst) <= self.bytes_max && self.in_flight.load(SeqCst) < IN_FLIGHT_BYTES_MAX
+    /// Whether [`Outbox::relieved`] has nothing to wait for.
+    #[must_use]
+    pub fn may_read(&self) -> bool {
+        let within = self.bytes.load(SeqCst) <= self.bytes_max && self.in_flight.load(SeqCst) < IN_FLIGHT_BYTES_MAX;
+        within || self.is_closed()
     }
 
     /// Nothing more is queued; what is queued can still be written.

@@ -12,7 +12,10 @@ use std::{
 
 use tokio::sync::{
     Notify,
-    mpsc::{self, error::TryRecvError},
+    mpsc::{
+        self,
+        error::{TryRecvError, TrySendError},
+    },
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -133,6 +136,17 @@ impl Handle {
     pub async fn send(&self, shard: usize, message: Message) -> Result<(), Stopped> {
         let sender = self.shards.get(shard).ok_or(Stopped)?;
         sender.send(message).await.map_err(|_| Stopped)
+    }
+
+    /// As [`Handle::send`], without waiting.
+    ///
+    /// # Errors
+    /// The message, when the shard's mailbox is full or it has ended.
+    pub fn try_send(&self, shard: usize, message: Message) -> Result<(), Message> {
+        match self.shards.get(shard) {
+            Some(sender) => sender.try_send(message).map_err(TrySendError::into_inner),
+            None => Err(message),
+        }
     }
 
     /// How many shards there are.
@@ -275,9 +289,11 @@ async fn turns(
     let (mut rooms, mut ticked_ms) = (0, 0);
     loop {
         let mut rested = false;
-        let first = if shard.wants_turn() {
-            // What has come from connections goes first.
+        if shard.wants_turn() || !mailbox.is_empty() {
+            // Connections of this thread are read first: what they bring is part of this turn.
             tokio::task::yield_now().await;
+        }
+        let first = if shard.wants_turn() {
             match if shard.is_full() { Err(TryRecvError::Empty) } else { mailbox.try_recv() } {
                 Ok(message) => Some(message),
                 Err(TryRecvError::Empty) => None,

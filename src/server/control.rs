@@ -7,7 +7,10 @@
 use std::{
     fs, io,
     ops::ControlFlow,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -32,6 +35,8 @@ pub const SOCKET: &str = "control.sock";
 pub const VERSION: u16 = 1;
 /// Bytes of a frame at most.
 pub const FRAME_MAX: u32 = 64 << 10;
+/// Bytes of a path in the address of a socket, at most.
+const PATH_MAX: usize = 107;
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 4;
 /// How long a request may take to arrive.
@@ -131,6 +136,34 @@ pub async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -
     postcard::from_bytes(&body).map_err(|_| ControlError::Malformed)
 }
 
+/// The socket in a data directory, by a path that fits a socket's address: a longer one leads through the open directory,
+/// where the system has names for what a process has open.
+struct Address {
+    path: PathBuf,
+    _directory: Option<fs::File>,
+}
+
+impl Address {
+    fn of(data: &Path) -> io::Result<Self> {
+        let path = data.join(SOCKET);
+        if path.as_os_str().len() <= PATH_MAX || cfg!(not(target_os = "linux")) {
+            return Ok(Self { path, _directory: None });
+        }
+        let directory = fs::File::open(data)?;
+        let path = format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd()).into();
+        Ok(Self { path, _directory: Some(directory) })
+    }
+}
+
+/// Connects to the server that serves the store in `data`.
+///
+/// # Errors
+/// Those of the system: `NotFound` and `ConnectionRefused` when none does.
+pub async fn connect(data: &Path) -> io::Result<UnixStream> {
+    let address = Address::of(data)?;
+    UnixStream::connect(&address.path).await
+}
+
 /// The socket in `data`. Whoever has the store open owns it: one that is left over is replaced.
 pub(super) fn bind(data: &Path) -> io::Result<Listener> {
     let path = data.join(SOCKET);
@@ -139,7 +172,8 @@ pub(super) fn bind(data: &Path) -> io::Result<Listener> {
         Ok(_) => return Err(io::ErrorKind::AlreadyExists.into()),
         Err(_) => {}
     }
-    let listener = UnixListener::bind(&path)?;
+    let address = Address::of(data)?;
+    let listener = UnixListener::bind(&address.path)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     // Who connected before the mode was set is asked who he is.
     let owner = fs::metadata(&path)?.uid();

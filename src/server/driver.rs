@@ -4,14 +4,23 @@
 //! task looks after it when the transport does not take everything at once. Reading stops while the outbox, or what was asked
 //! and not yet answered, exceeds its limit; so a peer that does not read stops being heard, and nobody waits for it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::{
-    Shared, admission, clock,
-    home::Home,
+    Serving, Shared, admission, clock,
+    home::{Home, Place},
     link::{Heard, Link},
     service::Service,
 };
@@ -20,15 +29,15 @@ use crate::{
         close::CloseCode,
         frame::{ClientFrame, ServerFrame},
         limits::Limits,
-        session::{Action, RoomRequest, Session, Setup, Step},
+        session::{Action, Session, Setup, Step},
     },
     metrics::Metrics,
     router::{
-        Conn, DeviceSession,
+        Conn, DeviceSession, Stopped,
         outbox::{Outbox, Permit, ShardSet},
         shard::Message,
     },
-    transport::{Connection, Error, FrameReader, FrameWriter, Info},
+    transport::{Connection, Error, FrameReader, FrameWriter, Kind},
 };
 
 /// A peer that takes nothing for so long is given up.
@@ -59,41 +68,52 @@ impl From<Error> for End {
 }
 
 /// Serves one connection until it ends, on the thread that is its home.
-pub async fn drive(connection: Connection, permit: admission::Permit, shared: Arc<Shared>, service: Arc<Service>) {
-    let Connection { info, reader, mut writer } = connection;
-    let mut driver = Driver { shared: &shared, service: &service, reader, permit, epoch: Instant::now(), used: 0 };
-    // What a login needs is let go before the connection settles down to wait.
-    let opened = Box::pin(driver.open(&info, &mut writer)).await;
-    let (end, mut writer) = match opened {
-        Ok(opened) => driver.serve(opened, writer).await,
-        Err(end) => (end, writer),
+///
+/// Nearly all connections of a server are waiting at any time, so what one of them holds meanwhile is kept small: everything is
+/// in one place, which the futures only borrow, and what is needed for a moment only is boxed for that moment.
+pub fn drive(connection: Connection, permit: admission::Permit, shared: Arc<Shared>, service: Arc<Service>) -> Serving {
+    let Connection { info, reader, writer } = connection;
+    let home = Home::here().expect("connections are served on a home");
+    let _place = home.place();
+    let wire = Wire { reader, permit, used: 0 };
+    let setup = Setup {
+        limits: shared.config.limits.clone(),
+        nonce: service.nonce(),
+        exporter: info.exporter,
+        agent: concat!("waxwing/", env!("CARGO_PKG_VERSION")).into(),
     };
-    Box::pin(driver.finish(&info, &mut writer, end)).await;
-    if end.tell {
-        tokio::join!(writer.close(end.code), driver.reader.linger());
-    } else {
-        writer.close(end.code).await;
-    }
+    let session = RefCell::new(Session::new(setup, home.now_ms()));
+    let mut driver = Box::new(Driver { kind: info.kind, wire, session, writer: Some(writer), shared, service, home, _place });
+    Box::pin(async move { driver.run().await })
 }
 
-struct Driver<'a> {
-    shared: &'a Shared,
-    service: &'a Service,
+struct Driver {
+    shared: Arc<Shared>,
+    service: Arc<Service>,
+    kind: Kind,
+    wire: Wire,
+    session: RefCell<Session>,
+    /// Lent to the link while somebody is logged in.
+    writer: Option<FrameWriter>,
+    home: Rc<Home>,
+    _place: Place,
+}
+
+/// The reading side of a connection.
+struct Wire {
     reader: FrameReader,
     permit: admission::Permit,
-    epoch: Instant,
     /// Shards that know the connection.
     used: ShardSet,
 }
 
 /// What a connection has once it is logged in.
 struct Opened {
-    session: Session,
     conn: Arc<Conn>,
     _device: DeviceSession,
 }
 
-/// Sends frames that the peer may take its time for, as long as it takes some.
+/// Sends a frame that the peer may take its time for.
 async fn send(writer: &mut FrameWriter, frame: Bytes) -> Result<(), End> {
     match timeout(STALL, writer.send(&[frame])).await {
         Ok(sent) => Ok(sent?),
@@ -101,176 +121,253 @@ async fn send(writer: &mut FrameWriter, frame: Bytes) -> Result<(), End> {
     }
 }
 
-impl Driver<'_> {
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+impl Driver {
+    async fn run(&mut self) {
+        let end = match Box::pin(self.open()).await {
+            Ok(opened) => self.serve(opened).await,
+            Err(end) => end,
+        };
+        Box::pin(self.finish(end)).await;
     }
 
     /// Until somebody is logged in.
-    async fn open(&mut self, info: &Info, writer: &mut FrameWriter) -> Result<Opened, End> {
-        let setup = Setup {
-            limits: self.shared.config.limits.clone(),
-            nonce: self.service.nonce(),
-            exporter: info.exporter,
-            agent: concat!("waxwing/", env!("CARGO_PKG_VERSION")).into(),
-        };
-        let stopping = self.shared.stopping.clone();
+    async fn open(&mut self) -> Result<Opened, End> {
+        let Self { shared, service, session, wire, writer, home, .. } = self;
+        let writer = writer.as_mut().ok_or(CloseCode::Internal)?;
+        let at = At { shared, service, home };
         tokio::select! {
             biased;
-            () = stopping.cancelled() => Err(CloseCode::GoingAway.into()),
-            opened = self.log_in(Session::new(setup, 0), writer) => opened,
+            () = shared.stopping.cancelled() => Err(CloseCode::GoingAway.into()),
+            opened = wire.log_in(session.get_mut(), writer, &at) => opened,
         }
     }
 
-    /// Serves who is logged in. Gives the writer back.
-    async fn serve(&mut self, opened: Opened, writer: FrameWriter) -> (End, FrameWriter) {
-        let Opened { mut session, conn, _device } = opened;
-        let home = Home::here().expect("connections are served on a home");
-        let link = Link::new(Arc::clone(&conn), writer);
+    /// Serves who is logged in.
+    async fn serve(&mut self, opened: Opened) -> End {
+        let Self { shared, service, session, wire, writer, home, .. } = self;
+        let Opened { conn, _device } = opened;
+        let Some(lent) = writer.take() else { return CloseCode::Internal.into() };
+        let link = Link::new(conn, lent);
+        link.set_deadline(session.borrow().poll_timeout());
         home.links.insert(&link);
-        let (shared, service) = (self.shared, self.service);
-        let end = {
+        // It may have been too late to be told.
+        let end = if shared.stopping.is_cancelled() {
+            CloseCode::GoingAway.into()
+        } else {
+            let at = At { shared, service, home };
             // What was read is answered before anything else is looked at.
-            let (read, write) = (self.read(&mut session, &link), write(shared, service, &link));
             tokio::select! {
                 biased;
-                Err(end) = read => end,
-                Err(end) = write => end,
-                () = shared.stopping.cancelled() => CloseCode::GoingAway.into(),
+                Err(end) = wire.read(session, &link, &at) => end,
+                Err(end) = look_after(session, &link, &at) => end,
             }
         };
-        conn.outbox.close();
-        home.links.remove(conn.id);
-        if end.tell {
-            // Whoever does not take the rest in time does without.
-            let _ = timeout(FAREWELL, link.drained()).await;
-        }
-        self.shared.metrics.sessions.dec();
-        // A router that has stopped has no rooms to leave.
-        let _ = self.service.router.closed(self.used, &conn).await;
-        (end, link.into_writer().expect("a link that is not among its home's has one owner"))
+        home.links.remove(link.conn().id);
+        *writer = Box::pin(leave(wire, link, end, shared, service)).await;
+        end
     }
 
-    /// Tells the peer why it ends.
-    async fn finish(&mut self, info: &Info, writer: &mut FrameWriter, end: End) {
-        self.shared.metrics.closed(end.code);
-        tracing::debug!(transport = info.kind.name(), code = end.code.name(), "connection ended");
+    /// Tells the peer why it ends, and closes.
+    async fn finish(&mut self, end: End) {
+        let Self { shared, kind, wire, writer, .. } = self;
+        shared.metrics.closed(end.code);
+        tracing::debug!(transport = kind.name(), code = end.code.name(), "connection ended");
+        let Some(mut writer) = writer.take() else { return };
         if end.tell {
             let closing = ServerFrame::Closing { code: end.code, retry_after_ms: retry_after_ms(end.code) };
             // Whoever does not take it in time learns the code from the transport, or not at all.
             let _ = timeout(FAREWELL, writer.send(&[closing.encode()])).await;
         }
-        self.permit.count_bytes(self.reader.received_bytes(), writer.sent_bytes());
+        wire.permit.count_bytes(wire.reader.received_bytes(), writer.sent_bytes());
+        if end.tell {
+            tokio::join!(writer.close(end.code), wire.reader.linger());
+        } else {
+            writer.close(end.code).await;
+        }
     }
+}
 
+/// Who was logged in leaves. Gives the writer back.
+async fn leave(wire: &Wire, link: Rc<Link>, end: End, shared: &Shared, service: &Service) -> Option<FrameWriter> {
+    let conn = Arc::clone(link.conn());
+    conn.outbox.close();
+    if end.tell {
+        // Whoever does not take the rest in time does without.
+        let _ = timeout(FAREWELL, link.drained()).await;
+    }
+    shared.metrics.sessions.dec();
+    // A router that has stopped has no rooms to leave.
+    let _ = service.router.closed(wire.used, &conn).await;
+    link.into_writer()
+}
+
+/// A message on its way to a shard whose mailbox is full.
+type Waiting<'a> = Pin<Box<dyn Future<Output = Result<(), Stopped>> + 'a>>;
+
+/// What a connection is served with.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    shared: &'a Shared,
+    service: &'a Service,
+    home: &'a Home,
+}
+
+impl At<'_> {
+    fn step(&self, session: &mut Session, frame: &[u8]) -> Result<Step, End> {
+        let frame = ClientFrame::decode(frame).map_err(|error| error.close_code())?;
+        Ok(session.handle(frame, self.home.now_ms(), clock::unix_millis(), &self.service.gate(self.shared))?)
+    }
+}
+
+impl Wire {
     /// Hello, challenge, authentication: one frame at a time, answered before the next is read.
-    async fn log_in(&mut self, mut session: Session, writer: &mut FrameWriter) -> Result<Opened, End> {
+    async fn log_in(&mut self, session: &mut Session, writer: &mut FrameWriter, at: &At<'_>) -> Result<Opened, End> {
         loop {
-            let frame = self.receive(&mut session).await?;
-            if self.reader.received_bytes() > self.shared.config.limits.unauthenticated_bytes_max.into() {
+            let late = Duration::from_millis(session.poll_timeout().saturating_sub(at.home.now_ms()));
+            let Ok(frame) = timeout(late, self.receive()).await else {
+                session.handle_timeout(at.home.now_ms())?;
+                continue;
+            };
+            let frame = frame?;
+            if self.reader.received_bytes() > at.shared.config.limits.unauthenticated_bytes_max.into() {
                 return Err(CloseCode::Handshake.into());
             }
-            match self.step(&mut session, &frame)? {
+            match at.step(session, &frame)? {
                 Step::Send(frame) => send(writer, frame.encode()).await?,
                 Step::Open(frame) => {
-                    let opened = self.logged_in(session)?;
+                    let opened = self.logged_in(session, at)?;
                     send(writer, frame.encode()).await?;
                     return Ok(opened);
                 }
                 Step::Goodbye => return Err(CloseCode::Normal.into()),
-                Step::Route(_) | Step::Nothing => return Err(CloseCode::Protocol.into()),
+                // Behind a resume that was not accepted.
+                Step::Nothing => {}
+                Step::Route(_) => return Err(CloseCode::Protocol.into()),
             }
         }
     }
 
-    fn logged_in(&mut self, session: Session) -> Result<Opened, End> {
+    fn logged_in(&mut self, session: &Session, at: &At<'_>) -> Result<Opened, End> {
         let (device, binding) = session.principal().ok_or(CloseCode::Internal)?;
-        let (router, limits) = (&self.service.router, &self.shared.config.limits);
+        let (router, limits) = (&at.service.router, &at.shared.config.limits);
         let lodging = router.devices().open(device, clock::unix_millis(), limits)?;
         let outbox = Arc::new(Outbox::new(limits.outbox_bytes_max));
-        let home = Home::here().map_or(0, |home| home.index);
-        let conn = Conn::new(router.next_conn(), device, binding, outbox, lodging.usage()).at_home(home);
+        let conn = Conn::new(router.next_conn(), device, binding, outbox, lodging.usage()).at_home(at.home.index);
         self.reader.authenticated(limits.frame_bytes_max);
-        self.shared.metrics.sessions.inc();
+        at.shared.metrics.sessions.inc();
         self.permit.authenticated();
-        Ok(Opened { session, conn: Arc::new(conn), _device: lodging })
+        Ok(Opened { conn: Arc::new(conn), _device: lodging })
     }
 
-    async fn read(&mut self, session: &mut Session, link: &Link) -> Result<std::convert::Infallible, End> {
+    async fn read(&mut self, session: &RefCell<Session>, link: &Link, at: &At<'_>) -> Result<Infallible, End> {
         loop {
-            link.conn().outbox.relieved().await;
-            let frame = self.receive(session).await?;
-            match self.step(session, &frame)? {
-                Step::Send(frame) => {
-                    if let ServerFrame::Refused { why, .. } | ServerFrame::Failed { why, .. } = &frame {
-                        self.shared.metrics.refused(why);
-                    }
-                    link.answer(frame.encode());
-                }
-                Step::Route(request) => self.route(link.conn(), request).await?,
-                Step::Goodbye => return Err(CloseCode::Normal.into()),
-                Step::Nothing | Step::Open(_) => {}
+            if !link.conn().outbox.may_read() {
+                Box::pin(link.conn().outbox.relieved()).await;
+            }
+            if let Some(busy) = poll_fn(|cx| self.poll_request(cx, session, link, at)).await? {
+                busy.await.map_err(|_| CloseCode::GoingAway)?;
             }
         }
     }
 
-    async fn route(&mut self, conn: &Arc<Conn>, request: RoomRequest) -> Result<(), End> {
-        let shard = self.service.router.shard_of(request.room);
-        let permit = Permit::new(&conn.outbox, weight(&request.action, &self.shared.config.limits));
-        self.used |= 1 << shard;
-        let message = Message::Request { conn: Arc::clone(conn), request, permit };
-        self.service.router.send(shard, message).await.map_err(|_| CloseCode::GoingAway.into())
-    }
-
-    /// The next frame, unless the session's deadline comes first.
-    async fn receive(&mut self, session: &mut Session) -> Result<Bytes, End> {
-        let mut received = self.reader.received_bytes();
+    /// Receives and carries out frames, until a shard that is asked is so busy that it must be waited for.
+    fn poll_request<'a>(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &RefCell<Session>,
+        link: &Link,
+        at: &At<'a>,
+    ) -> Poll<Result<Option<Waiting<'a>>, End>> {
         loop {
-            let deadline = self.epoch + Duration::from_millis(session.poll_timeout());
-            tokio::select! {
-                biased;
-                frame = self.reader.recv() => return match frame {
-                    Ok(Some(frame)) => Ok(frame),
-                    Ok(None) => Err(End { code: CloseCode::Normal, tell: false }),
-                    Err(error) => Err(error.into()),
-                },
-                () = tokio::time::sleep_until(deadline) => {
-                    if self.reader.received_bytes() != received {
-                        received = self.reader.received_bytes();
-                        session.bytes_heard(self.now_ms());
-                    }
-                    session.handle_timeout(self.now_ms())?;
-                }
+            let frame = ready!(self.poll_receive(cx, session, link, at))?;
+            if let Some((shard, message)) = self.request(&mut session.borrow_mut(), &frame, link, at)?
+                && let Err(message) = at.service.router.try_send(shard, message)
+            {
+                return Poll::Ready(Ok(Some(Box::pin(at.service.router.send(shard, message)))));
+            }
+            if !link.conn().outbox.may_read() {
+                return Poll::Ready(Ok(None));
             }
         }
     }
 
-    fn step(&self, session: &mut Session, frame: &[u8]) -> Result<Step, End> {
-        let frame = ClientFrame::decode(frame).map_err(|error| error.close_code())?;
-        let (now_ms, wall_ms) = (self.now_ms(), clock::unix_millis());
-        Ok(session.handle(frame, now_ms, wall_ms, &self.service.gate(self.shared))?)
+    /// The next frame. Bytes of one that is not complete count as a sign of life, too.
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &RefCell<Session>,
+        link: &Link,
+        at: &At<'_>,
+    ) -> Poll<Result<Bytes, End>> {
+        let before = self.reader.received_bytes();
+        // Receiving holds nothing between two polls.
+        let polled = pin!(self.receive()).poll(cx);
+        if self.reader.received_bytes() != before {
+            let mut session = session.borrow_mut();
+            session.bytes_heard(at.home.now_ms());
+            link.set_deadline(session.poll_timeout());
+        }
+        polled
+    }
+
+    async fn receive(&mut self) -> Result<Bytes, End> {
+        match self.reader.recv().await {
+            Ok(Some(frame)) => Ok(frame),
+            Ok(None) => Err(End { code: CloseCode::Normal, tell: false }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A frame that came: answered, or what it asks of which shard.
+    fn request(
+        &mut self,
+        session: &mut Session,
+        frame: &[u8],
+        link: &Link,
+        at: &At<'_>,
+    ) -> Result<Option<(usize, Message)>, End> {
+        match at.step(session, frame)? {
+            Step::Send(frame) => {
+                if let ServerFrame::Refused { why, .. } | ServerFrame::Failed { why, .. } = &frame {
+                    at.shared.metrics.refused(why);
+                }
+                link.answer(frame.encode());
+            }
+            Step::Route(request) => {
+                let conn = link.conn();
+                let shard = at.service.router.shard_of(request.room);
+                let permit = Permit::new(&conn.outbox, weight(&request.action, &at.shared.config.limits));
+                self.used |= 1 << shard;
+                return Ok(Some((shard, Message::Request { conn: Arc::clone(conn), request, permit })));
+            }
+            Step::Goodbye => return Err(CloseCode::Normal.into()),
+            Step::Nothing | Step::Open(_) => {}
+        }
+        Ok(None)
     }
 }
 
-/// Looks after the writing side: shards that wait for room are told, and a peer that takes nothing is given up.
-async fn write(shared: &Shared, service: &Service, link: &Link) -> Result<std::convert::Infallible, End> {
-    let mut gauge = OutboxGauge { metrics: &shared.metrics, counted: 0 };
-    let mut patience = Instant::now() + STALL;
+/// Looks after the writing side and the deadline: shards that wait for room are told, and a peer that takes nothing, or says
+/// nothing, is given up.
+async fn look_after(session: &RefCell<Session>, link: &Link, at: &At<'_>) -> Result<Infallible, End> {
+    let mut gauge = OutboxGauge { metrics: &at.shared.metrics, counted: 0 };
     loop {
-        let heard = tokio::select! {
-            biased;
-            heard = link.heard() => heard,
-            () = tokio::time::sleep_until(patience), if link.is_blocked() => return Err(STALLED),
-        };
-        gauge.set(if link.is_blocked() { link.conn().outbox.bytes() } else { 0 });
+        let heard = link.heard().await;
+        gauge.set(link.blocked_bytes());
         match heard {
             Heard::Relieved(shards) => {
-                service.router.drained(shards, link.conn().id).await.map_err(|_| CloseCode::GoingAway)?;
+                let told = Box::pin(at.service.router.drained(shards, link.conn().id)).await;
+                told.map_err(|_| CloseCode::GoingAway)?;
             }
-            Heard::Blocked => {}
+            Heard::Deadline => {
+                let session = session.borrow();
+                session.handle_timeout(at.home.now_ms())?;
+                link.set_deadline(session.poll_timeout());
+            }
+            Heard::Stalled => return Err(STALLED),
+            Heard::Stop => return Err(CloseCode::GoingAway.into()),
             Heard::Failed(error) => return Err(error.into()),
         }
-        patience = Instant::now() + STALL;
     }
 }
 

@@ -18,10 +18,13 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tokio::runtime::{Builder, Handle, LocalOptions};
+use tokio::{
+    runtime::{Builder, Handle, LocalOptions},
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::link::Links;
+use super::link::{self, Links};
 use crate::router::outbox::ShardSet;
 
 /// A home, on its own thread.
@@ -31,6 +34,9 @@ pub(super) struct Home {
     pub(super) index: usize,
     /// The connections that live here and are logged in.
     pub(super) links: Links,
+    epoch: Instant,
+    stopping: CancellationToken,
+    lodgers: Arc<AtomicUsize>,
 }
 
 thread_local! {
@@ -41,6 +47,32 @@ impl Home {
     /// That of this thread.
     pub(super) fn here() -> Option<Rc<Self>> {
         HOME.with_borrow(Clone::clone)
+    }
+
+    /// Milliseconds since the home was made.
+    pub(super) fn now_ms(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Looks after what concerns all connections here.
+    async fn keep(&self) {
+        let mut ticks = tokio::time::interval(link::TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stopped = false;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => self.links.tick(self.now_ms()),
+                () = self.stopping.cancelled(), if !stopped => {
+                    stopped = true;
+                    self.links.stop();
+                }
+            }
+        }
+    }
+
+    /// A place here.
+    pub(super) fn place(&self) -> Place {
+        Place::new(self.index, &self.lodgers)
     }
 }
 
@@ -68,6 +100,13 @@ pub(super) struct Place {
     lodgers: Arc<AtomicUsize>,
 }
 
+impl Place {
+    fn new(index: usize, lodgers: &Arc<AtomicUsize>) -> Self {
+        lodgers.fetch_add(1, Ordering::Relaxed);
+        Self { index, lodgers: Arc::clone(lodgers) }
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.lodgers.fetch_sub(1, Ordering::Relaxed);
@@ -82,22 +121,29 @@ pub(super) fn count(shards: u16) -> usize {
 }
 
 impl Homes {
-    /// Starts so many.
-    pub(super) fn start(count: usize) -> io::Result<(Self, Threads)> {
+    /// Starts so many. Their connections are told when `stopping` is cancelled.
+    pub(super) fn start(count: usize, stopping: &CancellationToken) -> io::Result<(Self, Threads)> {
         let mut all = Threads { halt: CancellationToken::new(), threads: Vec::new() };
         let mut doors = Vec::new();
         for index in 0..count {
             let (tell, told) = mpsc::sync_channel(1);
-            let halt = all.halt.clone();
+            let lodgers: Arc<AtomicUsize> = Arc::default();
+            let (halt, stopping, counted) = (all.halt.clone(), stopping.clone(), Arc::clone(&lodgers));
             let run = move || {
                 // A runtime of this kind cannot leave its thread.
                 let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
                     Ok(runtime) => runtime,
                     Err(error) => return drop(tell.send(Err(error))),
                 };
-                HOME.set(Some(Rc::new(Home { index, links: Links::default() })));
+                let home = Rc::new(Home { index, links: Links::default(), epoch: Instant::now(), stopping, lodgers: counted });
+                HOME.set(Some(Rc::clone(&home)));
                 if tell.send(Ok(runtime.handle().clone())).is_ok() {
-                    runtime.block_on(halt.cancelled());
+                    runtime.block_on(async {
+                        tokio::select! {
+                            () = halt.cancelled() => {}
+                            () = home.keep() => {}
+                        }
+                    });
                 }
                 // What is left is dropped here, where it lives, while its home is still there.
                 drop(runtime);
@@ -105,7 +151,7 @@ impl Homes {
             };
             all.threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(run)?);
             let runtime = told.recv().map_err(io::Error::other)??;
-            doors.push(Door { runtime, lodgers: Arc::default() });
+            doors.push(Door { runtime, lodgers });
         }
         Ok((Self(doors), all))
     }
@@ -123,8 +169,7 @@ impl Homes {
             Some(door) => (index, door),
             None => (0, self.0.first().expect("there is one home at least")),
         };
-        door.lodgers.fetch_add(1, Ordering::Relaxed);
-        Place { index, lodgers: Arc::clone(&door.lodgers) }
+        Place::new(index, &door.lodgers)
     }
 
     /// The runtime of a home: what `act` makes and spawns is driven there.

@@ -84,13 +84,13 @@ async fn upgrade(State(shared): State<Arc<Shared>>, Extension(peer): Extension<P
         Err(full) => return refuse(full.name(), StatusCode::SERVICE_UNAVAILABLE, full.to_string()),
     };
     let task = Arc::clone(&shared);
-    shared.spawn_here(async move {
+    shared.spawn_here(Box::pin(async move {
         let connection = upgrade.connection(info, task.config.limits.unauthenticated_bytes_max);
         match tokio::time::timeout(task.handshake_timeout(), connection).await {
-            Ok(Ok(connection)) => task.serve(connection, permit).await,
+            Ok(Ok(connection)) => task.serve(connection, permit),
             _ => task.metrics.handshake_failed("upgrade"),
         }
-    });
+    }));
     response
 }
 

@@ -1,6 +1,7 @@
 //! The writing side of connections, on their home: frames are queued, and written at the end of the turn that brought them,
 //! without a task, a channel or a lock for any of them. A transport that takes no more wakes the connection's own task when
-//! it does again.
+//! it does again. Deadlines are looked at for all connections together, a few times a second: a timer for each would be the
+//! largest thing that a waiting connection holds.
 
 use std::{
     cell::{Cell, RefCell},
@@ -9,6 +10,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use crate::{
@@ -16,6 +18,13 @@ use crate::{
     router::{Conn, ConnId, outbox::ShardSet, shard::Sent},
     transport::{Error, FrameWriter},
 };
+
+/// How often deadlines are looked at.
+pub(super) const TICK: Duration = Duration::from_millis(250);
+/// A peer that takes nothing for so many ticks, a minute, is given up.
+const STALLED_TICKS: u32 = 240;
+/// Frames that a queue keeps room for when it is empty: one at a time is the rule, and a burst leaves no memory behind.
+const QUEUE_KEPT: usize = 1;
 
 /// The connections that live on one thread and are logged in.
 #[derive(Debug, Default)]
@@ -52,15 +61,28 @@ impl Links {
         }
         self.dirty.replace(dirty);
     }
+
+    /// Time has passed: [`TICK`] since this was last called, and it is now `now_ms`.
+    pub(super) fn tick(&self, now_ms: u64) {
+        self.links.borrow().values().for_each(|link| link.tick(now_ms));
+    }
+
+    /// The server stops: every connection is told.
+    pub(super) fn stop(&self) {
+        self.links.borrow().values().for_each(|link| link.remark(Remark::Stop));
+    }
 }
 
-/// The writing side of one connection.
+/// The writing side of one connection, and its deadlines.
 #[derive(Debug)]
 pub(super) struct Link {
     conn: Arc<Conn>,
     out: RefCell<Out>,
     /// Something is queued, and will be written at the end of the turn.
     dirty: Cell<bool>,
+    /// When the session wants to be asked whether it is over, in the home's milliseconds.
+    deadline_ms: Cell<u64>,
+    remark: Cell<Option<Remark>>,
 }
 
 #[derive(Debug)]
@@ -73,18 +95,31 @@ struct Out {
     task: Waker,
     /// The transport takes no more now, and wakes the task when it does.
     blocked: bool,
+    /// For so many ticks it has taken nothing.
+    stalled: u32,
     /// What the task has not been told yet.
     relieved: ShardSet,
     failed: Option<Error>,
 }
 
-/// What a connection's task hears of its writing side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remark {
+    Deadline,
+    Stalled,
+    Stop,
+}
+
+/// What a connection's task hears.
 #[derive(Debug)]
 pub(super) enum Heard {
-    /// These shards wait for room, and there is some.
+    /// These shards wait for room in its outbox, and there is some.
     Relieved(ShardSet),
-    /// The transport has begun to take no more, or has taken something since this was last told.
-    Blocked,
+    /// The deadline has passed.
+    Deadline,
+    /// The peer takes nothing any more.
+    Stalled,
+    /// The server stops.
+    Stop,
     /// The transport failed.
     Failed(Error),
 }
@@ -92,8 +127,35 @@ pub(super) enum Heard {
 impl Link {
     pub(super) fn new(conn: Arc<Conn>, writer: FrameWriter) -> Rc<Self> {
         let (queue, task) = (VecDeque::new(), Waker::noop().clone());
-        let out = Out { queue, queued: 0, writer, task, blocked: false, relieved: 0, failed: None };
-        Rc::new(Self { conn, out: RefCell::new(out), dirty: Cell::new(false) })
+        let out = Out { queue, queued: 0, writer, task, blocked: false, stalled: 0, relieved: 0, failed: None };
+        let (dirty, deadline_ms, remark) = (Cell::new(false), Cell::new(u64::MAX), Cell::new(None));
+        Rc::new(Self { conn, out: RefCell::new(out), dirty, deadline_ms, remark })
+    }
+
+    /// [`Heard::Deadline`] comes soon after this time, unless another one is set before.
+    pub(super) fn set_deadline(&self, at_ms: u64) {
+        self.deadline_ms.set(at_ms);
+    }
+
+    fn tick(&self, now_ms: u64) {
+        let stalled = {
+            let mut out = self.out.borrow_mut();
+            out.stalled = if out.blocked { out.stalled.saturating_add(1) } else { 0 };
+            out.stalled >= STALLED_TICKS
+        };
+        if stalled {
+            self.remark(Remark::Stalled);
+        } else if now_ms >= self.deadline_ms.get() {
+            self.remark(Remark::Deadline);
+        }
+    }
+
+    /// Tells the task. What ends the connection is not forgotten over what may not.
+    fn remark(&self, remark: Remark) {
+        if self.remark.get().is_none_or(|before| before == Remark::Deadline) {
+            self.remark.set(Some(remark));
+        }
+        self.out.borrow().task.wake_by_ref();
     }
 
     pub(super) const fn conn(&self) -> &Arc<Conn> {
@@ -110,6 +172,9 @@ impl Link {
     fn queue(&self, frame: Outgoing) -> bool {
         let mut out = self.out.borrow_mut();
         out.queued += frame.frame.len();
+        if out.queue.capacity() == 0 {
+            out.queue.reserve_exact(QUEUE_KEPT);
+        }
         out.queue.push_back(frame);
         // A transport with lanes takes what is for one although another is blocked.
         (!out.blocked || out.writer.has_lanes()) && !self.dirty.replace(true)
@@ -125,51 +190,51 @@ impl Link {
         }
         let before = out.queued + out.writer.unwritten_bytes();
         let polled = out.writer.poll_send(&mut Context::from_waker(&out.task), &mut out.queue);
-        out.queued = if out.queue.is_empty() { 0 } else { out.queue.iter().map(|next| next.frame.len()).sum() };
+        out.queued = out.queue.iter().map(|next| next.frame.len()).sum();
+        if out.queue.is_empty() && out.queue.capacity() > QUEUE_KEPT {
+            out.queue = VecDeque::new();
+        }
         let after = out.queued + out.writer.unwritten_bytes();
         if before > after {
+            out.stalled = 0;
             out.relieved |= self.conn.outbox.written(before - after);
         }
-        let blocked = polled.is_pending();
+        out.blocked = polled.is_pending();
         if let Poll::Ready(Err(error)) = polled {
             out.failed = Some(error);
         }
-        if out.relieved != 0 || out.failed.is_some() || blocked != out.blocked {
+        if out.relieved != 0 || out.failed.is_some() {
             out.task.wake_by_ref();
         }
-        out.blocked = blocked;
     }
 
-    /// Waits for what the connection's task has to do with its writing side, which goes on meanwhile.
+    /// Waits for what the connection's task has to do besides reading. Meanwhile its writing side goes on.
     pub(super) async fn heard(&self) -> Heard {
-        let mut blocked = self.out.borrow().blocked;
         poll_fn(|cx| {
-            let progress = {
+            let blocked = {
                 let mut out = self.out.borrow_mut();
                 out.task.clone_from(cx.waker());
-                out.queued + out.writer.unwritten_bytes()
+                out.blocked
             };
-            if self.dirty.get() || self.out.borrow().blocked {
+            if blocked || self.dirty.get() {
                 self.flush();
             }
             let mut out = self.out.borrow_mut();
-            let moved = out.queued + out.writer.unwritten_bytes() < progress;
-            if let Some(error) = out.failed.take() {
-                return Poll::Ready(Heard::Failed(error));
-            }
-            let relieved = std::mem::take(&mut out.relieved);
-            if relieved != 0 {
-                return Poll::Ready(Heard::Relieved(relieved));
-            }
-            let was = std::mem::replace(&mut blocked, out.blocked);
-            if out.blocked && (!was || moved) { Poll::Ready(Heard::Blocked) } else { Poll::Pending }
+            Poll::Ready(match (out.failed.take(), self.remark.take()) {
+                (Some(error), _) => Heard::Failed(error),
+                (None, Some(Remark::Stop)) => Heard::Stop,
+                (None, Some(Remark::Stalled)) => Heard::Stalled,
+                (None, Some(Remark::Deadline)) => Heard::Deadline,
+                (None, None) if out.relieved != 0 => Heard::Relieved(std::mem::take(&mut out.relieved)),
+                (None, None) => return Poll::Pending,
+            })
         })
         .await
     }
 
-    /// Whether the transport takes no more now.
-    pub(super) fn is_blocked(&self) -> bool {
-        self.out.borrow().blocked
+    /// Bytes that wait because the transport takes no more now.
+    pub(super) fn blocked_bytes(&self) -> usize {
+        if self.out.borrow().blocked { self.conn.outbox.bytes() } else { 0 }
     }
 
     /// Waits until everything queued is written.

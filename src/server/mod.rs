@@ -18,6 +18,7 @@ pub mod origin;
 pub mod page;
 pub mod service;
 mod tcp;
+pub mod tickets;
 mod udp;
 
 use std::{
@@ -48,8 +49,11 @@ use auth::Authenticator;
 use origin::Origins;
 use service::Service;
 
-/// What serves a connection, until it ends, on the thread that is the connection's home.
-pub type Handler = Arc<dyn Fn(Connection, Permit, Arc<Shared>) -> Pin<Box<dyn Future<Output = ()>>> + Send + Sync>;
+/// What serves a connection on the thread that is the connection's home, until it ends.
+pub type Serving = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Begins to serve a connection.
+pub type Handler = Arc<dyn Fn(Connection, Permit, Arc<Shared>) -> Serving + Send + Sync>;
 
 /// Where a running server listens.
 #[derive(Debug, Clone, Default)]
@@ -100,7 +104,10 @@ impl Shared {
     pub fn ready(&self) -> Result<(), &'static str> {
         match self.store.upgrade() {
             _ if self.stopping.is_cancelled() => Err("the server is stopping"),
-            Some(store) if !store.is_healthy() => Err("the store cannot write; see the log, and start again"),
+            Some(store) if !store.can_log() => Err("the store cannot write; see the log, and start again"),
+            Some(store) if !store.is_healthy() => Err(
+                "the history file cannot be written; it is tried again, and messages are taken until the write-ahead log is full",
+            ),
             _ => Ok(()),
         }
     }
@@ -133,7 +140,7 @@ impl Shared {
     }
 
     /// The same for a task that stays on this thread.
-    fn spawn_here(&self, task: impl Future<Output = ()> + 'static) {
+    fn spawn_here(&self, task: Serving) {
         let abort = self.abort.clone();
         self.tasks.spawn_local(async move {
             tokio::select! {
@@ -146,20 +153,26 @@ impl Shared {
     /// The same for a task that is made at a place, and stays there.
     fn spawn_at<F: Future<Output = ()> + 'static>(&self, place: Place, make: impl FnOnce() -> F + Send + 'static) {
         let abort = self.abort.clone();
-        self.homes.spawn(&self.tasks, place, move || async move {
-            tokio::select! {
-                () = make() => {}
-                () = abort.cancelled() => {}
+        self.homes.spawn(&self.tasks, place, move || {
+            let task = Box::pin(make());
+            async move {
+                tokio::select! {
+                    () = task => {}
+                    () = abort.cancelled() => {}
+                }
             }
         });
     }
 
-    /// Hands a connection to the handler.
-    async fn serve(self: Arc<Self>, connection: Connection, mut permit: Permit) {
+    /// Hands a connection of this thread to the handler, in a task of its own: what led to it is let go.
+    fn serve(self: &Arc<Self>, connection: Connection, permit: Permit) {
+        self.spawn_here(self.serving(connection, permit));
+    }
+
+    fn serving(self: &Arc<Self>, connection: Connection, mut permit: Permit) -> Serving {
         permit.count(self.metrics.connected(connection.info.kind));
         tracing::debug!(transport = %connection.info.kind, remote = %connection.info.remote, "connected");
-        let handler = Arc::clone(&self.handler);
-        handler(connection, permit, self).await;
+        (self.handler)(connection, permit, Arc::clone(self))
     }
 }
 
@@ -227,7 +240,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let service = Arc::new(service);
     let serving = Arc::clone(&service);
     let handler: Handler =
-        Arc::new(move |connection, permit, shared| Box::pin(driver::drive(connection, permit, shared, Arc::clone(&serving))));
+        Arc::new(move |connection, permit, shared| driver::drive(connection, permit, shared, Arc::clone(&serving)));
     listen(config, metrics, handler, Some(Core { service, store, shards }))
 }
 
@@ -254,7 +267,8 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, mut core: Opt
     let tcp_tls = tls::server_config(counting(&metrics, "tcp"), identity.clone(), &[b"h2", b"http/1.1"])?;
     let tcp_tls = tokio_rustls::TlsAcceptor::from(Arc::new(tcp_tls));
     let quic = udp::server_config(counting(&metrics, "udp"), identity, &config.limits)?;
-    let (homes, threads) = Homes::start(home::count(config.shards))?;
+    let stopping = CancellationToken::new();
+    let (homes, threads) = Homes::start(home::count(config.shards), &stopping)?;
     let endpoints = udp::endpoints(sockets.udp, &quic, &homes)?;
 
     let addresses = sockets.addresses;
@@ -262,7 +276,7 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, mut core: Opt
         origins: Origins::new(&config, &addresses),
         admission: Admission::new(config.connections_max, config.connections_per_address_max),
         metrics,
-        stopping: CancellationToken::new(),
+        stopping,
         auth,
         addresses,
         fingerprint,
@@ -348,7 +362,7 @@ impl Running {
     pub fn attach(&self, connection: Connection) -> Result<(), admission::Full> {
         let permit = self.shared.admission.admit(connection.info.remote.ip())?;
         let shared = Arc::clone(&self.shared);
-        self.shared.spawn_at(self.shared.homes.place(), move || shared.serve(connection, permit));
+        self.shared.spawn_at(self.shared.homes.place(), move || shared.serving(connection, permit));
         Ok(())
     }
 

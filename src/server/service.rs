@@ -2,16 +2,17 @@
 
 use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use hyper::http::uri::Authority;
 use rustls::crypto::SecureRandom;
 
-use super::{Shared, StartError, clock};
+use super::{Shared, StartError, clock, tickets::Tickets};
 use crate::{
     config::{self, Config},
     core::{
         close::CloseCode,
-        frame::Hello,
-        id::{LogId, Nonce, RoomId, Seq},
+        frame::{Hello, Resume},
+        id::{DeviceKey, Digest, LogId, Nonce, RoomId, Seq},
         session,
     },
     engine::{
@@ -33,6 +34,7 @@ pub const STORE: &str = "store";
 pub struct Service {
     pub(super) router: router::Handle,
     names: Vec<String>,
+    tickets: Tickets,
     random: &'static dyn SecureRandom,
 }
 
@@ -110,7 +112,7 @@ impl Service {
             log_id: Arc::new(move || LogId(fill(random))),
             observe: observe(Arc::clone(metrics)),
         });
-        (Self { router, names: names(config), random }, shards)
+        (Self { router, names: names(config), tickets: Tickets::new(fill(random)), random }, shards)
     }
 
     /// A challenge for a new session.
@@ -160,6 +162,28 @@ impl session::Admission for Gate<'_> {
             return Err(refuse("authority"));
         }
         self.shared.auth.check(&hello.device, &hello.token, now_ms / 1000).map_err(|_| refuse("token"))
+    }
+
+    fn ticket(&self, device: &DeviceKey, now_ms: u64) -> Bytes {
+        self.service.tickets.issue(device, now_ms)
+    }
+
+    fn recognises(&self, resume: &Resume, now_ms: u64) -> bool {
+        self.counted(self.service.tickets.recognises(resume, now_ms))
+    }
+
+    fn is_first(&self, binding: Digest, now_ms: u64) -> bool {
+        let first = self.counted(self.service.tickets.is_first(binding, now_ms));
+        self.shared.metrics.resumes.inc_by(u64::from(first));
+        first
+    }
+}
+
+impl Gate<'_> {
+    /// Counts a ticket that is not accepted.
+    fn counted(&self, accepted: bool) -> bool {
+        self.shared.metrics.resumes_challenged.inc_by(u64::from(!accepted));
+        accepted
     }
 }
 

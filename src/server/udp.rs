@@ -83,7 +83,7 @@ async fn serve(incoming: quinn::Incoming, permit: Permit, shared: Arc<Shared>) {
     let remote = quic::canonical(incoming.remote_address());
     let opened = tokio::time::timeout(shared.handshake_timeout(), Box::pin(open(incoming, &shared))).await;
     let failure = match opened {
-        Ok(Ok(connection)) => return shared.serve(connection, permit).await,
+        Ok(Ok(connection)) => return shared.serve(connection, permit),
         Ok(Err(reason)) => reason,
         Err(_) => "quic_timeout",
     };

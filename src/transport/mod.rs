@@ -379,7 +379,9 @@ impl FrameWriter {
     pub async fn send(&mut self, frames: &[Bytes]) -> Result<(), Error> {
         let Self { sink, queue, sent } = self;
         queue.extend(frames.iter().cloned().map(Outgoing::control));
-        poll_fn(|cx| Self::poll_sink(sink, sent, cx, queue)).await
+        poll_fn(|cx| Self::poll_sink(sink, sent, cx, queue)).await?;
+        *queue = VecDeque::new();
+        Ok(())
     }
 
     /// As [`FrameWriter::send`], of a client: ephemerals go as datagrams where the connection has lanes, and may be lost.

@@ -153,6 +153,45 @@ describe('without being told how', () => {
     await edge?.kill();
   });
 
+  test('a page moves up to WebTransport by itself', async () => {
+    const ann = await Person.open(browser, edge.url);
+    await ann.begin('Ann');
+    await ann.isOnline('wt');
+    await ann.createRoom('Moving');
+    await ann.say('hello');
+    await ann.sees('hello', 'sent');
+    await ann.isUnalarmed();
+    await ann.context.close();
+  });
+
+  for (const [what, stub] of [
+    ['is never ready', 'class { ready = new Promise(() => {}); closed = new Promise(() => {}); close() {} }'],
+    ['is ready and then silent', `class {
+      ready = Promise.resolve();
+      closed = new Promise(() => {});
+      async createBidirectionalStream() { return {readable: new ReadableStream(), writable: new WritableStream()}; }
+      close() {}
+    }`],
+    ['does not exist', 'undefined'],
+  ]) {
+    test(`where WebTransport ${what}, WebSocket carries on`, async () => {
+      const context = await browser.newContext();
+      await context.route('**/worker.js*', async (route) => {
+        const response = await route.fetch();
+        await route.fulfill({response, body: `globalThis.WebTransport = ${stub};\n${await response.text()}`});
+      });
+      const ann = await Person.open(browser, edge.url, context);
+      await ann.begin('Ann');
+      await ann.isOnline('ws');
+      await ann.createRoom('Staying');
+      await ann.say('hello');
+      await ann.sees('hello', 'sent');
+      await ann.isOnline('ws');
+      await ann.isUnalarmed();
+      await context.close();
+    });
+  }
+
   test('a page connects, and a backup brings the person and the rooms to another browser', async () => {
     const ann = await Person.open(browser, edge.url);
     await ann.begin('Ann');

@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import {test} from 'node:test';
 import {State, inOrder} from '../../web/state.js';
+import {Links} from '../../web/transport.js';
 import {ambiguousUsers, hueOf, initialsOf} from '../../web/view/person.js';
 
 const message = (key, over = {}) => ({
@@ -58,4 +59,115 @@ test('a colour belongs to a key', () => {
   assert.equal(initialsOf('Ann'), 'A');
   assert.equal(initialsOf('  cyrille  du Mont '), 'CM');
   assert.equal(initialsOf(''), '?');
+});
+
+// A network of stand-ins: sockets that a test opens, feeds and drops by hand.
+function network(edge = {version: 1, ws: '/ws', wt: '/wt', quic: '4433'}) {
+  const made = {ws: [], wt: [], fetched: 0};
+  globalThis.location = {protocol: 'http:', host: 'localhost:1', hostname: 'localhost'};
+  globalThis.fetch = async () => {
+    made.fetched += 1;
+    return {ok: true, json: async () => edge};
+  };
+  globalThis.WebSocket = class {
+    static OPEN = 1;
+    readyState = 0;
+    sent = [];
+    constructor() {
+      made.ws.push(this);
+    }
+    send(bytes) {
+      this.sent.push(...bytes);
+    }
+    close() {
+      this.readyState = 3;
+      this.onclose?.({code: 1000});
+    }
+    open() {
+      this.readyState = 1;
+      this.onopen();
+    }
+  };
+  globalThis.WebTransport = class {
+    sent = [];
+    isClosed = false;
+    constructor() {
+      this.ready = new Promise((resolve) => { this.open = resolve; });
+      this.closed = new Promise((resolve) => { this.end = resolve; });
+      made.wt.push(this);
+    }
+    async createBidirectionalStream() {
+      const readable = new ReadableStream({start: (controller) => { this.feed = (bytes) => controller.enqueue(bytes); }});
+      const writable = new WritableStream({write: (bytes) => { this.sent.push(...bytes); }});
+      return {readable, writable};
+    }
+    close() {
+      this.isClosed = true;
+      this.end();
+    }
+  };
+  const said = [];
+  const links = new Links({
+    opened: (link) => said.push(['opened', link]),
+    received: (link, bytes) => said.push(['received', link, ...bytes]),
+    lost: (link) => said.push(['lost', link]),
+  });
+  return {made, said, links};
+}
+
+const settled = () => new Promise((resolve) => setImmediate(resolve));
+
+test('two links are open at once, each with its own bytes, and one that is closed says nothing more', async () => {
+  const {made, said, links} = network();
+  links.open(1, 'ws');
+  links.open(2, 'wt');
+  links.send(1, Uint8Array.of(9));
+  await settled();
+  assert.equal(made.fetched, 1, 'they ask once where the edge is');
+  // What arrives before the core knows of the link comes after that.
+  made.ws[0].onmessage({data: Uint8Array.of(1).buffer});
+  made.ws[0].open();
+  made.wt[0].open();
+  await settled();
+  made.wt[0].feed(Uint8Array.of(2));
+  await settled();
+  assert.deepEqual(said, [['opened', 1], ['received', 1, 1], ['opened', 2], ['received', 2, 2]]);
+  links.send(1, Uint8Array.of(3));
+  links.send(2, Uint8Array.of(4, 5));
+  links.send(3, Uint8Array.of(6));
+  links.close(2);
+  await settled();
+  made.wt[0].feed(Uint8Array.of(7));
+  await settled();
+  assert.deepEqual([made.ws[0].sent, made.wt[0].sent, made.wt[0].isClosed], [[3], [4, 5], true], 'what was sent before leaves');
+  assert.equal(said.length, 4);
+  made.ws[0].close();
+  await settled();
+  assert.deepEqual(said.slice(4), [['lost', 1]], 'the other one is told of');
+});
+
+test('a link that cannot be opened is lost, and one that is given up is not', async () => {
+  const {made, said, links} = network();
+  links.open(1, 'ws');
+  await settled();
+  made.ws[0].close();
+  await settled();
+  assert.deepEqual(said, [['lost', 1]]);
+  links.open(2, 'wt');
+  await settled();
+  assert.equal(made.fetched, 2, 'the edge may be elsewhere by now');
+  links.close(2);
+  await settled();
+  assert.deepEqual([said.length, made.wt[0].isClosed], [1, true]);
+  delete globalThis.WebTransport;
+  links.open(3, 'wt');
+  await settled();
+  assert.deepEqual(said.slice(1), [['lost', 3]], 'a browser without WebTransport');
+});
+
+test('an edge without QUIC has no WebTransport', async () => {
+  const {made, said, links} = network({version: 1, ws: '/ws', wt: '/wt', quic: null});
+  links.open(1, 'wt');
+  await settled();
+  assert.deepEqual([said, made.wt.length], [[['lost', 1]], 0]);
 });

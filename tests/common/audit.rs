@@ -5,7 +5,10 @@ use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, sync_channel},
+    },
     time::Duration,
 };
 
@@ -34,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Server {
     process: Child,
     pub target: Target,
+    /// Where its health is told, once it says so.
+    ops: Mutex<Receiver<String>>,
 }
 
 impl Server {
@@ -43,9 +48,21 @@ impl Server {
         let mut out = BufReader::new(process.stdout.take().unwrap()).lines();
         let plain = out.find_map(|line| Some(line.unwrap().trim().strip_prefix("Without TLS")?.trim().to_owned()));
         let origin = format!("http://{}", plain.expect("the server says where it listens"));
-        // It prints nothing more of interest; what it may print must not block it.
-        std::thread::spawn(move || out.for_each(drop));
-        Self { process, target: discover(&origin, Trust::WebPki).await.unwrap() }
+        let (tell, ops) = sync_channel(1);
+        // What it prints must not block it.
+        std::thread::spawn(move || {
+            for line in out.map_while(Result::ok) {
+                if let Some(address) = line.trim().strip_prefix("Health, metrics") {
+                    let _ = tell.try_send(address.trim().to_owned());
+                }
+            }
+        });
+        Self { process, target: discover(&origin, Trust::WebPki).await.unwrap(), ops: Mutex::new(ops) }
+    }
+
+    /// Where it tells its health, which it must have been asked to do; asked for once.
+    pub fn ops(&self) -> String {
+        self.ops.lock().unwrap().recv_timeout(PATIENCE).expect("the server says where")
     }
 
     pub fn id(&self) -> u32 {
@@ -57,6 +74,12 @@ impl Server {
         let mut client = Client::new(connection, key(seed));
         client.log_in().await;
         client
+    }
+
+    /// SIGTERM: it ends in order.
+    pub fn stop(&mut self) {
+        let asked = Command::new("kill").args(["-TERM", &self.id().to_string()]).status().unwrap();
+        assert!(asked.success() && self.process.wait().unwrap().success());
     }
 
     /// SIGKILL, and gone.

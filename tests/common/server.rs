@@ -30,7 +30,12 @@ impl Edge {
 
     /// On the data that another one left.
     pub async fn start_in(dir: tempfile::TempDir, limits: Limits) -> Self {
-        let config = Config {
+        Self::start_with(dir, limits, |_| {}).await
+    }
+
+    /// With further settings.
+    pub async fn start_with(dir: tempfile::TempDir, limits: Limits, set: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             listen_plain: vec!["127.0.0.1:0".parse().unwrap()],
             listen_ops: vec!["127.0.0.1:0".parse().unwrap()],
@@ -42,6 +47,7 @@ impl Edge {
             limits: limits.clone(),
             ..Config::default()
         };
+        set(&mut config);
         let running = server::start(config).await.unwrap();
         let target = discover(&format!("http://{}", running.addresses().plain[0]), Trust::WebPki).await.unwrap();
         Self { running, dir, target, limits }
@@ -63,6 +69,11 @@ impl Edge {
         }
         let connect = transport::connect(&self.target, kind);
         tokio::time::timeout(Duration::from_secs(20), connect).await.expect("the server answers").unwrap()
+    }
+
+    /// Scheme and authority, without TLS.
+    pub fn origin(&self) -> String {
+        format!("http://{}", self.running.addresses().plain[0])
     }
 
     /// As [`Edge::connect`], by a client that does not know lanes.

@@ -37,7 +37,7 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(engine: Arc<dyn Engine>) -> Self {
-        let (sender, completions) = sync_channel(100_000);
+        let (sender, completions) = sync_channel(8_192);
         Self { engine, sink: Arc::new(Sink(sender)), completions, arrived: Default::default(), token: 0 }
     }
 

@@ -16,8 +16,9 @@ use crate::{
     conformance,
     disk::Rng,
     driver::{Driver, Log, meta, room},
-    faults::seeded,
+    faults::SEEDS,
     machine::{Fault, Machine},
+    seeds::seeded,
 };
 
 /// Small enough that some records fill a segment, a memtable and a slice.
@@ -37,11 +38,11 @@ fn small() -> Config {
 }
 
 fn try_open(machine: &Machine) -> Result<Driver, OpenError> {
-    let engine = EmbeddedEngine::open_in(Arc::new(machine.clone()), small(), Arc::new(()))?;
+    let engine = EmbeddedEngine::open_in(machine.place(), small(), Arc::new(()))?;
     Ok(Driver::new(Arc::new(engine)))
 }
 
-fn open(machine: &Machine) -> Driver {
+pub(crate) fn open(machine: &Machine) -> Driver {
     try_open(machine).unwrap()
 }
 
@@ -49,9 +50,7 @@ fn open(machine: &Machine) -> Driver {
 fn it_conforms_with_limits_of_any_size() {
     for config in [small(), Config::default(), Config { apply_after_ms: 0, ..small() }] {
         let machine = Machine::default();
-        conformance::suite(&|| {
-            Arc::new(EmbeddedEngine::open_in(Arc::new(machine.clone()), config.clone(), Arc::new(())).unwrap())
-        });
+        conformance::suite(&|| Arc::new(EmbeddedEngine::open_in(machine.place(), config.clone(), Arc::new(())).unwrap()));
     }
 }
 
@@ -173,7 +172,7 @@ fn power_cut(seed: u64) {
 
 #[test]
 fn after_a_power_cut_every_acked_record_is_there() {
-    seeded(1_000, power_cut);
+    seeded(SEEDS, 1_000, power_cut);
 }
 
 /// One sync or write fails, of the log or of the history: what is acked stays, what follows is acked or told as unknown.
@@ -201,7 +200,7 @@ fn one_failure(seed: u64) {
 
 #[test]
 fn after_one_failing_sync_or_write_nothing_acked_is_lost() {
-    seeded(300, one_failure);
+    seeded(SEEDS, 300, one_failure);
 }
 
 /// The history fails and works again: nobody who publishes notices.
@@ -225,7 +224,7 @@ fn failing_history(seed: u64) {
 
 #[test]
 fn a_history_that_fails_for_a_while_costs_nobody_an_ack() {
-    seeded(100, failing_history);
+    seeded(SEEDS, 100, failing_history);
 }
 
 #[test]
@@ -252,7 +251,7 @@ fn at_the_disk_reserve_nothing_is_stored_but_reads_and_deletions_go_on() {
 #[test]
 fn a_scan_shows_what_pages_show() {
     let machine = Machine::default();
-    let engine = Arc::new(EmbeddedEngine::open_in(Arc::new(machine), small(), Arc::new(())).unwrap());
+    let engine = Arc::new(EmbeddedEngine::open_in(machine.place(), small(), Arc::new(())).unwrap());
     let mut driver = Driver::new(Arc::clone(&engine) as Arc<dyn waxwing::engine::Engine>);
     let mut log = Log::new(room(1));
     assert_eq!(engine.scan(log.room, &mut |_, _, _| panic!()), Ok(None));
@@ -311,5 +310,5 @@ fn flipped_bit(seed: u64) {
 
 #[test]
 fn a_flipped_bit_is_never_read_as_a_record() {
-    seeded(300, flipped_bit);
+    seeded(SEEDS, 300, flipped_bit);
 }

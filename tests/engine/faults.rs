@@ -1,11 +1,8 @@
 //! Power cuts, failing syncs, writes and reads, a full disk.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use waxwing::engine::{
@@ -17,7 +14,11 @@ use crate::{
     conformance,
     disk::{Disk, Rng},
     driver::{Driver, Log, meta, room},
+    seeds::seeded,
 };
+
+/// How many schedules of each kind, or which.
+pub(crate) const SEEDS: &str = "WAXWING_TEST_ENGINE_SEEDS";
 
 /// No cache to speak of, so that reads reach the disk.
 fn config() -> Config {
@@ -91,22 +92,9 @@ fn power_cut(seed: u64) {
     }
 }
 
-pub(crate) fn seeded(count: u64, run: fn(u64)) {
-    let seeds: Vec<u64> = match std::env::var("WAXWING_TEST_SEED") {
-        Ok(seed) => vec![seed.parse().unwrap()],
-        Err(_) => (0..count).collect(),
-    };
-    for seed in seeds {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
-            eprintln!("run again with WAXWING_TEST_SEED={seed}");
-            resume_unwind(panic);
-        }
-    }
-}
-
 #[test]
 fn after_a_power_cut_every_acked_record_is_there() {
-    seeded(300, power_cut);
+    seeded(SEEDS, 300, power_cut);
 }
 
 #[test]

@@ -8,10 +8,14 @@
     reason = "a test fails by panicking, and says its seed"
 )]
 
+mod answers;
 mod conformance;
 mod disk;
 mod driver;
 mod embedded;
 mod faults;
 mod files;
+#[allow(dead_code, reason = "each test binary uses a part")]
 mod machine;
+#[path = "../common/seeds.rs"]
+mod seeds;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::Path,
     process::{Child, Command, Output, Stdio},
 };
@@ -221,4 +221,59 @@ fn a_server_brings_the_first_format_over_as_it_starts() {
     let made = place.succeed(&["backup", "kept"]);
     assert!(made.contains("\nmessages  64, 13.8 KiB\n"), "{made}");
     server.stop();
+}
+
+#[test]
+fn a_data_directory_of_any_length_has_a_control_socket() {
+    let place = Place::new();
+    // One letter less than is too long for a socket, and more and more.
+    let fits = 107 - "/control.sock".len();
+    for len in [fits, fits + 1, fits + 150] {
+        let above = place.path().to_str().unwrap().len() + 1;
+        let data = place.path().join("d".repeat(len - above));
+        let data = data.to_str().unwrap();
+        let server = Server::start(place.path(), &place, "127.0.0.1:0", data);
+        let kept = format!("kept-{len}");
+        // The store is locked: only the server can have made it.
+        assert!(place.succeed(&["backup", &kept, "--data", data]).contains("messages  0, 0 bytes"));
+        server.stop();
+        assert!(!Path::new(data).join("control.sock").exists(), "the socket goes with its server");
+    }
+}
+
+#[test]
+fn a_backup_on_a_read_only_mount_is_verified_and_restored() {
+    let place = Place::new();
+    fs::rename(old_data().path(), place.path().join("data")).unwrap();
+    place.succeed(&["backup", "kept"]);
+    // Permissions bind whoever is not root.
+    let kept = place.path().join("kept");
+    let names = || fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path());
+    names().for_each(|path| fs::set_permissions(path, fs::Permissions::from_mode(0o400)).unwrap());
+    fs::set_permissions(&kept, fs::Permissions::from_mode(0o500)).unwrap();
+    let verified = place.succeed(&["restore", "kept", "--verify"]);
+    assert!(verified.starts_with("whole     kept\n"), "{verified}");
+    let restored = place.succeed(&["restore", "kept", "--data", "first"]);
+    assert!(restored.contains("\nmessages  64, 13.8 KiB\n"), "{restored}");
+    fs::set_permissions(&kept, fs::Permissions::from_mode(0o700)).unwrap();
+
+    // A read-only mount binds everybody.
+    let mounted = "mount --bind kept kept && mount -o remount,bind,ro kept";
+    let namespace = |script: &str| {
+        let user = if fs::metadata("/proc/self").unwrap().uid() == 0 { "-m" } else { "-rm" };
+        let script = format!("{mounted} && {script}");
+        let mut command = Command::new("unshare");
+        command.args([user, "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_waxwing")]).current_dir(place.path());
+        command.output()
+    };
+    if !namespace("true").is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: this system lets nobody mount in a namespace of its own");
+        return;
+    }
+    assert!(!namespace("touch kept/new").unwrap().status.success(), "it cannot be written to");
+    for arguments in ["restore kept --verify", "restore kept --data second"] {
+        let output = namespace(&format!("\"$1\" {arguments}")).unwrap();
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(place.succeed(&["store", "check", "--data", "second"]).ends_with("whole     nothing is wrong\n"));
 }

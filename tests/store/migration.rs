@@ -41,7 +41,7 @@ fn envelope(log: u8, number: usize, len: usize) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-fn logs() -> Vec<Log> {
+pub(crate) fn logs() -> Vec<Log> {
     let log = |(number, count, len)| {
         let mut log = Log::new(room(number));
         for at in 0..count {

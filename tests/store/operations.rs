@@ -76,7 +76,7 @@ pub(crate) fn open(data: &Path, config: Config) -> Arc<EmbeddedEngine> {
     Arc::new(EmbeddedEngine::open(&data.join("store"), config, Arc::new(())).unwrap())
 }
 
-fn append(driver: &mut Driver, log: &mut Log, count: u64, len: usize) {
+pub(crate) fn append(driver: &mut Driver, log: &mut Log, count: u64, len: usize) {
     for _ in 0..count {
         let mut envelope = vec![0; len];
         let name = format!("{}/{:06}|", log.room.0[0], log.appends.len() + 1);

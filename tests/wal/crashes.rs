@@ -1,28 +1,15 @@
 //! Stops at any moment, of the process or the machine, and files that fail: what was committed is there afterwards.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-
 use waxwing::engine::wal::{CommitError, OpenError, Wal};
 
 use crate::{
     disk::{Disk, Fault, Rng},
     model::{CONFIG, Model},
+    seeds::seeded,
 };
 
-/// Runs every seed, or the one in `WAXWING_TEST_SEED`; `WAXWING_TEST_WAL_SEEDS` asks for more of them.
-pub(crate) fn seeded(count: u64, run: fn(u64)) {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seeds = match (number("WAXWING_TEST_SEED"), number("WAXWING_TEST_WAL_SEEDS")) {
-        (Some(seed), _) => seed..seed + 1,
-        (None, more) => 0..more.unwrap_or(count),
-    };
-    for seed in seeds {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
-            eprintln!("run again with WAXWING_TEST_SEED={seed}");
-            resume_unwind(panic);
-        }
-    }
-}
+/// How many schedules of each kind, or which.
+pub(crate) const SEEDS: &str = "WAXWING_TEST_WAL_SEEDS";
 
 /// Applies some of what is committed.
 fn apply(wal: &Wal, model: &mut Model, rng: &mut Rng, all: bool) {
@@ -103,7 +90,7 @@ fn finish(disk: &Disk, model: &mut Model, rng: &mut Rng) {
 
 #[test]
 fn what_was_committed_is_replayed_whatever_stops() {
-    seeded(2_000, schedule);
+    seeded(SEEDS, 2_000, schedule);
 }
 
 /// One run with the power failing at its `op`-th operation, and again at the first operations of the next; false when it

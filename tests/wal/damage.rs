@@ -6,9 +6,10 @@ use waxwing::{
 };
 
 use crate::{
-    crashes::seeded,
+    crashes::SEEDS,
     disk::{Disk, Rng},
     model::{CONFIG, Model, append, room},
+    seeds::seeded,
 };
 
 /// Writes some batches and stops.
@@ -64,7 +65,7 @@ fn flipped(seed: u64) {
 
 #[test]
 fn changed_bits_are_noticed_or_do_no_harm() {
-    seeded(2_000, flipped);
+    seeded(SEEDS, 2_000, flipped);
 }
 
 fn three_batches() -> (Disk, Model) {

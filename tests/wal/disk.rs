@@ -65,6 +65,8 @@ struct State {
     /// Operations that changed the disk.
     ops: usize,
     rng: Rng,
+    /// Of salts: none is drawn twice in the life of a disk, whatever stops.
+    salts: Rng,
 }
 
 /// Clones share the disk.
@@ -145,8 +147,8 @@ impl Bytes {
 
 impl Disk {
     pub(crate) fn new(seed: u64) -> Self {
-        let rng = Rng(seed);
-        Self(Arc::new(Mutex::new(State { files: BTreeMap::new(), fault: Fault::None, dead: false, ops: 0, rng })))
+        let (rng, salts) = (Rng(seed), Rng(seed ^ 0xabcd));
+        Self(Arc::new(Mutex::new(State { files: BTreeMap::new(), fault: Fault::None, dead: false, ops: 0, rng, salts })))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -155,6 +157,11 @@ impl Disk {
 
     pub(crate) fn arm(&self, fault: Fault) {
         self.lock().fault = fault;
+    }
+
+    /// A number that a log begins a segment with.
+    pub(crate) fn salt(&self) -> u64 {
+        self.lock().salts.next()
     }
 
     /// Operations that changed the disk.
@@ -174,8 +181,8 @@ impl Disk {
     /// The process stops, and the machine goes on: what was written is there, and what was not synced is still not.
     pub(crate) fn killed(&self) -> Self {
         let mut state = self.lock();
-        let (files, rng) = (state.files.clone(), Rng(state.rng.next()));
-        Self(Arc::new(Mutex::new(State { files, fault: Fault::None, dead: false, ops: 0, rng })))
+        let (files, rng, salts) = (state.files.clone(), Rng(state.rng.next()), state.salts.clone());
+        Self(Arc::new(Mutex::new(State { files, fault: Fault::None, dead: false, ops: 0, rng, salts })))
     }
 
     /// The machine stops.

@@ -12,4 +12,6 @@ mod crashes;
 mod damage;
 mod disk;
 mod model;
+#[path = "../common/seeds.rs"]
+mod seeds;
 mod segments;

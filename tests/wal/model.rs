@@ -73,12 +73,12 @@ impl Model {
     /// Opens the log and collects what it replays: dense from `applied + 1`, and what was pushed.
     pub(crate) fn open(&self, disk: &Disk) -> Result<(Wal, Lsn), OpenError> {
         let mut next = self.applied + 1;
-        let mut salts = Rng(disk.ops() as u64 ^ 0xabcd);
+        let salts = disk.clone();
         let wal = Wal::open(
             disk.files(),
             CONFIG,
             self.applied,
-            move || salts.next(),
+            move || salts.salt(),
             |lsn, entry| {
                 assert_eq!(lsn, next, "entries come in order, and without a gap");
                 assert_eq!(self.entries.get(usize::try_from(lsn - 1).unwrap()), Some(&entry), "nothing is invented");

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use waxwing::core::{
     close::{CloseCode, Refusal},
-    frame::{ClientFrame, Hello, Item, LogKind, Operation, PROTOCOL_VERSION, Page, Position, Publish, ServerFrame},
+    frame::{ClientFrame, Hello, Item, LogKind, Operation, PROTOCOL_VERSION, Page, Position, Publish, Resume, ServerFrame},
     id::{AccessKey, DeviceKey, Digest, LogId, Nonce, ProducerId, RoomId, Signature},
     limits::Limits,
 };
@@ -55,6 +55,23 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
         ("ping", ClientFrame::Ping { token: 0xdead_beef }),
         ("close", ClientFrame::Close),
         ("seek", ClientFrame::Seek { request: 7, room: ROOM, time_ms: 1_700_000_000_000 }),
+        (
+            "resume",
+            ClientFrame::Resume(Resume {
+                hello: Hello {
+                    version: PROTOCOL_VERSION,
+                    nonce: Nonce([0x88; 32]),
+                    device: DEVICE,
+                    authority: "chat.example:4433".to_owned(),
+                    exporter: false,
+                    token: bytes(""),
+                    agent: "waxwing/0.1".to_owned(),
+                },
+                time_ms: 1_700_000_000_000,
+                ticket: bytes("ticket"),
+                signature: signature(),
+            }),
+        ),
     ]
 }
 
@@ -68,7 +85,12 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
         ("challenge", ServerFrame::Challenge { nonce: Nonce([0x88; 32]) }),
         (
             "welcome",
-            ServerFrame::Welcome { agent: "waxwing/0.1".to_owned(), limits: Limits::default(), time_ms: 1_700_000_000_000 },
+            ServerFrame::Welcome {
+                agent: "waxwing/0.1".to_owned(),
+                limits: Limits::default(),
+                time_ms: 1_700_000_000_000,
+                ticket: bytes("ticket"),
+            },
         ),
         ("created", ServerFrame::Created { room: ROOM, log: POSITION.log }),
         ("entered", ServerFrame::Entered { room: ROOM, position: POSITION, epoch: 1 }),

@@ -2,7 +2,7 @@
 
 mod floor;
 mod nats;
-mod process;
+pub mod process;
 mod queue;
 mod redis;
 mod sqlite;

@@ -51,12 +51,18 @@ pub fn start(command: &mut Command, port: u16) -> anyhow::Result<(Process, Socke
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let mut process = Process(child.with_context(|| format!("cannot start {program}"))?);
     let address = SocketAddr::from(([127, 0, 0, 1], port));
+    await_listener(address, || matches!(process.0.try_wait(), Ok(None))).with_context(|| format!("{program} does not start"))?;
+    Ok((process, address))
+}
+
+/// Waits until somebody listens there, as long as the process runs.
+pub fn await_listener(address: SocketAddr, mut is_running: impl FnMut() -> bool) -> anyhow::Result<()> {
     let begin = Instant::now();
     while TcpStream::connect(address).is_err() {
-        if begin.elapsed() > PATIENCE || process.0.try_wait()?.is_some() {
-            bail!("{program} does not listen");
+        if begin.elapsed() > PATIENCE || !is_running() {
+            bail!("nobody listens at {address}");
         }
         thread::sleep(Duration::from_millis(5));
     }
-    Ok((process, address))
+    Ok(())
 }

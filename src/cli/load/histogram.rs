@@ -7,7 +7,7 @@ use std::{
 
 /// Each power of two is divided into so many buckets.
 const STEPS: u64 = 32;
-const BUCKETS: usize = 64 * 32;
+pub(super) const BUCKETS: usize = 64 * 32;
 
 /// Counts durations by microseconds.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl Default for Histogram {
 }
 
 /// The bucket of a value: values below `STEPS` have one each, larger ones share.
-fn bucket(micros: u64) -> u64 {
+pub(super) fn bucket(micros: u64) -> u64 {
     match micros.checked_ilog2() {
         Some(power) if micros >= STEPS => {
             let shift = u64::from(power) - u64::from(STEPS.ilog2());
@@ -57,24 +57,29 @@ impl Histogram {
     }
 
     /// Microseconds that this share of all did not exceed; `None` when there are none. 1.0 is the maximum.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "counts are far below 2^52"
-    )]
     pub(super) fn quantile(&self, share: f64) -> Option<u64> {
         let counts: Vec<u64> = self.buckets.iter().map(|count| count.load(Ordering::Relaxed)).collect();
-        let total: u64 = counts.iter().sum();
-        let mut left = ((total as f64 * share).ceil() as u64).max(1);
-        for (bucket, count) in (0..).zip(counts) {
-            if count >= left {
-                return Some(upper(bucket));
-            }
-            left -= count;
-        }
-        None
+        quantile(&counts, share)
     }
+}
+
+/// The same of any counts by [`bucket`].
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "counts are far below 2^52"
+)]
+pub(super) fn quantile(counts: &[u64], share: f64) -> Option<u64> {
+    let total: u64 = counts.iter().sum();
+    let mut left = ((total as f64 * share).ceil() as u64).max(1);
+    for (bucket, count) in (0..).zip(counts) {
+        if *count >= left {
+            return Some(upper(bucket));
+        }
+        left -= count;
+    }
+    None
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
-//! The native shell of the client: a task that owns the pure client, its storage and its connection.
+//! The native shell of the client: a task that owns the pure client, its storage and its links.
 
+mod links;
 pub mod store;
 
 use std::{
-    collections::VecDeque,
-    io,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -17,29 +16,37 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::store::{FileStore, StoreError};
+use self::{
+    links::{Links, News},
+    store::{FileStore, StoreError},
+};
 use super::{
-    Client, Connected, ImportError, LoadError, Output,
+    Client, ImportError, LoadError, Output, Transport, session,
     view::{Command, Event, Identity},
 };
-use crate::transport::{self, Connection, FrameReader, FrameWriter, Kind, Target, Trust};
+use crate::transport::{Kind, Trust};
 
 /// Commands and events that wait; a shell that does not read its events holds the client up.
 const QUEUE: usize = 1024;
-/// Frames on their way to the writer.
-const FRAMES: usize = 256;
-/// How long WebTransport is tried alone before WebSocket is tried beside it.
-const HEAD_START: Duration = Duration::from_millis(400);
-/// How long an attempt to connect may take.
-const CONNECT_MAX: Duration = Duration::from_secs(8);
 
 /// Which transport to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// WebTransport, or WebSocket where that does not answer soon.
+    /// WebTransport where it gets through, else WebSocket.
     Auto,
     /// This one.
     Only(Kind),
+}
+
+impl From<Choice> for session::Choice {
+    fn from(choice: Choice) -> Self {
+        match choice {
+            Choice::Auto | Choice::Only(Kind::Memory) => Self::Auto,
+            Choice::Only(Kind::WebSocket) => Self::Only(Transport::WebSocket),
+            Choice::Only(Kind::WebTransport) => Self::Only(Transport::WebTransport),
+            Choice::Only(Kind::Quic) => Self::Only(Transport::Quic),
+        }
+    }
 }
 
 /// What a native client needs.
@@ -79,6 +86,7 @@ impl Handle {
     pub fn start(path: &Path, options: Options) -> Result<Self, StoreError> {
         let store = FileStore::open(path)?;
         let mut client = Client::new(&options.origin, options.token.clone(), Box::new(UnwrapErr(getrandom::SysRng)));
+        client.choose(options.choice.into());
         let mut damaged = Vec::new();
         store.entries(|key, value| {
             if let Err(error) = client.load(key, value) {
@@ -186,37 +194,19 @@ fn open_offline(path: &Path, origin: &str) -> Result<(FileStore, Client), Backup
     Ok((store, client))
 }
 
-type Connecting = JoinSet<Result<Connection, String>>;
-
 /// The task.
 struct Runner {
     client: Client,
     store: FileStore,
-    options: Options,
     events: mpsc::Sender<Event>,
     damaged: Vec<String>,
-    connecting: Connecting,
-    /// A better transport than the one in use, being tried.
-    moving_up: Connecting,
-    link: Option<Link>,
+    links: Links,
     timer_ms: Option<u64>,
-}
-
-/// An open connection: its reader, and the task that writes.
-struct Link {
-    reader: FrameReader,
-    frames: mpsc::Sender<Bytes>,
-    backlog: VecDeque<Bytes>,
-    writing: JoinSet<Result<(), String>>,
 }
 
 enum Happened {
     Command(Option<Command>),
-    Connected(Result<Connection, String>),
-    MovedUp(Option<Connection>),
-    Frame(Result<Option<Bytes>, transport::Error>),
-    Writer(String),
-    Backlog,
+    Link(News),
     Timer,
 }
 
@@ -230,8 +220,7 @@ pub fn now_ms() -> u64 {
 
 impl Runner {
     fn new(client: Client, store: FileStore, options: Options, events: mpsc::Sender<Event>, damaged: Vec<String>) -> Self {
-        let (connecting, moving_up) = (JoinSet::new(), JoinSet::new());
-        Self { client, store, options, events, damaged, connecting, moving_up, link: None, timer_ms: None }
+        Self { client, store, events, damaged, links: Links::new(options), timer_ms: None }
     }
 
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), StoreError> {
@@ -246,48 +235,33 @@ impl Runner {
             match self.next(&mut commands).await {
                 Happened::Command(Some(command)) => self.client.command(command, now_ms()),
                 Happened::Command(None) => break,
-                Happened::Connected(Ok(connection)) => self.open(connection),
-                // Where WebSocket is all that gets through, it stays.
-                Happened::MovedUp(better) => {
-                    if let Some(connection) = better.filter(|_| self.link.is_some()) {
-                        self.open(connection);
-                    }
-                }
-                Happened::Connected(Err(error)) => self.client.disconnected(&error, now_ms()),
-                Happened::Frame(Ok(Some(frame))) => self.client.received_frame(&frame, now_ms()),
-                Happened::Frame(Ok(None)) => self.lost("the server closed the connection"),
-                Happened::Frame(Err(error)) => self.lost(&error.to_string()),
-                Happened::Writer(error) => self.lost(&error),
-                Happened::Backlog => {}
-                Happened::Timer => {
-                    self.timer_ms = None;
-                    self.client.tick(now_ms());
-                }
+                Happened::Link(News::Opened { link, exporter }) => self.client.opened(link, exporter, now_ms()),
+                Happened::Link(News::Frame { link, frame }) => self.client.received_frame(link, &frame, now_ms()),
+                Happened::Link(News::Lost { link, reason }) => self.client.lost(link, &reason, now_ms()),
+                Happened::Link(News::Room) => {}
+                Happened::Timer => self.timer_came(),
             }
         }
         self.perform().await?;
-        self.goodbye().await;
+        self.links.goodbye().await;
         Ok(())
+    }
+
+    /// A link on which a part of a frame came meanwhile is not silent.
+    fn timer_came(&mut self) {
+        self.timer_ms = None;
+        for link in self.links.heard() {
+            self.client.heard(link, now_ms());
+        }
+        self.client.tick(now_ms());
     }
 
     /// Waits for whatever is next. Each branch may be dropped without losing anything.
     async fn next(&mut self, commands: &mut mpsc::Receiver<Command>) -> Happened {
         let timer = self.timer_ms.map(deadline);
-        let Self { connecting, moving_up, link, .. } = self;
         tokio::select! {
             command = commands.recv() => Happened::Command(command),
-            Some(result) = connecting.join_next(), if !connecting.is_empty() => {
-                Happened::Connected(result.unwrap_or_else(|_| Err("the attempt to connect was given up".to_owned())))
-            }
-            Some(result) = moving_up.join_next(), if !moving_up.is_empty() => {
-                Happened::MovedUp(result.ok().and_then(Result::ok))
-            }
-            happened = async {
-                match link {
-                    Some(link) => link.next().await,
-                    None => core::future::pending().await,
-                }
-            } => happened,
+            news = self.links.next() => Happened::Link(news),
             () = async {
                 match timer {
                     Some(at) => sleep_until(at).await,
@@ -299,166 +273,37 @@ impl Runner {
 
     /// Carries out what the client asks for. What one turn wants kept is written all or none, before anything leaves.
     async fn perform(&mut self) -> Result<(), StoreError> {
-        // Losing a connection is a turn of its own.
-        loop {
-            let outputs: Vec<_> = core::iter::from_fn(|| self.client.poll()).collect();
-            if outputs.is_empty() {
-                break;
+        let mut changes = Vec::new();
+        let mut rest = Vec::new();
+        while let Some(output) = self.client.poll() {
+            match output {
+                Output::Persist { key, value } => changes.push((key, value)),
+                other => rest.push(other),
             }
-            let mut changes = Vec::new();
-            let mut rest = Vec::new();
-            for output in outputs {
-                match output {
-                    Output::Persist { key, value } => changes.push((key, value)),
-                    other => rest.push(other),
+        }
+        if !changes.is_empty() {
+            tokio::task::block_in_place(|| self.store.write(&changes))?;
+        }
+        for output in rest {
+            match output {
+                Output::Persist { .. } => {}
+                Output::Open { link, transport } => self.links.open(link, transport),
+                Output::Send { link, frame } => self.links.send(link, frame),
+                Output::Close { link } => self.links.close(link),
+                Output::Event(event) => {
+                    // A shell that is gone has closed its commands as well.
+                    let _ = self.events.send(event).await;
                 }
-            }
-            if !changes.is_empty() {
-                tokio::task::block_in_place(|| self.store.write(&changes))?;
-            }
-            for output in rest {
-                self.carry_out(output).await;
+                Output::Timer { at_ms } => self.timer_ms = Some(at_ms),
             }
         }
-        if let Some(link) = &mut self.link {
-            link.pass_on();
-        }
+        self.links.pass_on();
         Ok(())
     }
-
-    async fn carry_out(&mut self, output: Output) {
-        match output {
-            Output::Persist { .. } => {}
-            Output::Send(frame) => {
-                if let Some(link) = &mut self.link {
-                    link.backlog.push_back(frame);
-                }
-            }
-            Output::Event(event) => {
-                // A shell that is gone has closed its commands as well.
-                let _ = self.events.send(event).await;
-            }
-            Output::Connect => {
-                let options = self.options.clone();
-                self.connecting.abort_all();
-                self.connecting = JoinSet::new();
-                self.connecting.spawn(dial(options));
-            }
-            Output::Disconnect => self.lost("the connection was given up"),
-            Output::Timer { at_ms } => self.timer_ms = Some(at_ms),
-        }
-    }
-
-    fn open(&mut self, connection: Connection) {
-        let Connection { info, mut reader, writer } = connection;
-        reader.set_frame_max(16 << 20);
-        let (frames, queue) = mpsc::channel(FRAMES);
-        let mut writing = JoinSet::new();
-        writing.spawn(write(writer, queue));
-        self.link = Some(Link { reader, frames, backlog: VecDeque::new(), writing });
-        self.moving_up = JoinSet::new();
-        if self.options.choice == Choice::Auto && info.kind == Kind::WebSocket {
-            self.moving_up.spawn(dial(Options { choice: Choice::Only(Kind::WebTransport), ..self.options.clone() }));
-        }
-        self.client.connected(Connected { transport: info.kind.name(), exporter: info.exporter }, now_ms());
-    }
-
-    fn lost(&mut self, reason: &str) {
-        if self.link.take().is_some() {
-            self.client.disconnected(reason, now_ms());
-        }
-    }
-
-    async fn goodbye(mut self) {
-        let Some(mut link) = self.link.take() else { return };
-        link.backlog.push_back(crate::core::frame::ClientFrame::Close.encode());
-        let Link { frames, backlog, mut writing, .. } = link;
-        let rest = async {
-            for frame in backlog {
-                if frames.send(frame).await.is_err() {
-                    break;
-                }
-            }
-            drop(frames);
-            writing.join_next().await
-        };
-        // A server that does not read any more is left without a goodbye.
-        let _ = tokio::time::timeout(Duration::from_secs(2), rest).await;
-    }
 }
 
-impl Link {
-    /// Hands as many frames to the writer as it takes now.
-    fn pass_on(&mut self) {
-        while let Some(frame) = self.backlog.pop_front() {
-            if let Err(mpsc::error::TrySendError::Full(frame)) = self.frames.try_send(frame) {
-                self.backlog.push_front(frame);
-                return;
-            }
-        }
-    }
-
-    async fn next(&mut self) -> Happened {
-        let Self { reader, frames, backlog, writing } = self;
-        tokio::select! {
-            frame = reader.recv() => Happened::Frame(frame),
-            Some(result) = writing.join_next() => Happened::Writer(match result {
-                Ok(Err(error)) => error,
-                _ => "the connection's writer ended".to_owned(),
-            }),
-            _ = frames.reserve(), if !backlog.is_empty() => Happened::Backlog,
-        }
-    }
-}
-
-/// Sends what comes, several frames at a time when several wait; closes the connection at the end.
-async fn write(mut writer: FrameWriter, mut queue: mpsc::Receiver<Bytes>) -> Result<(), String> {
-    let mut batch = Vec::new();
-    while queue.recv_many(&mut batch, FRAMES).await > 0 {
-        writer.send(&batch).await.map_err(|error| error.to_string())?;
-        batch.clear();
-    }
-    writer.close(crate::core::close::CloseCode::Normal).await;
-    Ok(())
-}
-
+/// A timer of the wall clock, looked at every few seconds: this machine may sleep, and its clock may be set.
 fn deadline(at_ms: u64) -> Instant {
-    Instant::now() + Duration::from_millis(at_ms.saturating_sub(now_ms()))
-}
-
-/// Finds the edge and connects, within the time allowed.
-async fn dial(options: Options) -> Result<Connection, String> {
-    let dialling = async {
-        let target =
-            transport::discover::discover(&options.origin, options.trust.clone()).await.map_err(|error| error.to_string())?;
-        match options.choice {
-            Choice::Only(kind) => transport::connect(&target, kind).await.map_err(|error| error.to_string()),
-            Choice::Auto => race(&target).await,
-        }
-    };
-    let late = || io::Error::from(io::ErrorKind::TimedOut).to_string();
-    tokio::time::timeout(CONNECT_MAX, dialling).await.unwrap_or_else(|_| Err(late()))
-}
-
-/// WebTransport with a head start, then WebSocket beside it; the first that is ready wins.
-async fn race(target: &Target) -> Result<Connection, String> {
-    if target.quic.is_none() {
-        return transport::connect(target, Kind::WebSocket).await.map_err(|error| error.to_string());
-    }
-    let webtransport = transport::connect(target, Kind::WebTransport);
-    let websocket = async {
-        tokio::time::sleep(HEAD_START).await;
-        transport::connect(target, Kind::WebSocket).await
-    };
-    tokio::pin!(webtransport, websocket);
-    tokio::select! {
-        result = &mut webtransport => match result {
-            Ok(connection) => Ok(connection),
-            Err(_) => websocket.await.map_err(|error| error.to_string()),
-        },
-        result = &mut websocket => match result {
-            Ok(connection) => Ok(connection),
-            Err(_) => webtransport.await.map_err(|error| error.to_string()),
-        },
-    }
+    const LOOK_MAX: Duration = Duration::from_secs(5);
+    Instant::now() + Duration::from_millis(at_ms.saturating_sub(now_ms())).min(LOOK_MAX)
 }

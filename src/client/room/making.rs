@@ -156,7 +156,7 @@ impl Client {
     /// Begins the room on this connection: the first frames that its stage calls for.
     pub(in crate::client) fn begin(&mut self, id: RoomId) {
         let Some(room) = self.rooms.get(&id) else { return };
-        if !self.wire.is_online() || room.wire.stopped {
+        if !self.wire.is_attached() || room.wire.stopped {
             return;
         }
         match room.record.stage {
@@ -190,14 +190,18 @@ impl Client {
                 room_seed.into_iter().for_each(|seed| self.enter(id, &seed));
                 self.send(&ClientFrame::Delete { room: id });
             }
-            Stage::Joined => {
-                if let Some(keys) = &room.keys {
-                    let seed = keys.current().secrets().access_seed(id);
-                    self.enter(id, &seed);
-                }
-            }
+            Stage::Joined => self.enter_and_subscribe(id),
             Stage::Deleted => {}
         }
+    }
+
+    /// Delivery begins behind what this device has; should the log have another life, its `Entered` says so first.
+    fn enter_and_subscribe(&mut self, id: RoomId) {
+        let Some(room) = self.rooms.get(&id) else { return };
+        let Some(keys) = &room.keys else { return };
+        let (seed, after) = (keys.current().secrets().access_seed(id), room.timeline.head());
+        self.enter(id, &seed);
+        self.send(&ClientFrame::Subscribe { room: id, after });
     }
 
     pub(in crate::client) fn enter(&mut self, log: RoomId, seed: &[u8; 32]) {
@@ -220,8 +224,7 @@ impl Client {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         if log == id {
             room.wire.created = true;
-            let seed = room.keys.as_ref().map(|keys| keys.current().secrets().access_seed(id));
-            seed.into_iter().for_each(|seed| self.enter(id, &seed));
+            self.enter_and_subscribe(id);
         } else {
             room.wire.inbox_created = true;
         }

@@ -15,7 +15,7 @@ use crate::seal::body::{Content, Join, Message};
 use bytes::Bytes;
 
 impl Client {
-    pub(in crate::client) fn on_entered(&mut self, log: RoomId, position: Position) {
+    pub(in crate::client) fn on_entered(&mut self, log: RoomId, position: Position, now_ms: u64) {
         let Some(room) = self.rooms.get_mut(&log) else { return };
         if room.record.stage == Stage::Deleting {
             return;
@@ -24,9 +24,13 @@ impl Client {
             return;
         }
         room.shut_out = None;
+        room.wire.too_early = false;
         match room.record.log {
-            Some(known) if known != position.log => self.log_changed(log, known, position.log),
-            Some(_) => {}
+            Some(known) if known != position.log => {
+                room.wire.stale = true;
+                self.log_changed(log, known, position.log);
+            }
+            Some(_) => self.pump(log, now_ms),
             None => {
                 room.record.log = Some(position.log);
                 room.timeline.set_log(position.log);
@@ -34,9 +38,17 @@ impl Client {
                 self.persist(room_key(log), Some(value));
             }
         }
-        let Some(room) = self.rooms.get(&log) else { return };
+    }
+
+    /// Whether this was the answer to a subscription in a former life of the log; then delivery is asked for anew.
+    fn was_stale(&mut self, id: RoomId) -> bool {
+        let Some(room) = self.rooms.get_mut(&id) else { return false };
+        if !core::mem::take(&mut room.wire.stale) {
+            return false;
+        }
         let after = room.timeline.head();
-        self.send(&ClientFrame::Subscribe { room: log, after });
+        self.send(&ClientFrame::Subscribe { room: id, after });
+        true
     }
 
     /// The server has another life of the log (it was restored from a backup, say). This device's copy is kept aside, and
@@ -64,7 +76,17 @@ impl Client {
     }
 
     pub(in crate::client) fn on_subscribed(&mut self, log: RoomId, after: Seq, chain: Digest, position: Position, now_ms: u64) {
+        if self.was_stale(log) {
+            return;
+        }
         let Some(room) = self.rooms.get_mut(&log) else { return };
+        if let Some(known) = room.record.log.filter(|known| *known != position.log) {
+            // Deleted and made anew since it was entered.
+            room.wire.stale = true;
+            self.log_changed(log, known, position.log);
+            self.was_stale(log);
+            return;
+        }
         let head = room.timeline.head();
         match room.timeline.chain_at(head) {
             // Below the server's floor, or a copy whose beginning is unknown: what lies between cannot be checked.
@@ -156,11 +178,17 @@ impl Client {
         if !room.up_to_date() {
             return;
         }
-        let fresh = ProducerId(self.rng.bytes());
-        let Some(room) = self.rooms.get_mut(&id) else { return };
-        if core::mem::take(&mut room.reborn) {
-            // What the new life has of the outbox was found while reading it. The rest is not in it, and neither may be what
-            // was acked in the former one: a session that went on would look like one that lost messages.
+        if room.reborn {
+            // What the new life has of the outbox was found while reading it, unless it is on its way there: what is sealed
+            // may have been sent before this client knew. Only the answer to the same bytes decides.
+            if room.outbox.has_sealed() {
+                return self.pump(id, now_ms);
+            }
+            // What was acked in the former life may not be in this one: a session that went on would look like one that
+            // lost messages.
+            let fresh = ProducerId(self.rng.bytes());
+            let Some(room) = self.rooms.get_mut(&id) else { return };
+            room.reborn = false;
             let persist = room.outbox.restart(fresh);
             self.persist_all(persist);
         }
@@ -179,6 +207,9 @@ impl Client {
 
     pub(in crate::client) fn on_failed(&mut self, log: RoomId, what: Operation, why: Refusal, now_ms: u64) {
         let Some(id) = self.room_of(log) else { return };
+        if what == Operation::Subscribe && log == id && self.was_stale(id) {
+            return;
+        }
         let Some(room) = self.rooms.get(&id) else { return };
         match (what, why) {
             (Operation::Subscribe, Refusal::CursorAhead { head }) if log == id => {
@@ -233,6 +264,9 @@ impl Client {
 
     pub(in crate::client) fn on_presence(&mut self, log: RoomId, online: &[DeviceKey], offline: &[DeviceKey]) {
         let Some(room) = self.rooms.get_mut(&log) else { return };
+        if !core::mem::replace(&mut room.wire.presence, true) {
+            room.online.clear();
+        }
         room.online.extend(online);
         for device in offline {
             room.online.remove(device);

@@ -20,9 +20,9 @@ impl Client {
     /// Seals and sends what may be sent.
     pub(in crate::client) fn pump(&mut self, id: RoomId, now_ms: u64) {
         self.settle(id, now_ms);
-        let online = self.wire.is_online();
+        let attached = self.wire.is_attached();
         let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
-        if !online || room.retry_at_ms.is_some_and(|at_ms| now_ms < at_ms) {
+        if !attached || room.retry_at_ms.is_some_and(|at_ms| now_ms < at_ms) {
             return;
         }
         room.retry_at_ms = None;
@@ -34,8 +34,15 @@ impl Client {
             persist.extend(pumped.persist);
             publish.extend(pumped.publish);
         }
-        let caught_up = room.up_to_date();
-        if let (true, Some(keys), Some(log)) = (caught_up, &room.keys, room.record.log) {
+        let read = room.up_to_date();
+        let may_repeat = room.record.stage == Stage::Joined && !room.wire.stopped && !room.wire.too_early;
+        if may_repeat && room.reborn == read {
+            // What is sealed is sent without waiting: the server knows the bytes if it has them.
+            let (pumped, _) = room.outbox.pump(|_| Ok::<_, SealError>(None));
+            persist.extend(pumped.persist);
+            publish.extend(pumped.publish);
+        }
+        if let (true, Some(keys), Some(log)) = (read && !room.reborn, &room.keys, room.record.log) {
             let leaf = room.timeline.leaf_of(me.identity.device()).and_then(|leaf| u32::try_from(leaf).ok());
             let seen = room.timeline.seen(log);
             let rng = &mut self.rng;
@@ -120,7 +127,7 @@ impl Client {
             }
         }
         self.creation_done(id);
-        self.pump(id, now_ms);
+        self.decided(id, now_ms);
         if self.rooms.get(&id).is_some_and(Room::settled) {
             self.tell_room(id);
         }
@@ -130,8 +137,24 @@ impl Client {
         let Some(id) = self.room_of(publish.room) else { return self.on_post_refused(publish, why) };
         let Some(room) = self.rooms.get_mut(&id) else { return };
         let outbox = if publish.room == id { &mut room.outbox } else { &mut room.invite_outbox };
-        outbox.refused(publish.producer, publish.client_seq, why);
-        self.pump(id, now_ms);
+        if why == Refusal::NoAccess && publish.room == id && !room.wire.entered {
+            // It came before this device was let in: it is sent again when it is.
+            outbox.not_taken(publish.producer, publish.client_seq);
+            room.wire.too_early = true;
+        } else {
+            outbox.refused(publish.producer, publish.client_seq, why);
+        }
+        self.decided(id, now_ms);
+    }
+
+    /// Something of the outbox was decided: what waited for it goes on.
+    fn decided(&mut self, id: RoomId, now_ms: u64) {
+        if self.rooms.get(&id).is_some_and(|room| room.reborn) {
+            self.settle(id, now_ms);
+            self.up_to_date(id, now_ms);
+        } else {
+            self.pump(id, now_ms);
+        }
     }
 
     /// Puts a message into the outbox and shows it.

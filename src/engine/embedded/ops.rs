@@ -6,15 +6,18 @@
 //! every log a new one.
 //!
 //! Whatever is made is written under another name, made durable, and given its name last: what has its name is whole.
+//!
+//! Each of them works on the system's files, or on those of any [`Disk`] (`…_on`), as tests do that cut its power.
 
 mod backup;
 mod check;
 mod compact;
 mod copy;
+mod disk;
 mod migrate;
 
 use std::{
-    fs, io,
+    io,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
@@ -22,10 +25,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    backup::{MANIFEST, Manifest, Restored, restore, verify},
-    check::{Checked, Problem, Stranded, check},
-    compact::{Compacted, compact},
-    migrate::{KEPT, Migrated, OLD, migrate},
+    backup::{MANIFEST, Manifest, Restored, restore, restore_on, verify, verify_on},
+    check::{Checked, Problem, Stranded, check, check_on},
+    compact::{Compacted, compact, compact_on},
+    disk::{Disk, System},
+    migrate::{KEPT, Migrated, OLD, migrate, migrate_on},
 };
 use super::OpenError;
 use crate::core::id::RoomId;
@@ -154,21 +158,27 @@ impl Error {
     }
 }
 
-/// Locks a store, as an engine does that has it open.
-fn lock(store: &Path) -> Result<fs::File, Error> {
-    let directory = fs::File::open(store).map_err(Error::write(store))?;
-    match directory.try_lock() {
-        Err(fs::TryLockError::WouldBlock) => {
-            Err(OpenError::from(crate::engine::redb::OpenError::Locked { path: store.into() }).into())
-        }
-        // Some file systems lock no directories.
-        Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(directory),
-    }
+/// Makes what was written to a directory's entries durable.
+fn sync(disk: &dyn Disk, directory: &Path) -> Result<(), Error> {
+    disk.sync(directory).map_err(Error::write(directory))
 }
 
-/// Makes what was written to a directory's entries durable.
-fn sync_directory(path: &Path) -> Result<(), Error> {
-    fs::File::open(path).and_then(|directory| directory.sync_all()).map_err(Error::write(path))
+/// Whether something has this name.
+fn exists(disk: &dyn Disk, path: &Path) -> Result<bool, Error> {
+    disk.exists(path).map_err(|error| Error::read(path, &error))
+}
+
+/// Makes a directory, and those above it that are missing, so that a power cut takes none of them away.
+fn make_directory(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
+    let mut missing = Vec::new();
+    for above in path.ancestors().filter(|above| !above.as_os_str().is_empty()) {
+        if exists(disk, above)? {
+            break;
+        }
+        missing.push(above);
+    }
+    disk.make_directory(path).map_err(Error::write(path))?;
+    missing.into_iter().try_for_each(|made| sync(disk, parent(made)))
 }
 
 /// The directory in which `path` lies.
@@ -179,37 +189,32 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Opens options for a file that only its owner reads.
-fn private() -> fs::OpenOptions {
-    let mut options = fs::OpenOptions::new();
-    options.read(true).write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
-}
-
 /// Removes a file that may not be there.
-fn remove(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
+fn remove(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
+    match disk.remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::write(path)(error)),
         _ => Ok(()),
     }
 }
 
 /// A file that is removed when it was not given its name.
-struct Unfinished(Option<PathBuf>);
+struct Unfinished<'a>(&'a dyn Disk, Option<PathBuf>);
 
-impl Unfinished {
+impl<'a> Unfinished<'a> {
+    fn new(disk: &'a dyn Disk, path: &Path) -> Self {
+        Self(disk, Some(path.into()))
+    }
+
     fn keep(mut self) {
-        self.0 = None;
+        self.1 = None;
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            // What is left over is overwritten by the next attempt.
-            let _ = fs::remove_file(path);
+        if let Some(path) = &self.1 {
+            // What is left over is removed by the next attempt, or when the store is opened.
+            let _ = self.0.remove(path);
         }
     }
 }

@@ -288,8 +288,13 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
         if bytes != state.bytes {
             return Err(self.row.damaged(format!("its records have {bytes} bytes, not {}", state.bytes)));
         }
-        let stored = self.range(&self.chunks, 0, Seq::MAX)?.count() + self.range(&self.tails, 0, Seq::MAX)?.count();
-        if stored as u64 != rows {
+        // One by one: a range of redb that fails goes on failing, and never ends.
+        let mut stored = 0_u64;
+        for row in self.range(&self.chunks, 0, Seq::MAX)?.chain(self.range(&self.tails, 0, Seq::MAX)?) {
+            row?;
+            stored += 1;
+        }
+        if stored != rows {
             return Err(self.row.damaged(format!("it has {stored} chunks, not {rows}")));
         }
         Ok(())

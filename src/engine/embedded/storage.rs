@@ -95,7 +95,7 @@ impl Directory {
     /// # Errors
     /// [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        make_directory(path).map_err(|source| direct::OpenError::from_io(path, source))?;
+        make_durably(path).map_err(|source| direct::OpenError::from_io(path, source))?;
         let directory = fs::File::open(path).map_err(|source| direct::OpenError::from_io(path, source))?;
         match directory.try_lock() {
             Err(fs::TryLockError::WouldBlock) => return Err(direct::OpenError::Locked { path: path.into() }.into()),
@@ -165,13 +165,24 @@ impl Storage for Directory {
     }
 }
 
+/// Makes a directory, and those above it that are missing, so that a power cut takes none of them away.
+fn make_durably(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).collect();
+    make_directory(path)?;
+    for made in missing {
+        let above = made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::File::open(above)?.sync_all()?;
+    }
+    Ok(())
+}
+
 /// How the names of files begin that get the history's name when they are whole. One that kept its own name too would hold
 /// the disk of a history that was replaced since.
 const UNFINISHED: [&str; 4] =
     ["history.redb.new.", "history.redb.migrating", "history.redb.compacting", "history.redb.restoring"];
 
 /// Removes unfinished files. The store's lock must be held.
-pub(super) fn remove_leftovers(store: &Path) -> io::Result<()> {
+fn remove_leftovers(store: &Path) -> io::Result<()> {
     for entry in fs::read_dir(store)? {
         let entry = entry?;
         if entry.file_name().to_str().is_some_and(|name| UNFINISHED.iter().any(|begin| name.starts_with(begin))) {

@@ -2,11 +2,12 @@
 
 use std::{path::Path, sync::Arc};
 
-use redb::{ReadTransaction, ReadableTable as _};
+use redb::{ReadTransaction, ReadableTable as _, StorageBackend};
 
 use super::{
     OpenError,
-    store::{self, Store},
+    guard::{Guard, Guarded},
+    store::Store,
     tables::{self, Error, LogRow},
 };
 use crate::{
@@ -27,9 +28,9 @@ pub(in crate::engine) struct OldStore {
 }
 
 impl OldStore {
-    /// Opens the store at `path`, which must be there.
-    pub(in crate::engine) fn open(path: &Path, cache_bytes: usize) -> Result<Self, OpenError> {
-        let store = Store::open(path, store::open_file(path)?, cache_bytes, Arc::new(()))?;
+    /// Opens the store in `file`, which is called `path`.
+    pub(in crate::engine) fn open(path: &Path, file: Box<dyn StorageBackend>, cache_bytes: usize) -> Result<Self, OpenError> {
+        let store = Store::open(path, Guarded(Guard::new(file)), cache_bytes, Arc::new(()))?;
         let txn = store.begin_read().map_err(|error| OpenError::Corrupted { path: path.into(), why: error.to_string() })?;
         Ok(Self { txn, _store: store })
     }

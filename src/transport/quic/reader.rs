@@ -2,9 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    future::poll_fn,
+    future::{Future, poll_fn},
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -24,11 +25,28 @@ use crate::core::{
 pub(in crate::transport) struct Reader {
     stream: Receive,
     streams: Arc<Streams>,
-    /// Frames of datagrams, not yet given out; `None` while they are not read.
-    datagrams: Option<VecDeque<Bytes>>,
+    /// `None` while datagrams are not read.
+    datagrams: Option<Datagrams>,
     lanes: bool,
     /// The handshake of a client that sent early data is not complete.
     confirmed: Option<quinn::ZeroRttAccepted>,
+}
+
+/// What comes as datagrams.
+struct Datagrams {
+    /// Frames not yet given out.
+    frames: VecDeque<Bytes>,
+    /// The next datagram. Kept between two polls: quinn forgets who waits for one when the future is dropped.
+    next: Next,
+}
+
+type Next = Pin<Box<dyn Future<Output = Result<Bytes, Error>> + Send + Sync>>;
+
+impl Datagrams {
+    fn next(streams: &Arc<Streams>) -> Next {
+        let streams = Arc::clone(streams);
+        Box::pin(async move { streams.read_datagram().await })
+    }
 }
 
 impl std::fmt::Debug for Reader {
@@ -60,36 +78,35 @@ impl Reader {
     pub(in crate::transport) fn authenticated(&mut self) {
         self.streams.connection().set_receive_window(super::RECEIVE_WINDOW.into());
         if self.lanes && self.datagrams.is_none() {
-            self.datagrams = Some(VecDeque::new());
+            self.datagrams = Some(Datagrams { frames: VecDeque::new(), next: Datagrams::next(&self.streams) });
         }
     }
 
     /// A frame that came as a datagram.
     pub(in crate::transport) fn aside(&mut self) -> Option<Bytes> {
-        self.datagrams.as_mut()?.pop_front()
+        self.datagrams.as_mut()?.frames.pop_front()
     }
 
+    /// Holds nothing between two polls.
     pub(in crate::transport) async fn fill(&mut self, buffer: &mut BytesMut) -> Result<Fill, Error> {
-        let Self { stream, streams, datagrams, .. } = self;
-        let chunk = poll_fn(|cx| stream.poll_chunk(cx));
-        let chunk = match datagrams {
-            None => chunk.await,
-            Some(frames) => tokio::select! {
-                biased;
-                chunk = chunk => chunk,
-                datagram = streams.read_datagram() => {
-                    take_requests(frames, datagram?)?;
-                    return Ok(Fill::Bytes);
+        poll_fn(|cx| self.poll_fill(cx, buffer)).await
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<Result<Fill, Error>> {
+        if let Poll::Ready(chunk) = self.stream.poll_chunk(cx) {
+            return Poll::Ready(chunk.map(|chunk| match chunk {
+                Some(bytes) => {
+                    buffer.extend_from_slice(&bytes);
+                    Fill::Bytes
                 }
-            },
-        };
-        match chunk? {
-            Some(bytes) => {
-                buffer.extend_from_slice(&bytes);
-                Ok(Fill::Bytes)
-            }
-            None => Ok(Fill::End),
+                None => Fill::End,
+            }));
         }
+        let Some(datagrams) = &mut self.datagrams else { return Poll::Pending };
+        let datagram = ready!(datagrams.next.as_mut().poll(cx));
+        datagrams.next = Datagrams::next(&self.streams);
+        take_requests(&mut datagrams.frames, datagram?)?;
+        Poll::Ready(Ok(Fill::Bytes))
     }
 
     pub(in crate::transport) async fn closed(self) -> CloseCode {

@@ -1,8 +1,7 @@
 //! Backups: a directory with a history file and, written last, a manifest that says what must be in it.
 
 use std::{
-    fs,
-    io::{self, Read as _, Write as _},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -10,22 +9,21 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Damaged, Error, HISTORY, Report, Unfinished,
+    Damaged, Disk, Error, HISTORY, Report, System, Unfinished,
     copy::{self, Copied, Copier, Ids, Source, Target},
-    private, sync_directory,
+    exists, sync,
 };
 use crate::{
     core::id::UnixMillis,
-    engine::{
-        embedded::{EmbeddedEngine, storage::remove_leftovers, tables},
-        redb::make_directory,
-    },
+    engine::embedded::{EmbeddedEngine, tables},
 };
 
 /// The manifest's name. A directory without it is not a backup.
 pub const MANIFEST: &str = "manifest.toml";
 /// The format of the manifest that this build writes and reads.
 const FORMAT: u32 = 1;
+/// Bytes of a manifest at most: it names the rooms that were left out, 26 letters each.
+const MANIFEST_MAX: u64 = 64 << 20;
 /// Bytes of redb's cache while a backup is read.
 pub(super) const CACHE_BYTES: usize = 64 << 20;
 
@@ -68,24 +66,44 @@ impl EmbeddedEngine {
     /// # Errors
     /// [`Error`]; then no manifest is there.
     pub fn backup(&self, directory: &Path, made_ms: UnixMillis, report: Report<'_>) -> Result<(Manifest, Vec<Damaged>), Error> {
-        let made = prepare(directory)?;
-        let result = self.write_backup(directory, made_ms, report);
+        self.backup_on(&System, directory, made_ms, report)
+    }
+
+    /// As [`EmbeddedEngine::backup`], on any disk.
+    ///
+    /// # Errors
+    /// As [`EmbeddedEngine::backup`].
+    pub fn backup_on(
+        &self,
+        disk: &dyn Disk,
+        directory: &Path,
+        made_ms: UnixMillis,
+        report: Report<'_>,
+    ) -> Result<(Manifest, Vec<Damaged>), Error> {
+        let made = prepare(disk, directory)?;
+        let result = self.write_backup(disk, directory, made_ms, report);
         if result.is_err() && made {
             // It was made here, and is empty again.
-            let _ = fs::remove_dir(directory);
+            let _ = disk.remove_directory(directory);
         }
         result
     }
 
-    fn write_backup(&self, directory: &Path, made_ms: UnixMillis, report: Report<'_>) -> Result<(Manifest, Vec<Damaged>), Error> {
+    fn write_backup(
+        &self,
+        disk: &dyn Disk,
+        directory: &Path,
+        made_ms: UnixMillis,
+        report: Report<'_>,
+    ) -> Result<(Manifest, Vec<Damaged>), Error> {
         if !self.checkpoint() {
             return Err(Error::Checkpoint);
         }
         let history = directory.join(HISTORY);
         let partial = directory.join("history.redb.partial");
-        let target = Target::create(&partial)?;
+        let target = Target::create(disk, &partial)?;
         // Not before: the file of another backup into this directory is not ours to remove.
-        let unfinished = Unfinished(Some(partial.clone()));
+        let unfinished = Unfinished::new(disk, &partial);
         let snapshot =
             |txn: &redb::ReadTransaction| Copier::new(Source::History(txn), Path::new("the history"), target, &mut *report).run();
         let copied = self.database.snapshot(snapshot).map_err(|error| Error::read(Path::new("the history"), &error))?;
@@ -93,27 +111,26 @@ impl EmbeddedEngine {
         let mut go_on = || if report(copied.progress).is_break() { Err(Error::Stopped) } else { Ok(()) };
         go_on()?;
         target.finish(&[])?;
-        fs::rename(&partial, &history).map_err(Error::write(&history))?;
+        disk.rename(&partial, &history).map_err(Error::write(&history))?;
         unfinished.keep();
-        let unfinished = Unfinished(Some(history.clone()));
-        sync_directory(directory)?;
-        let manifest = manifest(&history, made_ms, &copied, &mut go_on)?;
+        let unfinished = Unfinished::new(disk, &history);
+        sync(disk, directory)?;
+        let manifest = manifest(disk, &history, made_ms, &copied, &mut go_on)?;
         go_on()?;
-        write_manifest(directory, &manifest)?;
+        write_manifest(disk, directory, &manifest)?;
         unfinished.keep();
         Ok((manifest, copied.damaged))
     }
 }
 
 /// Makes the directory, or finds it empty. Whether it made it.
-fn prepare(directory: &Path) -> Result<bool, Error> {
-    let there = directory.try_exists().map_err(Error::write(directory))?;
-    if there && fs::read_dir(directory).map_err(Error::write(directory))?.next().is_some() {
+fn prepare(disk: &dyn Disk, directory: &Path) -> Result<bool, Error> {
+    let there = disk.exists(directory).map_err(Error::write(directory))?;
+    if there && !disk.names(directory).map_err(Error::write(directory))?.is_empty() {
         return Err(Error::NotEmpty { path: directory.into() });
     }
     if !there {
-        make_directory(directory).map_err(Error::write(directory))?;
-        sync_directory(super::parent(directory))?;
+        super::make_directory(disk, directory)?;
     }
     Ok(!there)
 }
@@ -121,8 +138,8 @@ fn prepare(directory: &Path) -> Result<bool, Error> {
 /// Says whether to go on.
 type GoOn<'a> = &'a mut dyn FnMut() -> Result<(), Error>;
 
-fn manifest(history: &Path, made_ms: UnixMillis, copied: &Copied, go_on: GoOn<'_>) -> Result<Manifest, Error> {
-    let (file_bytes, sha256) = digest(history, go_on)?;
+fn manifest(disk: &dyn Disk, history: &Path, made_ms: UnixMillis, copied: &Copied, go_on: GoOn<'_>) -> Result<Manifest, Error> {
+    let (file_bytes, sha256) = digest(disk, history, go_on)?;
     Ok(Manifest {
         format: FORMAT,
         store_format: tables::FORMAT,
@@ -136,42 +153,58 @@ fn manifest(history: &Path, made_ms: UnixMillis, copied: &Copied, go_on: GoOn<'_
     })
 }
 
-fn write_manifest(directory: &Path, manifest: &Manifest) -> Result<(), Error> {
+fn write_manifest(disk: &dyn Disk, directory: &Path, manifest: &Manifest) -> Result<(), Error> {
     let path = directory.join(MANIFEST);
     let partial = directory.join("manifest.toml.partial");
     let text = toml::to_string(manifest).map_err(|error| Error::Write { path: path.clone(), why: error.to_string() })?;
-    let unfinished = Unfinished(Some(partial.clone()));
+    let unfinished = Unfinished::new(disk, &partial);
     let write = || -> io::Result<()> {
-        let mut file = private().open(&partial)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&partial, &path)
+        let file = disk.create(&partial)?;
+        file.write(0, text.as_bytes())?;
+        file.sync_data()?;
+        disk.rename(&partial, &path)
     };
     write().map_err(Error::write(&path))?;
     unfinished.keep();
-    sync_directory(directory)
+    // Nobody knows whether it is durable until its directory is.
+    let unfinished = Unfinished::new(disk, &path);
+    sync(disk, directory)?;
+    unfinished.keep();
+    Ok(())
 }
 
 /// A file's length and SHA-256.
-fn digest(path: &Path, go_on: GoOn<'_>) -> Result<(u64, String), Error> {
-    let (mut hash, mut len, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    let mut file = fs::File::open(path).map_err(|error| Error::read(path, &error))?;
-    loop {
+fn digest(disk: &dyn Disk, path: &Path, go_on: GoOn<'_>) -> Result<(u64, String), Error> {
+    let failed = |error: io::Error| Error::read(path, &error);
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    let file = disk.open_read_only(path).map_err(failed)?;
+    let len = file.len().map_err(failed)?;
+    let mut at = 0;
+    while at < len {
         go_on()?;
-        let count = file.read(&mut buffer).map_err(|error| Error::read(path, &error))?;
-        if count == 0 {
-            break;
-        }
-        hash.update(buffer.get(..count).unwrap_or_default());
-        len += count as u64;
+        let count = usize::try_from(len - at).map_or(buffer.len(), |rest| rest.min(buffer.len()));
+        let part = buffer.get_mut(..count).unwrap_or_default();
+        file.read(at, part).map_err(failed)?;
+        hash.update(&*part);
+        at += count as u64;
     }
     let hex = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok((len, hex))
 }
 
-fn read_manifest(directory: &Path) -> Result<Manifest, Error> {
+fn read_manifest(disk: &dyn Disk, directory: &Path) -> Result<Manifest, Error> {
     let not = |why: String| Error::NotABackup { path: directory.into(), why };
-    let text = fs::read_to_string(directory.join(MANIFEST)).map_err(|error| match error.kind() {
+    let read = || -> io::Result<String> {
+        let file = disk.open_read_only(&directory.join(MANIFEST))?;
+        let len = file.len()?;
+        if len > MANIFEST_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        file.read(0, &mut bytes)?;
+        String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    };
+    let text = read().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => not(format!("it has no {MANIFEST}, which is written last: it was interrupted, or is none")),
         _ => Error::read(&directory.join(MANIFEST), &error),
     })?;
@@ -189,64 +222,81 @@ fn read_manifest(directory: &Path) -> Result<Manifest, Error> {
 /// # Errors
 /// [`Error`] names what is missing or wrong.
 pub fn verify(directory: &Path, report: Report<'_>) -> Result<Manifest, Error> {
-    let manifest = check_file(directory)?;
-    read_backup(directory, &manifest, Target::nothing(), Ids::Same, report)?;
+    verify_on(&System, directory, report)
+}
+
+/// As [`verify`], on any disk.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_on(disk: &dyn Disk, directory: &Path, report: Report<'_>) -> Result<Manifest, Error> {
+    let manifest = check_file(disk, directory)?;
+    read_backup(disk, directory, &manifest, Target::nothing(), Ids::Same, report)?;
     Ok(manifest)
 }
 
 /// Makes a new store from the backup in `directory`, in the data directory `data`, where none may be. All of it is checked
-/// before it gets its name. Every log has a new id, so clients that knew the old ones are told.
+/// before it gets its name; the backup need not be writable. Every log has a new id, so clients that knew the old ones are
+/// told.
 ///
 /// # Errors
 /// [`Error`]; then no store was made.
 pub fn restore(directory: &Path, data: &Path, store: &str, report: Report<'_>) -> Result<Restored, Error> {
+    restore_on(&System, directory, data, store, report)
+}
+
+/// As [`restore`], on any disk.
+///
+/// # Errors
+/// As [`restore`].
+pub fn restore_on(disk: &dyn Disk, directory: &Path, data: &Path, store: &str, report: Report<'_>) -> Result<Restored, Error> {
     let store = data.join(store);
-    refuse_store(data, &store)?;
-    let manifest = check_file(directory)?;
-    make_directory(&store).map_err(Error::write(&store))?;
-    sync_directory(data)?;
-    let _lock = super::lock(&store)?;
+    refuse_store(disk, data, &store)?;
+    let manifest = check_file(disk, directory)?;
+    let storage = disk.store(&store)?;
+    sync(disk, data)?;
     // Somebody may have made one until it was locked.
-    refuse_store(data, &store)?;
-    remove_leftovers(&store).map_err(Error::write(&store))?;
+    refuse_store(disk, data, &store)?;
+    storage.tidy();
     let history = store.join(HISTORY);
     // A name of its own: some file systems lock no directories.
     let mut unique = [0; 8];
     getrandom::fill(&mut unique).map_err(|error| Error::read(Path::new("the system's randomness"), &error))?;
     let partial = store.join(format!("history.redb.restoring.{:016x}", u64::from_le_bytes(unique)));
-    let unfinished = Unfinished(Some(partial.clone()));
-    let target = read_backup(directory, &manifest, Target::create(&partial)?, Ids::New, report)?;
+    let unfinished = Unfinished::new(disk, &partial);
+    let target = read_backup(disk, directory, &manifest, Target::create(disk, &partial)?, Ids::New, report)?;
     target.finish(&[])?;
     // A link, and not a rename, so that a store which was made meanwhile is not replaced.
-    fs::hard_link(&partial, &history).map_err(|error| match error.kind() {
+    disk.link(&partial, &history).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => Error::StoreExists { path: store.clone() },
         _ => Error::write(&history)(error),
     })?;
     drop(unfinished);
-    sync_directory(&store)?;
+    sync(disk, &store)?;
     Ok(Restored { manifest, store })
 }
 
-fn refuse_store(data: &Path, store: &Path) -> Result<(), Error> {
+fn refuse_store(disk: &dyn Disk, data: &Path, store: &Path) -> Result<(), Error> {
     let old = data.join(super::OLD);
-    if old.try_exists().map_err(Error::write(&old))? {
+    if exists(disk, &old)? {
         return Err(Error::StoreExists { path: old });
     }
-    let Ok(entries) = fs::read_dir(store) else { return Ok(()) };
-    for entry in entries {
-        let entry = entry.map_err(Error::write(store))?;
-        let name = entry.file_name();
-        if name.to_str().is_none_or(|name| name == HISTORY || name.starts_with("wal-")) {
-            return Err(Error::StoreExists { path: store.into() });
-        }
-    }
-    Ok(())
+    let names = match disk.names(store) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        names => names.map_err(|error| Error::read(store, &error))?,
+    };
+    let is_store = |name: &std::ffi::OsString| name.to_str().is_none_or(|name| name == HISTORY || name.starts_with("wal-"));
+    if names.iter().any(is_store) { Err(Error::StoreExists { path: store.into() }) } else { Ok(()) }
 }
 
 /// Reads the manifest and compares the file with it.
-fn check_file(directory: &Path) -> Result<Manifest, Error> {
-    let manifest = read_manifest(directory)?;
-    let (len, sha256) = digest(&directory.join(HISTORY), &mut || Ok(()))?;
+fn check_file(disk: &dyn Disk, directory: &Path) -> Result<Manifest, Error> {
+    let manifest = read_manifest(disk, directory)?;
+    let history = directory.join(HISTORY);
+    if !exists(disk, &history)? {
+        return Err(Error::NotABackup { path: directory.into(), why: format!("it has no {HISTORY}") });
+    }
+    let (len, sha256) = digest(disk, &history, &mut || Ok(()))?;
     if (len, &sha256) != (manifest.file_bytes, &manifest.sha256) {
         let why = format!("{HISTORY} is not the file that {MANIFEST} describes: it was changed or damaged");
         return Err(Error::NotABackup { path: directory.into(), why });
@@ -255,9 +305,16 @@ fn check_file(directory: &Path) -> Result<Manifest, Error> {
 }
 
 /// Reads all of the backup, and compares the counts.
-fn read_backup(directory: &Path, manifest: &Manifest, target: Target, ids: Ids, report: Report<'_>) -> Result<Target, Error> {
+fn read_backup<'a>(
+    disk: &dyn Disk,
+    directory: &Path,
+    manifest: &Manifest,
+    target: Target<'a>,
+    ids: Ids,
+    report: Report<'_>,
+) -> Result<Target<'a>, Error> {
     let path = directory.join(HISTORY);
-    let database = copy::open_unchanged(&path, CACHE_BYTES)?;
+    let database = copy::open_unchanged(disk, &path, CACHE_BYTES)?;
     let txn = copy::begin(&database, &path)?;
     let mut copier = Copier::new(Source::History(&txn), &path, target, report);
     copier.ids = ids;

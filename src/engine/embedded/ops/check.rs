@@ -10,7 +10,7 @@ use std::{
 use redb::{ReadTransaction, ReadableTable as _, ReadableTableMetadata as _};
 
 use super::{
-    Damaged, Error, HISTORY, Report,
+    Damaged, Disk, Error, HISTORY, Report, System,
     copy::{self, Copier, Source, Target},
 };
 use crate::{
@@ -93,12 +93,21 @@ impl Checked {
 /// # Errors
 /// [`Error`] when it could not be checked; what is damaged is in the answer.
 pub fn check(directory: &Path, report: Report<'_>) -> Result<Checked, Error> {
+    check_on(&System, directory, report)
+}
+
+/// As [`check`], on any disk.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_on(disk: &dyn Disk, directory: &Path, report: Report<'_>) -> Result<Checked, Error> {
     let history = directory.join(HISTORY);
-    if !history.try_exists().map_err(|error| Error::read(&history, &error))? {
+    if !super::exists(disk, &history)? {
         return Err(Error::NoStore { path: directory.into() });
     }
+    let storage = disk.store(directory)?;
     let mut checked = Checked::default();
-    let mut database = match copy::open_unchanged(&history, super::backup::CACHE_BYTES) {
+    let mut database = match copy::open_unchanged(disk, &history, super::backup::CACHE_BYTES) {
         Err(Error::Read { why, .. }) => {
             checked.problems.push(Problem::History(why));
             return Ok(checked);
@@ -133,7 +142,8 @@ pub fn check(directory: &Path, report: Report<'_>) -> Result<Checked, Error> {
         Ok(stranded) => checked.stranded = stranded,
         Err(error) => checked.problems.push(Problem::History(error.to_string())),
     }
-    check_log(directory, &txn, &mut checked)?;
+    let files = storage.files().map_err(|error| Error::read(directory, &error))?;
+    check_log(directory, files, &txn, &mut checked)?;
     Ok(checked)
 }
 
@@ -175,7 +185,7 @@ fn stranded(txn: &ReadTransaction) -> Result<Vec<Stranded>, rows::Error> {
     Ok(found)
 }
 
-fn check_log(directory: &Path, txn: &ReadTransaction, checked: &mut Checked) -> Result<(), Error> {
+fn check_log(directory: &Path, files: Arc<dyn Files>, txn: &ReadTransaction, checked: &mut Checked) -> Result<(), Error> {
     let applied = match copy::applied(txn) {
         Ok(applied) => applied,
         Err(error) => {
@@ -183,7 +193,6 @@ fn check_log(directory: &Path, txn: &ReadTransaction, checked: &mut Checked) -> 
             return Ok(());
         }
     };
-    let files = wal::Directory::create(directory).map_err(|error| Error::read(directory, &error))?;
     let mut table = Memtable::default();
     let opened =
         Wal::open(Arc::new(Unchanged(files)), wal::Config::default(), applied, || 0, |lsn, entry| table.insert(lsn, entry));
@@ -226,7 +235,7 @@ fn follows(txn: &ReadTransaction, room: RoomId, tail: &RoomTail) -> Result<u64, 
 
 /// The log's files, of which nothing is ever changed: what is written to one stays in memory.
 #[derive(Debug)]
-struct Unchanged(wal::Directory);
+struct Unchanged(Arc<dyn Files>);
 
 impl Files for Unchanged {
     fn list(&self) -> io::Result<Vec<String>> {

@@ -1,18 +1,16 @@
 //! The copier: from a snapshot of a store into a fresh history file, checking everything on the way.
 
 use std::{
-    fs,
     ops::{Bound, ControlFlow},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use redb::{
-    Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _, StorageBackend as _,
-    backends::FileBackend,
+    BackendError, Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _, StorageBackend,
 };
 
-use super::{Damaged, Error, Progress, Report, private};
+use super::{Damaged, Disk, Error, Progress, Report};
 use crate::{
     core::{
         chain,
@@ -80,12 +78,18 @@ pub(super) enum Source<'a> {
 }
 
 /// A fresh history file, or nothing.
-pub(super) struct Target {
-    file: Option<(Database, PathBuf)>,
+pub(super) struct Target<'a> {
+    file: Option<Fresh<'a>>,
     rows: Vec<Row>,
     bytes: usize,
     /// Logs of which rows may be in the file already: the latest only, as logs come one after the other.
     flushed: Option<LogId>,
+}
+
+struct Fresh<'a> {
+    database: Database,
+    disk: &'a dyn Disk,
+    path: PathBuf,
 }
 
 enum Row {
@@ -101,36 +105,36 @@ pub(super) enum Place {
     Stranded,
 }
 
-impl Target {
+impl<'a> Target<'a> {
     /// Keeps nothing.
     pub(super) const fn nothing() -> Self {
         Self { file: None, rows: Vec::new(), bytes: 0, flushed: None }
     }
 
     /// A new file at `path`.
-    pub(super) fn create(path: &Path) -> Result<Self, Error> {
-        let file = private().open(path).map_err(Error::write(path))?;
-        let created = Self::create_in(file, path);
+    pub(super) fn create(disk: &'a dyn Disk, path: &Path) -> Result<Self, Error> {
+        let file = disk.create(path).map_err(Error::write(path))?;
+        let created = Self::create_in(file, disk, path);
         if created.is_err() {
             // It is ours, and nobody will finish it.
-            let _ = fs::remove_file(path);
+            let _ = disk.remove(path);
         }
         created
     }
 
-    fn create_in(file: fs::File, path: &Path) -> Result<Self, Error> {
-        let failed = |why: String| Error::Write { path: path.into(), why };
-        let backend = FileBackend::new(file).map_err(|error| failed(error.to_string()))?;
+    fn create_in(file: Box<dyn StorageBackend>, disk: &'a dyn Disk, path: &Path) -> Result<Self, Error> {
         let mut builder = Builder::new();
         builder.set_cache_size(TARGET_CACHE_BYTES);
-        let database = builder.create_with_backend(backend).map_err(|error| failed(error.to_string()))?;
-        let target = Self { file: Some((database, path.into())), ..Self::nothing() };
+        let database = builder
+            .create_with_backend(direct::guarded(file))
+            .map_err(|error| Error::Write { path: path.into(), why: error.to_string() })?;
+        let target = Self { file: Some(Fresh { database, disk, path: path.into() }), ..Self::nothing() };
         target.write(false, tables::make)?;
         Ok(target)
     }
 
     fn write(&self, last: bool, write: impl FnOnce(&redb::WriteTransaction) -> Result<(), rows::Error>) -> Result<(), Error> {
-        let Some((database, path)) = &self.file else { return Ok(()) };
+        let Some(Fresh { database, path, .. }) = &self.file else { return Ok(()) };
         let run = || {
             let mut txn = database.begin_write()?;
             txn.set_durability(Durability::Immediate).map_err(|error| rows::Error::Storage(error.into()))?;
@@ -220,20 +224,20 @@ impl Target {
             }
             Ok(())
         })?;
-        let Some((mut database, path)) = self.file.take() else { return Ok(()) };
+        let Some(Fresh { mut database, disk, path }) = self.file.take() else { return Ok(()) };
         // Pages that were written more than once left gaps.
         database.compact().map_err(|error| Error::Write { path: path.clone(), why: error.to_string() })?;
         drop(database);
-        fs::File::open(&path).and_then(|file| file.sync_all()).map_err(Error::write(&path))
+        disk.open_read_only(&path).and_then(|file| file.sync_data()).map_err(Error::write(&path))
     }
 }
 
 /// One copying.
-pub(super) struct Copier<'a, 'r> {
+pub(super) struct Copier<'a, 'd, 'r> {
     pub(super) source: Source<'a>,
     /// What the source is called, for messages.
     pub(super) path: &'a Path,
-    pub(super) target: Target,
+    pub(super) target: Target<'d>,
     pub(super) ids: Ids,
     pub(super) on_damage: OnDamage,
     pub(super) report: Report<'r>,
@@ -246,8 +250,8 @@ pub(super) struct Copier<'a, 'r> {
 /// The logs that can be read, and the rooms whose row cannot.
 type Found = (Vec<(LogId, RoomId)>, Vec<Damaged>);
 
-impl<'a, 'r> Copier<'a, 'r> {
-    pub(super) fn new(source: Source<'a>, path: &'a Path, target: Target, report: Report<'r>) -> Self {
+impl<'a, 'd, 'r> Copier<'a, 'd, 'r> {
+    pub(super) fn new(source: Source<'a>, path: &'a Path, target: Target<'d>, report: Report<'r>) -> Self {
         Self {
             source,
             path,
@@ -262,7 +266,7 @@ impl<'a, 'r> Copier<'a, 'r> {
     }
 
     /// Copies every log. The target has yet to be finished.
-    pub(super) fn run(mut self) -> Result<(Copied, Target), Error> {
+    pub(super) fn run(mut self) -> Result<(Copied, Target<'d>), Error> {
         let (mut logs, damaged) = self.logs()?;
         if self.on_damage == OnDamage::AsItIs && !damaged.is_empty() {
             // Nobody knows which chunks are theirs, and a copy that has all but those would end them.
@@ -459,7 +463,7 @@ impl Pending {
     }
 
     /// Writes full chunks; with `all` the rest too, as the log's open part.
-    fn write(&mut self, copier: &mut Copier<'_, '_>, all: bool) -> Result<Open, rows::Error> {
+    fn write(&mut self, copier: &mut Copier<'_, '_, '_>, all: bool) -> Result<Open, rows::Error> {
         let records = std::mem::take(&mut self.records);
         let items: Vec<Item<'_>> =
             records.iter().map(|(time_ms, chain, envelope)| Item { time_ms: *time_ms, envelope, chain: Some(*chain) }).collect();
@@ -532,16 +536,18 @@ pub(super) fn applied(txn: &ReadTransaction) -> Result<Lsn, rows::Error> {
     tables::applied(&txn.open_table(META)?)
 }
 
-/// Opens the history at `path` without ever writing to it: what redb writes as it opens stays in memory. The file is locked.
-pub(super) fn open_unchanged(path: &Path, cache_bytes: usize) -> Result<Database, Error> {
-    let file = fs::OpenOptions::new().read(true).write(true).open(path).map_err(|error| Error::read(path, &error))?;
-    let backend = FileBackend::new(file).map_err(|error| Error::read(path, &error))?;
-    let locked = backend.try_lock_range(Bound::Unbounded, Bound::Unbounded).map_err(|error| Error::read(path, &error))?;
-    if !locked {
-        return Err(super::OpenError::from(direct::OpenError::Locked { path: path.into() }).into());
+/// Opens the history at `path` without ever writing to it: what redb writes as it opens stays in memory. Meanwhile nobody
+/// else can write to it, where the file system has locks.
+pub(super) fn open_unchanged(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Database, Error> {
+    let backend = disk.open_read_only(path).map_err(|error| Error::read(path, &error))?;
+    // Shared: a file that cannot be written to cannot be locked otherwise.
+    match backend.try_lock_shared_range(Bound::Unbounded, Bound::Unbounded) {
+        Ok(true) | Err(BackendError::Unsupported) => {}
+        Ok(false) => return Err(super::OpenError::from(direct::OpenError::Locked { path: path.into() }).into()),
+        Err(error) => return Err(Error::read(path, &error)),
     }
     let open = || {
-        let overlay = direct::overlay(Box::new(backend))?;
+        let overlay = direct::overlay(backend)?;
         let mut builder = Builder::new();
         builder.set_cache_size(cache_bytes);
         builder.create_with_backend(overlay)

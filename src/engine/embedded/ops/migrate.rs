@@ -1,15 +1,15 @@
 //! From the first format, one file with a row for each record, to this one.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use super::{
-    Error, HISTORY, Report, Unfinished,
+    Disk, Error, HISTORY, Report, System, Unfinished,
     copy::{self, Copier, Source, Target},
-    sync_directory,
+    exists, sync,
 };
 use crate::engine::{
     embedded::tables::{META, MIGRATED_ROW},
-    redb::{OldStore, make_directory},
+    redb::{OldStore, OpenError},
 };
 
 /// The first format's file within a data directory.
@@ -34,47 +34,62 @@ pub struct Migrated {
 /// # Errors
 /// [`Error`]; then the old file is as it was, and there is no new store.
 pub fn migrate(data: &Path, store: &str, report: Report<'_>) -> Result<Option<Migrated>, Error> {
+    migrate_on(&System, data, store, report)
+}
+
+/// As [`migrate`], on any disk.
+///
+/// # Errors
+/// As [`migrate`].
+pub fn migrate_on(disk: &dyn Disk, data: &Path, store: &str, report: Report<'_>) -> Result<Option<Migrated>, Error> {
     let (old, store) = (data.join(OLD), data.join(store));
-    if !old.try_exists().map_err(|error| Error::read(&old, &error))? {
+    if !exists(disk, &old)? {
         return Ok(None);
     }
     let history = store.join(HISTORY);
-    if history.try_exists().map_err(|error| Error::read(&history, &error))? {
+    if exists(disk, &history)? {
         // The process ended between the two names. A store that was opened since has diverged, and does not say so any more.
-        return if is_migrated(&history)? { set_aside(data, &old).map(|()| None) } else { Err(Error::TwoStores { old, store }) };
+        return if is_migrated(disk, &history)? {
+            set_aside(disk, data, &old).map(|()| None)
+        } else {
+            Err(Error::TwoStores { old, store })
+        };
     }
-    let source = OldStore::open(&old, super::backup::CACHE_BYTES).map_err(super::OpenError::from)?;
-    make_directory(&store).map_err(Error::write(&store))?;
-    sync_directory(data)?;
+    let source = disk
+        .open(&old)
+        .map_err(|error| OpenError::from_io(&old, error))
+        .and_then(|file| OldStore::open(&old, file, super::backup::CACHE_BYTES))
+        .map_err(super::OpenError::from)?;
+    super::make_directory(disk, &store)?;
     let partial = store.join("history.redb.migrating");
-    super::remove(&partial)?;
-    let unfinished = Unfinished(Some(partial.clone()));
-    let (copied, target) = Copier::new(Source::First(&source), &old, Target::create(&partial)?, report).run()?;
+    super::remove(disk, &partial)?;
+    let unfinished = Unfinished::new(disk, &partial);
+    let (copied, target) = Copier::new(Source::First(&source), &old, Target::create(disk, &partial)?, report).run()?;
     if !copied.damaged.is_empty() {
         return Err(Error::Damaged { rooms: copied.damaged });
     }
     target.finish(&[(MIGRATED_ROW, vec![1])])?;
-    fs::hard_link(&partial, &history).map_err(Error::write(&history))?;
+    disk.link(&partial, &history).map_err(Error::write(&history))?;
     drop(unfinished);
-    sync_directory(&store)?;
-    set_aside(data, &old)?;
+    sync(disk, &store)?;
+    set_aside(disk, data, &old)?;
     drop(source);
     Ok(Some(Migrated { logs: copied.logs, records: copied.records, bytes: copied.bytes }))
 }
 
-fn is_migrated(history: &Path) -> Result<bool, Error> {
-    let database = copy::open_unchanged(history, super::backup::CACHE_BYTES)?;
+fn is_migrated(disk: &dyn Disk, history: &Path) -> Result<bool, Error> {
+    let database = copy::open_unchanged(disk, history, super::backup::CACHE_BYTES)?;
     let txn = copy::begin(&database, history)?;
     let meta = txn.open_table(META).map_err(|error| Error::read(history, &error))?;
     let row = meta.get(MIGRATED_ROW).map_err(|error| Error::read(history, &error))?;
     Ok(row.is_some())
 }
 
-fn set_aside(data: &Path, old: &Path) -> Result<(), Error> {
+fn set_aside(disk: &dyn Disk, data: &Path, old: &Path) -> Result<(), Error> {
     let kept = data.join(KEPT);
-    if kept.try_exists().map_err(Error::write(&kept))? {
+    if exists(disk, &kept)? {
         return Err(Error::write(&kept)(io::ErrorKind::AlreadyExists.into()));
     }
-    fs::rename(old, &kept).map_err(Error::write(&kept))?;
-    sync_directory(data)
+    disk.rename(old, &kept).map_err(Error::write(&kept))?;
+    sync(disk, data)
 }

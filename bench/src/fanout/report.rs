@@ -1,0 +1,120 @@
+//! Tables and plots of the workloads.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde_json::{Value, json};
+
+use crate::{
+    plot::Bars,
+    report::{Table, median, number},
+};
+
+use super::{FanoutArgs, Results, contestant::Contestant, sample::Sample, workload::Workload};
+
+/// The file of a workload's results.
+pub fn file(workload: Workload) -> String {
+    format!("fanout-{}", workload.name())
+}
+
+/// What an earlier run found.
+pub fn read(out: &Path, workload: Workload) -> BTreeMap<Contestant, Vec<Sample>> {
+    let text = fs::read_to_string(out.join(file(workload) + ".json")).unwrap_or_default();
+    let all: Value = serde_json::from_str(&text).unwrap_or_default();
+    let rounds = all["rounds"].as_object().into_iter().flatten();
+    let samples = |list: &Value| list.as_array().into_iter().flatten().map(Sample::from_json).collect();
+    rounds.filter_map(|(name, list)| Some((name.parse().ok()?, samples(list)))).collect()
+}
+
+/// The median of a figure over a contestant's rounds.
+pub fn middle(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> f64 {
+    median(samples.iter().map(of).filter(|value| value.is_finite()))
+}
+
+type Column = (&'static str, fn(&Sample) -> f64);
+
+fn columns(workload: Workload) -> Vec<Column> {
+    let count: [Column; 3] = [("deliveries/s", |s| s.rate), ("CPU-µs", |s| s.cpu_us), ("+ store's", |s| s.store_us)];
+    let latency: [Column; 3] = [("p50 µs", |s| s.latency_us[0]), ("p99", |s| s.latency_us[1]), ("p99.9", |s| s.latency_us[2])];
+    let sleeps: [Column; 1] = [("sleeps", |s| s.sleeps)];
+    let after: [Column; 1] = [("after KiB", |s| s.after_kib)];
+    let syncs: [Column; 3] = [("sync p50 µs", |s| s.sync_us[0]), ("p99 ", |s| s.sync_us[1]), ("p99.9 ", |s| s.sync_us[2])];
+    match workload {
+        Workload::W3 => {
+            vec![("idle KiB", |s| s.idle_kib), ("after traffic", |s| s.after_kib), ("grown", |s| s.after_kib - s.idle_kib)]
+        }
+        Workload::W4 => vec![
+            ("acks/s", |s| s.rate),
+            ("× syncs/s", |s| s.rate / s.syncs_per_second),
+            ("CPU-µs", |s| s.cpu_us),
+            ("+ store's", |s| s.store_us),
+            ("p50 ms", |s| s.ack_us[0] / 1e3),
+            ("p99", |s| s.ack_us[1] / 1e3),
+            ("p99.9", |s| s.ack_us[2] / 1e3),
+            ("acks/sync", |s| s.per_sync),
+        ],
+        Workload::W1Saturation => count.into_iter().chain(sleeps).chain(after).collect(),
+        Workload::W1 | Workload::W2 => count.into_iter().chain(latency).chain(syncs).chain(sleeps).collect(),
+    }
+}
+
+pub fn publish(args: &FanoutArgs, workload: Workload, results: &Results) -> anyhow::Result<()> {
+    let out = &args.common.out;
+    let mut all = if args.add { read(out, workload) } else { BTreeMap::new() };
+    for ((_, contestant), samples) in results {
+        all.insert(*contestant, samples.clone());
+    }
+    let columns = columns(workload);
+    let header: Vec<&'static str> = ["server"]
+        .into_iter()
+        .chain(columns.iter().map(|(name, _)| *name))
+        .chain((workload != Workload::W3).then_some("of the floor"))
+        .collect();
+    let mut table = Table::new(&header);
+    for (contestant, samples) in &all {
+        let mut cells = vec![contestant.title()];
+        cells.extend(columns.iter().map(|(_, of)| number(middle(samples, of))));
+        if workload != Workload::W3 {
+            cells.push(number(ratio(&all, *contestant)));
+        }
+        table.row(cells);
+    }
+    let rounds: BTreeMap<String, Vec<Value>> =
+        all.iter().map(|(contestant, samples)| (contestant.to_string(), samples.iter().map(Sample::to_json).collect())).collect();
+    let settings = json!({ "seconds": args.seconds, "rounds": args.rounds, "window": args.window, "set": args.settings });
+    table.publish(out, &file(workload), settings, serde_json::to_value(rounds)?)?;
+    draw(out, workload, &all)
+}
+
+/// CPU time against the floor's of the same round (the same transport's, or TLS's): its own, without the store's.
+fn ratio(all: &BTreeMap<Contestant, Vec<Sample>>, contestant: Contestant) -> f64 {
+    let (Some(own), Some(floor)) = (all.get(&contestant), all.get(&contestant.floor())) else { return f64::NAN };
+    if own.len() == floor.len() {
+        median(own.iter().zip(floor).map(|(own, floor)| own.cpu_us / floor.cpu_us))
+    } else {
+        middle(own, |sample| sample.cpu_us) / middle(floor, |sample| sample.cpu_us)
+    }
+}
+
+fn draw(out: &Path, workload: Workload, all: &BTreeMap<Contestant, Vec<Sample>>) -> anyhow::Result<()> {
+    let (title, unit, of): (&str, &str, fn(&Sample) -> f64) = match workload {
+        Workload::W1 => {
+            ("A room of 1,000, 30 messages a second", "server's CPU-µs a delivery, without the store's", |s| s.cpu_us)
+        }
+        Workload::W1Saturation => {
+            ("A room of 1,000, saturated", "server's CPU-µs a delivery, without the store's; logarithmic", |s| s.cpu_us)
+        }
+        Workload::W2 => {
+            ("1,000 rooms of 5, 2,000 messages a second", "server's CPU-µs a delivery, without the store's", |s| s.cpu_us)
+        }
+        Workload::W3 => ("Memory of an idle connection", "KiB; logarithmic", |s| s.idle_kib),
+        Workload::W4 => {
+            ("Durable acks, 200 publishers", "acks a second, as a multiple of syncs a second", |s| s.rate / s.syncs_per_second)
+        }
+    };
+    let mut titles: Vec<(String, f64)> =
+        all.iter().map(|(contestant, samples)| (contestant.title(), middle(samples, of))).collect();
+    titles.retain(|(_, value)| value.is_finite());
+    let series = titles.iter().map(|(title, value)| (title.as_str(), vec![*value])).collect();
+    let log = matches!(workload, Workload::W1Saturation | Workload::W3);
+    Bars { title, unit, groups: vec![String::new()], series, log, mark: None }.write(out, &file(workload))
+}

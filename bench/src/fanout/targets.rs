@@ -1,0 +1,117 @@
+//! Our targets, and how far the latest runs are from them.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde_json::json;
+
+use crate::report::{Table, number};
+
+use super::{
+    contestant::{Contestant, Who, Wire},
+    report::{middle, read},
+    sample::Sample,
+    workload::Workload,
+};
+
+type Found = BTreeMap<(Workload, Contestant), Vec<Sample>>;
+
+/// One figure: what it is, the target, how it is found.
+struct Row {
+    what: &'static str,
+    target: f64,
+    stretch: f64,
+    /// More is better.
+    at_least: bool,
+    find: Box<dyn Fn(&Found) -> f64>,
+}
+
+fn of(workload: Workload, who: Who, wire: Wire, figure: fn(&Sample) -> f64) -> impl Fn(&Found) -> f64 {
+    move |found| found.get(&(workload, Contestant { who, wire })).map_or(f64::NAN, |samples| middle(samples, figure))
+}
+
+fn rows() -> Vec<Row> {
+    use Workload::{W1, W1Saturation, W2, W3, W4};
+    let mut rows = Vec::new();
+    let mut row =
+        |what, target, stretch, find: Box<dyn Fn(&Found) -> f64>| rows.push(Row { what, target, stretch, at_least: false, find });
+    let cpu: fn(&Sample) -> f64 = |sample| sample.cpu_us;
+    let waxwing = |workload, wire, figure| Box::new(of(workload, Who::Waxwing, wire, figure)) as Box<dyn Fn(&Found) -> f64>;
+    let ephemeral = |workload, wire| Box::new(of(workload, Who::WaxwingEphemeral, wire, cpu)) as Box<dyn Fn(&Found) -> f64>;
+    row("W1 rate, ws, CPU-µs", 9.0, 8.5, waxwing(W1, Wire::Ws, cpu));
+    row("W1 rate, wss, CPU-µs", 10.3, 9.3, waxwing(W1, Wire::Wss, cpu));
+    row("W1 saturation, ws, CPU-µs", 1.2, 1.0, waxwing(W1Saturation, Wire::Ws, cpu));
+    row("W1 saturation, wss, CPU-µs", 1.6, 1.3, waxwing(W1Saturation, Wire::Wss, cpu));
+    row("W2 rate, ws, CPU-µs", 15.0, 13.5, waxwing(W2, Wire::Ws, cpu));
+    row("W2 rate, wss, CPU-µs", 18.0, 16.5, waxwing(W2, Wire::Wss, cpu));
+    let nosync: fn(usize) -> Box<dyn Fn(&Found) -> f64> = |index| match index {
+        0 => Box::new(of(W2, Who::WaxwingNoSync, Wire::Ws, |sample| sample.latency_us[0])),
+        1 => Box::new(of(W2, Who::WaxwingNoSync, Wire::Ws, |sample| sample.latency_us[1])),
+        _ => Box::new(of(W2, Who::WaxwingNoSync, Wire::Ws, |sample| sample.latency_us[2])),
+    };
+    row("W2 latency, ws, without syncs, p50 µs", 115.0, 96.0, nosync(0));
+    row("W2 latency, ws, without syncs, p99 µs", 200.0, 154.0, nosync(1));
+    row("W2 latency, ws, without syncs, p99.9 µs", 500.0, 356.0, nosync(2));
+    row("idle, ws, KiB", 3.0, 1.5, waxwing(W3, Wire::Ws, |sample| sample.idle_kib));
+    row("idle, wss, KiB", 10.0, 5.0, waxwing(W3, Wire::Wss, |sample| sample.idle_kib));
+    row("after traffic, ws, KiB more", 2.0, 2.0, waxwing(W3, Wire::Ws, |sample| sample.after_kib - sample.idle_kib));
+    row("after traffic, wss, KiB more", 2.0, 2.0, waxwing(W3, Wire::Wss, |sample| sample.after_kib - sample.idle_kib));
+    row("WebTransport, W1 rate, CPU-µs", 24.0, 18.0, waxwing(W1, Wire::Wt, cpu));
+    row("WebTransport, W1 saturation, CPU-µs", 2.6, 1.9, waxwing(W1Saturation, Wire::Wt, cpu));
+    row("WebTransport, W2 rate, CPU-µs", 54.0, 44.0, waxwing(W2, Wire::Wt, cpu));
+    row("WebTransport datagrams, W1 rate, CPU-µs", 22.0, 16.0, ephemeral(W1, Wire::Wt));
+    row("WebTransport datagrams, W1 saturation, CPU-µs", 3.0, 1.8, ephemeral(W1Saturation, Wire::Wt));
+    let wt_latency: fn(usize) -> Box<dyn Fn(&Found) -> f64> = |index| match index {
+        0 => Box::new(of(W2, Who::WaxwingNoSync, Wire::Wt, |sample| sample.latency_us[0])),
+        _ => Box::new(of(W2, Who::WaxwingNoSync, Wire::Wt, |sample| sample.latency_us[1])),
+    };
+    row("WebTransport, W2 latency without syncs, p50 µs", 230.0, 200.0, wt_latency(0));
+    row("WebTransport, W2 latency without syncs, p99 µs", 1500.0, 450.0, wt_latency(1));
+    row("idle, raw QUIC, KiB", 44.0, 25.0, waxwing(W3, Wire::Quic, |sample| sample.idle_kib));
+    row("idle, WebTransport, KiB", 64.0, 32.0, waxwing(W3, Wire::Wt, |sample| sample.idle_kib));
+    row("after traffic, raw QUIC, KiB more", 64.0, 16.0, waxwing(W3, Wire::Quic, |sample| sample.after_kib - sample.idle_kib));
+    row("after traffic, WebTransport, KiB more", 64.0, 16.0, waxwing(W3, Wire::Wt, |sample| sample.after_kib - sample.idle_kib));
+    row("W4, ws, p99 ms", 7.0, 3.6, waxwing(W4, Wire::Ws, |sample| sample.ack_us[1] / 1e3));
+    row("W4, ws, CPU-µs, with the store's", 16.0, 10.5, waxwing(W4, Wire::Ws, |sample| sample.cpu_us + sample.store_us));
+    rows.push(Row {
+        what: "W4, ws, acks a sync of the raw disk",
+        target: 9.0,
+        stretch: 12.0,
+        at_least: true,
+        find: waxwing(W4, Wire::Ws, |sample| sample.rate / sample.syncs_per_second),
+    });
+    rows
+}
+
+/// Writes the table, from all results that are there.
+pub fn publish(out: &Path) -> anyhow::Result<()> {
+    let found: Found = Workload::ALL
+        .into_iter()
+        .flat_map(|workload| read(out, workload).into_iter().map(move |(contestant, samples)| ((workload, contestant), samples)))
+        .collect();
+    let mut table = Table::new(&["target", "measured", "asked", "measured/asked", "stretch", "reached"]);
+    let mut all = Vec::new();
+    for row in rows() {
+        let measured = (row.find)(&found);
+        let good = |asked: f64| if row.at_least { measured >= asked } else { measured <= asked };
+        let reached = match () {
+            () if measured.is_nan() => "not measured",
+            () if good(row.stretch) => "yes, and the stretch",
+            () if good(row.target) => "yes",
+            () => "no",
+        };
+        let sign = if row.at_least { "≥" } else { "≤" };
+        let asked = format!("{sign} {}", number(row.target));
+        table.row([
+            row.what.to_owned(),
+            number(measured),
+            asked,
+            number(measured / row.target),
+            number(row.stretch),
+            reached.to_owned(),
+        ]);
+        all.push(
+            json!({ "what": row.what, "measured": measured, "target": row.target, "stretch": row.stretch, "reached": reached }),
+        );
+    }
+    table.write(out, "fanout-targets", json!({}), all.into())
+}

@@ -1,0 +1,108 @@
+//! The native client against a real server: what carries it, and that it comes back.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test's helpers fail like its tests")]
+
+mod common;
+
+use std::{path::Path, time::Duration};
+
+use bytes::Bytes;
+use common::server::Edge;
+use waxwing::{
+    client::{
+        native::{Choice, Handle, Options},
+        view::{Command, ConnectionState, Event, Message, MessageState},
+    },
+    core::limits::Limits,
+    transport::{Kind, Trust},
+};
+
+/// Nothing in these tests takes that long: it only ends a test that would hang.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn start(profile: &Path, edge: &Edge, choice: Choice) -> Handle {
+    let origin = format!("http://{}", edge.running.addresses().plain[0]);
+    Handle::start(profile, Options { origin, choice, trust: Trust::WebPki, token: Bytes::new() }).unwrap()
+}
+
+/// The first event of which `wanted` makes something.
+async fn until<T>(handle: &mut Handle, mut wanted: impl FnMut(Event) -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = wanted(handle.events.recv().await.expect("the client runs")) {
+                return found;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.expect("it happens")
+}
+
+async fn online_over(handle: &mut Handle, kind: Kind) {
+    until(handle, |event| match event {
+        Event::Connection { state: ConnectionState::Online, transport, .. } => (transport? == kind.name()).then_some(()),
+        _ => None,
+    })
+    .await;
+}
+
+/// Says something, and waits until the server has it.
+async fn say(handle: &mut Handle, room: &str, text: &str) {
+    handle.commands.send(Command::Send { room: room.to_owned(), text: text.to_owned() }).await.unwrap();
+    until(handle, |event| match event {
+        Event::Message { message: Message { text: said, state: MessageState::Sent, .. }, .. } => (said == text).then_some(()),
+        _ => None,
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_comes_up_over_each_transport_and_by_itself_over_the_best() {
+    let edge = Edge::start(Limits::default()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let choices = [
+        (Choice::Only(Kind::WebSocket), Kind::WebSocket),
+        (Choice::Only(Kind::WebTransport), Kind::WebTransport),
+        (Choice::Only(Kind::Quic), Kind::Quic),
+        (Choice::Auto, Kind::WebTransport),
+    ];
+    let profile = dir.path().join("profile");
+    let mut room = String::new();
+    for (choice, kind) in choices {
+        // The same person each time: all but the first come back with what the one before left.
+        let mut handle = start(&profile, &edge, choice);
+        if room.is_empty() {
+            handle.commands.send(Command::Start { name: "Ann".into() }).await.unwrap();
+            handle.commands.send(Command::CreateRoom { title: "T".into() }).await.unwrap();
+        }
+        online_over(&mut handle, kind).await;
+        if room.is_empty() {
+            room = until(&mut handle, |event| match event {
+                Event::Room { room } => Some(room.id),
+                _ => None,
+            })
+            .await;
+        }
+        say(&mut handle, &room, &format!("over {kind}, {choice:?}")).await;
+        handle.stop().await.unwrap();
+    }
+    assert!(edge.metric("waxwing_resumes_total") >= 3.0);
+    assert_eq!(edge.metric("waxwing_resumes_challenged_total"), 0.0);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_told_that_the_server_stops() {
+    let edge = Edge::start(Limits::default()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut handle = start(&dir.path().join("profile"), &edge, Choice::Only(Kind::WebTransport));
+    handle.commands.send(Command::Start { name: "Ann".into() }).await.unwrap();
+    online_over(&mut handle, Kind::WebTransport).await;
+    let stopping = async { drop(edge.stop().await) };
+    let told = until(&mut handle, |event| match event {
+        Event::Connection { state: ConnectionState::Offline, detail, .. } => Some(detail),
+        _ => None,
+    });
+    let (told, ()) = tokio::join!(told, stopping);
+    assert_eq!(told.as_deref(), Some("the server is shutting down"), "in band, over every transport");
+    handle.stop().await.unwrap();
+}
