@@ -8,7 +8,11 @@ use wasm_bindgen::prelude::*;
 
 use crate::{
     client::{Choice, Client, LinkId, Output, Transport},
-    core::frame::{put_delimited, take_delimited},
+    core::{
+        frame::put_delimited,
+        lane::{Lane, Outgoing},
+        merge::{Merge, Origin},
+    },
 };
 
 /// The largest frame taken from the edge, in bytes: far above its limit for one, and what a broken one can make this tab hold.
@@ -16,12 +20,12 @@ const FRAME_BYTES_MAX: u32 = 4 << 20;
 /// Frames that leave together are joined up to this many bytes.
 const JOINED_BYTES_MAX: usize = 32 << 10;
 
-/// One device's client, and the part of a frame that has arrived so far over each link.
+/// One device's client, and what puts together what arrives over each link.
 #[wasm_bindgen]
 #[derive(Debug)]
 pub struct Core {
     client: Client,
-    partial: BTreeMap<u32, Bytes>,
+    arriving: BTreeMap<u32, Merge>,
 }
 
 fn error(error: &impl ToString) -> JsError {
@@ -50,7 +54,7 @@ impl Core {
             "wt" => Choice::Only(Transport::WebTransport),
             _ => Choice::Auto,
         });
-        Self { client, partial: BTreeMap::new() }
+        Self { client, arriving: BTreeMap::new() }
     }
 
     /// Gives back a stored entry; all of them before `start`.
@@ -78,29 +82,46 @@ impl Core {
 
     /// A link is open. Browsers give no TLS exporter.
     pub fn opened(&mut self, link: u32, now_ms: f64) {
-        self.partial.insert(link, Bytes::new());
+        self.arriving.insert(link, Merge::new(FRAME_BYTES_MAX));
         self.client.opened(LinkId(link), None, millis(now_ms));
     }
 
-    /// Bytes have arrived over a link, cut anywhere.
+    /// Bytes have arrived over a link, on its control stream or the only one it has, cut anywhere.
     ///
     /// # Errors
     /// Throws when they are not frames; the shell closes the link and says that it is lost.
-    pub fn received(&mut self, link: u32, bytes: Vec<u8>, now_ms: f64) -> Result<(), JsError> {
-        let Some(partial) = self.partial.get_mut(&link) else { return Ok(()) };
-        let mut rest = if partial.is_empty() { bytes.into() } else { [&partial[..], &bytes].concat().into() };
-        self.client.heard(LinkId(link), millis(now_ms));
-        while let Some(frame) = take_delimited(&mut rest, FRAME_BYTES_MAX).map_err(|why| error(&why))? {
-            self.client.received_frame(LinkId(link), &frame, millis(now_ms));
-        }
-        // A frame that is not complete does not keep those alive that came before it.
-        self.partial.insert(link, Bytes::copy_from_slice(&rest));
-        Ok(())
+    pub fn received(&mut self, link: u32, bytes: &[u8], now_ms: f64) -> Result<(), JsError> {
+        self.take(link, Origin::Control, bytes, now_ms)
+    }
+
+    /// Bytes have arrived on a unidirectional stream of the edge, which the shell has given this number.
+    ///
+    /// # Errors
+    /// As `received`.
+    pub fn received_on(&mut self, link: u32, stream: u32, bytes: &[u8], now_ms: f64) -> Result<(), JsError> {
+        self.take(link, Origin::Stream(stream.into()), bytes, now_ms)
+    }
+
+    /// That stream has ended.
+    ///
+    /// # Errors
+    /// Throws when it ended within a frame; the shell closes the link and says that it is lost.
+    pub fn ended(&mut self, link: u32, stream: u32) -> Result<(), JsError> {
+        let Some(merge) = self.arriving.get_mut(&link) else { return Ok(()) };
+        merge.end(stream.into()).map_err(|why| error(&why))
+    }
+
+    /// A datagram has arrived.
+    ///
+    /// # Errors
+    /// As `received`.
+    pub fn received_datagram(&mut self, link: u32, bytes: &[u8], now_ms: f64) -> Result<(), JsError> {
+        self.take(link, Origin::Datagram, bytes, now_ms)
     }
 
     /// A link is gone, or could not be opened.
     pub fn lost(&mut self, link: u32, reason: &str, now_ms: f64) {
-        self.partial.remove(&link);
+        self.arriving.remove(&link);
         self.client.lost(LinkId(link), reason, millis(now_ms));
     }
 
@@ -120,30 +141,34 @@ impl Core {
     }
 
     /// All that is to be carried out, in order: `{type: "persist", key, value}`, `{type: "open", link, transport}`, `{type: "send",
-    /// link, bytes}`, `{type: "close", link}`, `{type: "event", json}`, `{type: "timer", at_ms}`.
+    /// link, bytes, droppable}`, `{type: "close", link}`, `{type: "event", json}`, `{type: "timer", at_ms}`.
     pub fn poll(&mut self) -> Array {
         let outputs = Array::new();
         let mut joined = Joined { link: LinkId(0), bytes: Vec::new() };
         while let Some(output) = self.client.poll() {
             if let Output::Send { link, frame } = output {
                 if link != joined.link {
-                    joined.push(&outputs);
+                    joined.push(&outputs, false);
                     joined.link = link;
                 }
+                let droppable = Outgoing::request(frame.clone()).lane == Lane::Ephemeral;
+                if droppable {
+                    joined.push(&outputs, false);
+                }
                 put_delimited(&mut joined.bytes, &frame);
-                if joined.bytes.len() < JOINED_BYTES_MAX {
+                if !droppable && joined.bytes.len() < JOINED_BYTES_MAX {
                     continue;
                 }
-                joined.push(&outputs);
+                joined.push(&outputs, droppable);
             } else {
-                joined.push(&outputs);
+                joined.push(&outputs, false);
                 if let Output::Close { link } = output {
-                    self.partial.remove(&link.0);
+                    self.arriving.remove(&link.0);
                 }
                 outputs.push(&to_js(output));
             }
         }
-        joined.push(&outputs);
+        joined.push(&outputs, false);
         outputs
     }
 
@@ -164,6 +189,18 @@ impl Core {
     }
 }
 
+impl Core {
+    fn take(&mut self, link: u32, origin: Origin, bytes: &[u8], now_ms: f64) -> Result<(), JsError> {
+        let Some(merge) = self.arriving.get_mut(&link) else { return Ok(()) };
+        self.client.heard(LinkId(link), millis(now_ms));
+        merge.take(origin, bytes).map_err(|why| error(&why))?;
+        while let Some(frame) = self.arriving.get_mut(&link).and_then(Merge::poll) {
+            self.client.received_frame(LinkId(link), &frame, millis(now_ms));
+        }
+        Ok(())
+    }
+}
+
 /// Frames of one link that leave together.
 struct Joined {
     link: LinkId,
@@ -171,10 +208,11 @@ struct Joined {
 }
 
 impl Joined {
-    fn push(&mut self, outputs: &Array) {
+    /// What is droppable goes as a datagram where there are some.
+    fn push(&mut self, outputs: &Array, droppable: bool) {
         if !self.bytes.is_empty() {
             let bytes = Uint8Array::from(&self.bytes[..]);
-            outputs.push(&object("send", &[("link", self.link.0.into()), ("bytes", bytes.into())]));
+            outputs.push(&object("send", &[("link", self.link.0.into()), ("bytes", bytes.into()), ("droppable", droppable.into())]));
             self.bytes.clear();
         }
     }

@@ -1,6 +1,8 @@
 // Links to the edge: numbered connections that are opened, written to and closed as the core says. What carries the session, and
 // when to try again, is the core's to decide.
 
+import {QUERY, datagramSender, read, readLanes} from './lanes.js';
+
 const OPEN_MS = 8000;
 // A WebTransport session that is closed has so long to let a goodbye out.
 const FAREWELL_MS = 1000;
@@ -13,7 +15,8 @@ export class Links {
   #links = new Map();
   #edge = null;
 
-  // Handlers: opened(link), received(link, bytes), lost(link, reason). Nothing is called for a link after `close`.
+  // Handlers: opened(link), received(link, bytes, origin), lost(link, reason); the origin is that of lanes.js, and none on the
+  // control stream. Nothing is called for a link after `close`.
   constructor(handlers) {
     this.#handlers = handlers;
   }
@@ -23,7 +26,7 @@ export class Links {
     const giving = new AbortController();
     this.#links.set(link, {close: () => giving.abort(), send() {}});
     const events = {
-      received: (bytes) => this.#links.has(link) && this.#handlers.received(link, bytes),
+      received: (bytes, origin) => this.#links.has(link) && this.#handlers.received(link, bytes, origin),
       lost: (reason) => this.#links.delete(link) && this.#handlers.lost(link, reason),
     };
     try {
@@ -45,8 +48,9 @@ export class Links {
     }
   }
 
-  send(link, bytes) {
-    this.#links.get(link)?.send(bytes);
+  // What is droppable may be lost.
+  send(link, bytes, droppable = false) {
+    this.#links.get(link)?.send(bytes, droppable);
   }
 
   // What was sent before still leaves.
@@ -133,7 +137,7 @@ async function openWebTransport(edge, signal, {received, lost}) {
   if (edge.certificate_sha256) {
     options.serverCertificateHashes = [{algorithm: 'sha-256', value: fromHex(edge.certificate_sha256)}];
   }
-  const session = new WebTransport(`https://${address}${edge.wt}`, options);
+  const session = new WebTransport(`https://${address}${edge.wt}?${QUERY}`, options);
   const gate = new Gate();
   const ended = (reason) => gate.through(() => lost(reason));
   session.closed.then(
@@ -142,11 +146,18 @@ async function openWebTransport(edge, signal, {received, lost}) {
   try {
     const stream = await raced(signal, session.ready.then(() => session.createBidirectionalStream()));
     const writer = stream.writable.getWriter();
-    pump(stream.readable.getReader(), (bytes) => gate.through(() => received(bytes))).then(
+    const sendDatagram = datagramSender(session);
+    const arrived = (bytes, origin) => gate.through(() => received(bytes, origin));
+    readLanes(session, arrived, ended);
+    read(stream.readable.getReader(), (bytes) => arrived(bytes)).then(
       () => ended('the connection was closed'),
       (error) => ended(error.message || 'the connection was lost'));
     return {
-      send: (bytes) => { writer.write(bytes).catch(() => {}); },
+      send: (bytes, droppable) => {
+        if (!droppable || !sendDatagram(bytes)) {
+          writer.write(bytes).catch(() => {});
+        }
+      },
       close: () => {
         writer.close().catch(() => {}).finally(() => closeQuietly(session));
         setTimeout(() => closeQuietly(session), FAREWELL_MS);
@@ -156,16 +167,6 @@ async function openWebTransport(edge, signal, {received, lost}) {
   } catch (error) {
     closeQuietly(session);
     throw new Error(`WebTransport: ${error.message}`);
-  }
-}
-
-async function pump(reader, received) {
-  for (;;) {
-    const {value, done} = await reader.read();
-    if (done) {
-      return;
-    }
-    received(value);
   }
 }
 

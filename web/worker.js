@@ -41,7 +41,7 @@ class Leader {
     }
     this.#links = new Links({
       opened: (link) => this.#feed(() => this.#core.opened(link, Date.now())),
-      received: (link, bytes) => this.#feed(() => this.#receive(link, bytes)),
+      received: (link, bytes, origin) => this.#feed(() => this.#receive(link, bytes, origin)),
       lost: (link, reason) => this.#feed(() => this.#core.lost(link, reason, Date.now())),
     });
     this.#channel.onmessage = ({data}) => this.#hear(data).catch(fatal);
@@ -63,9 +63,17 @@ class Leader {
     }
   }
 
-  #receive(link, bytes) {
+  #receive(link, bytes, origin) {
     try {
-      this.#core.received(link, bytes, Date.now());
+      if (origin?.datagram) {
+        this.#core.received_datagram(link, bytes, Date.now());
+      } else if (origin && bytes === null) {
+        this.#core.ended(link, origin.stream);
+      } else if (origin) {
+        this.#core.received_on(link, origin.stream, bytes, Date.now());
+      } else {
+        this.#core.received(link, bytes, Date.now());
+      }
     } catch (error) {
       console.warn(error);
       this.#links.close(link);
@@ -166,7 +174,7 @@ class Leader {
           this.#links.open(output.link, output.transport);
           break;
         case 'send':
-          this.#links.send(output.link, output.bytes);
+          this.#links.send(output.link, output.bytes, output.droppable);
           break;
         case 'close':
           this.#links.close(output.link);

@@ -90,8 +90,17 @@ function network(edge = {version: 1, ws: '/ws', wt: '/wt', quic: '4433'}) {
   };
   globalThis.WebTransport = class {
     sent = [];
+    sentDatagrams = [];
     isClosed = false;
-    constructor() {
+    constructor(url) {
+      this.url = url;
+      const fed = (name) => new ReadableStream({start: (controller) => { this[name] = controller; }});
+      this.incomingUnidirectionalStreams = fed('streams');
+      this.datagrams = {
+        maxDatagramSize: 8,
+        readable: fed('arriving'),
+        writable: new WritableStream({write: (bytes) => { this.sentDatagrams.push([...bytes]); }}),
+      };
       this.ready = new Promise((resolve) => { this.open = resolve; });
       this.closed = new Promise((resolve) => { this.end = resolve; });
       made.wt.push(this);
@@ -109,7 +118,7 @@ function network(edge = {version: 1, ws: '/ws', wt: '/wt', quic: '4433'}) {
   const said = [];
   const links = new Links({
     opened: (link) => said.push(['opened', link]),
-    received: (link, bytes) => said.push(['received', link, ...bytes]),
+    received: (link, bytes, origin) => said.push(['received', link, ...(origin ? [origin] : []), ...(bytes ?? ['end'])]),
     lost: (link) => said.push(['lost', link]),
   });
   return {made, said, links};
@@ -170,4 +179,27 @@ test('an edge without QUIC has no WebTransport', async () => {
   links.open(1, 'wt');
   await settled();
   assert.deepEqual([said, made.wt.length], [[['lost', 1]], 0]);
+});
+
+test('what comes on other lanes says where it came from, and what is droppable leaves as a datagram if it fits', async () => {
+  const {made, said, links} = network();
+  links.open(1, 'wt');
+  await settled();
+  const [session] = made.wt;
+  assert.match(session.url, /\/wt\?lanes=1$/);
+  session.open();
+  await settled();
+  said.length = 0;
+  session.streams.enqueue(new ReadableStream({start: (stream) => { stream.enqueue(Uint8Array.of(1)); stream.close(); }}));
+  await settled();
+  session.streams.enqueue(new ReadableStream({start: (stream) => { stream.enqueue(Uint8Array.of(2)); }}));
+  session.arriving.enqueue(Uint8Array.of(3));
+  await settled();
+  const on = (origin) => said.filter(([, , from]) => JSON.stringify(from) === JSON.stringify(origin)).map(([, , , ...rest]) => rest);
+  assert.deepEqual([on({stream: 1}), on({stream: 2}), on({datagram: true})], [[[1], ['end']], [[2]], [[3]]]);
+  links.send(1, Uint8Array.of(4), true);
+  links.send(1, Uint8Array.of(5, 5, 5, 5, 5, 5, 5, 5, 5), true);
+  links.send(1, Uint8Array.of(6));
+  await settled();
+  assert.deepEqual([session.sentDatagrams, session.sent], [[[4]], [5, 5, 5, 5, 5, 5, 5, 5, 5, 6]]);
 });

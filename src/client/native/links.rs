@@ -235,7 +235,7 @@ impl Link {
 async fn write(mut writer: FrameWriter, mut queue: mpsc::Receiver<Bytes>) -> Result<(), String> {
     let mut batch = Vec::new();
     while queue.recv_many(&mut batch, FRAMES).await > 0 {
-        writer.send(&batch).await.map_err(|error| error.to_string())?;
+        writer.send_requests(&batch).await.map_err(|error| error.to_string())?;
         batch.clear();
     }
     writer.close(CloseCode::Normal).await;
