@@ -14,6 +14,8 @@ mod engines;
 #[path = "../../src/cli/load/histogram.rs"]
 #[allow(dead_code, reason = "shared with the load command")]
 mod histogram;
+#[cfg(target_os = "linux")]
+mod loss;
 mod meter;
 mod plot;
 mod quiet;
@@ -51,6 +53,9 @@ enum Command {
     Storm(storm::StormArgs),
     /// Kills a server under load with SIGKILL, again and again, and holds it to every ack it gave.
     Audit(audit::AuditArgs),
+    /// How late messages come over links that lose packets, by transport. Needs root: it makes network namespaces.
+    #[cfg(target_os = "linux")]
+    Loss(loss::LossArgs),
     /// Puts the tables and plots of the latest runs into docs/performance.md.
     Document(document::DocumentArgs),
     /// The server that is measured and killed.
@@ -145,6 +150,8 @@ fn main() -> anyhow::Result<()> {
         Command::Document(args) => document::run(&args),
         Command::Storm(args) => storm::run(&args),
         Command::Audit(args) => audit::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Loss(args) => loss::run(&args),
         Command::Serve(args) => server::serve(&args),
     }
 }
