@@ -37,7 +37,7 @@ impl Request {
     /// The path that was asked for, without a query.
     #[must_use]
     pub fn path(&self) -> &str {
-        self.0.path().split_once('?').map_or(self.0.path(), |(path, _)| path)
+        self.0.path().split_once('?').map_or_else(|| self.0.path(), |(path, _)| path)
     }
 
     fn lanes(&self) -> Lanes {
