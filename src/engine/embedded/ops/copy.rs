@@ -28,7 +28,7 @@ use crate::{
             tables::{self, CHUNKS, LOGS, LogRow, META, Open, PRODUCERS, STRANDED, TAILS},
         },
         redb::{self as direct, OldStore},
-        rows,
+        rows::{self, Contents},
         wal::Lsn,
     },
 };
