@@ -220,11 +220,8 @@ impl Session {
             (State::Hello, ClientFrame::Resume(resume)) => self.resume(resume, now_ms, wall_ms, admission),
             (State::Challenged { hello, .. }, ClientFrame::Authenticate { signature }) => {
                 let setup = self.setup.as_ref().ok_or(CloseCode::Protocol)?;
-                let transcript = Transcript {
-                    hello,
-                    challenge: setup.nonce,
-                    exporter: setup.exporter.as_ref().filter(|_| hello.exporter),
-                };
+                let transcript =
+                    Transcript { hello, challenge: setup.nonce, exporter: setup.exporter.as_ref().filter(|_| hello.exporter) };
                 if !signature.verifies(&hello.device.0, &transcript.message()) {
                     return Err(CloseCode::Unauthenticated);
                 }
