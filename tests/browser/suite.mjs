@@ -174,7 +174,9 @@ describe('without being told how', () => {
       const context = await browser.newContext();
       await context.route('**/worker.js*', async (route) => {
         const response = await route.fetch();
-        await route.fulfill({response, body: `globalThis.WebTransport = ${stub};\n${await response.text()}`});
+        // Of the body as it was sent, which is compressed.
+        const {'content-encoding': _encoding, 'content-length': _length, ...headers} = response.headers();
+        await route.fulfill({response, headers, body: `globalThis.WebTransport = ${stub};\n${await response.text()}`});
       });
       const ann = await Person.open(browser, edge.url, context);
       await ann.begin('Ann');

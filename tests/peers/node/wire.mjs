@@ -125,7 +125,7 @@ export function decode(bytes) {
   };
   const kinds = {
     0: () => ({frame: 'Challenge', nonce: r.raw(32)}),
-    1: () => ({frame: 'Welcome', agent: r.text(), limits: Object.fromEntries(LIMITS.map((name) => [name, r.number()])), time: r.number()}),
+    1: () => ({frame: 'Welcome', agent: r.text(), limits: Object.fromEntries(LIMITS.map((name) => [name, r.number()])), time: r.number(), ticket: r.block()}),
     2: () => ({frame: 'Created', room: id(), log: id()}),
     3: () => ({frame: 'Entered', room: id(), position: position(), epoch: r.number()}),
     4: () => ({frame: 'Subscribed', room: id(), after: r.number(), chain: r.raw(32), position: position()}),

@@ -129,7 +129,7 @@ def decode(data):
 
     kinds = {
         0: ("Challenge", lambda: {"nonce": r.raw(32)}),
-        1: ("Welcome", lambda: {"agent": r.block().decode(), "limits": {name: r.number() for name in LIMITS}, "time": r.number()}),
+        1: ("Welcome", lambda: {"agent": r.block().decode(), "limits": {name: r.number() for name in LIMITS}, "time": r.number(), "ticket": r.block()}),
         2: ("Created", lambda: {"room": r.raw(16), "log": r.raw(16)}),
         3: ("Entered", lambda: {"room": r.raw(16), "position": position(), "epoch": r.number()}),
         4: ("Subscribed", lambda: {"room": r.raw(16), "after": r.number(), "chain": r.raw(32), "position": position()}),
