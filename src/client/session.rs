@@ -322,24 +322,26 @@ impl Wire {
         self.carrier().is_some_and(|link| matches!(health(link), Health::Suspect | Health::Dead))
     }
 
-    /// The session moves to this link. What is not better than it is closed, and so is what had a part in the session.
+    /// The session moves to this link.
     fn carry(&mut self, id: LinkId, turn: &mut Turn<'_>) -> Change {
-        let former = self.carrier.replace(id);
         self.held.clear();
-        let Some(transport) = self.link(id).map(|link| link.transport) else { return Change::None };
-        let is_done = |link: &&Link| link.id != id && (Some(link.id) == former || link.transport <= transport);
-        let done: Vec<_> = self.links.iter().filter(is_done).map(|link| link.id).collect();
-        done.into_iter().for_each(|id| self.close(id, turn));
+        if let Some(former) = self.carrier.replace(id) {
+            self.close(former, turn);
+        }
         self.carried(turn);
         Change::Attached
     }
 
-    /// The carrier is open.
+    /// The carrier is open: what is not better than it is closed.
     fn carried(&mut self, turn: &mut Turn<'_>) {
+        let Some((id, transport)) = self.carrier().map(|link| (link.id, link.transport)) else { return };
+        let is_done = |link: &&Link| link.id != id && link.transport <= transport;
+        let done: Vec<_> = self.links.iter().filter(is_done).map(|link| link.id).collect();
+        done.into_iter().for_each(|id| self.close(id, turn));
         self.relieved = false;
         self.head_start_ms = None;
         self.backoff.let_in();
-        if self.carrier().is_some_and(|link| link.transport == Transport::WebTransport) {
+        if transport == Transport::WebTransport {
             self.better.works();
         }
         self.tell(None, turn);

@@ -208,6 +208,14 @@ impl World {
         self.settle();
     }
 
+    /// The server says goodbye over a link.
+    fn is_closed(&mut self, transport: Transport, code: CloseCode, retry_after_ms: u32) {
+        let link = self.link(transport);
+        let closing = ServerFrame::Closing { code, retry_after_ms };
+        self.client.received_frame(link, &closing.encode(), self.now_ms);
+        self.settle();
+    }
+
     fn wake(&mut self) {
         self.client.wake(self.now_ms);
         self.settle();
@@ -367,6 +375,28 @@ fn the_old_link_dies_in_mid_move() {
 }
 
 #[test]
+fn what_worked_has_a_head_start() {
+    let mut world = World::online(12, WT);
+    world.pass(20_000);
+    let websockets = world.opened(WS);
+    world.is_closed(WT, CloseCode::GoingAway, 0);
+    world.pass(500);
+    assert_eq!((world.over(), world.opened(WS)), (Some("wt"), websockets), "WebSocket was not even asked for");
+    // When it takes too long, both are tried, and the one that comes first is enough.
+    world.hang.extend([WS, WT]);
+    world.is_closed(WT, CloseCode::GoingAway, 0);
+    world.pass(500 + 400);
+    assert_eq!(world.opened(WS), websockets + 1);
+    let late = world.client.wire.opening(WT);
+    world.open(late, WT);
+    world.settle();
+    assert_eq!((world.over(), world.beginnings()), (Some("wt"), 3));
+    world.hang.clear();
+    world.pass(20_000);
+    assert_eq!(world.sessions.len(), 1);
+}
+
+#[test]
 fn a_link_is_asked_and_found_dead_in_time() {
     for (transport, quiet, suspect, dead) in [(WS, 2_000, 3_000, 5_000), (WT, 500, 1_500, 3_500)] {
         use super::link::{Health, Link};
@@ -439,10 +469,7 @@ fn waits_are_random_and_bounded_and_what_the_server_asks_for() {
     let mut backs = BTreeSet::new();
     for seed in 0..40 {
         let mut world = World::only_websocket(seed);
-        let link = world.link(WS);
-        let closing = ServerFrame::Closing { code: CloseCode::GoingAway, retry_after_ms: 5_000 };
-        world.client.received_frame(link, &closing.encode(), world.now_ms);
-        world.settle();
+        world.is_closed(WS, CloseCode::GoingAway, 5_000);
         assert!(world.is_offline() && world.sessions.is_empty(), "it does not wait to be thrown out");
         world.pass(2_000);
         world.wake();
@@ -455,10 +482,7 @@ fn waits_are_random_and_bounded_and_what_the_server_asks_for() {
     assert!(backs.len() > 30, "they do not come back at one moment");
 
     let mut world = World::only_websocket(50);
-    let link = world.link(WS);
-    let closing = ServerFrame::Closing { code: CloseCode::Overloaded, retry_after_ms: u32::MAX };
-    world.client.received_frame(link, &closing.encode(), world.now_ms);
-    world.settle();
+    world.is_closed(WS, CloseCode::Overloaded, u32::MAX);
     world.pass(1_200_000);
     assert!(world.over().is_some(), "nobody is sent away for weeks");
 }
