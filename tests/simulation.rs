@@ -572,6 +572,8 @@ impl World {
             self.pass_time(50);
             let settled = |device: &Device| {
                 device.room.as_ref().is_some_and(|room| room.state == RoomState::Open && room.settled && room.up_to_date)
+                    // What was acked comes back in the log, a little later.
+                    && device.messages.values().all(|message| message.check != Check::Unchecked)
                     && device.online.is_some()
                     && device.links.values().all(|pipe| pipe.is_empty())
             };
