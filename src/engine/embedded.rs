@@ -20,6 +20,7 @@ mod applier;
 mod apply;
 pub mod chunk;
 mod database;
+mod hash;
 mod layers;
 mod layout;
 mod memtable;
@@ -240,7 +241,7 @@ impl EmbeddedEngine {
             health: Arc::clone(&self.health),
             config: config.clone(),
             observer: Arc::clone(observer),
-            known: std::collections::HashMap::new(),
+            known: hash::RoomMap::default(),
         };
         threads.queues.push(self.spawn("store-log", move || writer.run())?);
         let applier = Applier {

@@ -340,7 +340,7 @@ impl Wal {
             return Ok(());
         }
         for ((lsn, index), body) in (self.durable + 1..).zip(0..=u16::MAX).zip(bodies) {
-            record::put_encoded(&mut self.buffer, lsn, index, body);
+            record::put(&mut self.buffer, lsn, index, |buffer| buffer.extend_from_slice(body));
             self.records += 1;
         }
         let header = self.next_header();
@@ -386,10 +386,22 @@ impl Wal {
     /// # Errors
     /// [`Full`]; the batch is as it was.
     pub fn push(&mut self, entry: &Entry) -> Result<Lsn, Full> {
+        self.put(|buffer| record::put_body(buffer, entry))
+    }
+
+    /// As [`Wal::push`] of an [`Entry::Append`].
+    ///
+    /// # Errors
+    /// [`Full`]; the batch is as it was.
+    pub fn push_append(&mut self, log: LogId, append: &Append) -> Result<Lsn, Full> {
+        self.put(|buffer| record::put_append(buffer, log, append))
+    }
+
+    fn put(&mut self, body: impl FnOnce(&mut Vec<u8>)) -> Result<Lsn, Full> {
         let index = u16::try_from(self.records).map_err(|_| Full::Batch)?;
         let start = self.buffer.len();
         let lsn = self.next_lsn();
-        if !record::put(&mut self.buffer, lsn, index, entry) {
+        if !record::put(&mut self.buffer, lsn, index, body) {
             return Err(Full::TooLarge);
         }
         let refused = if self.batch_bytes() > self.batch_bytes_max() {
