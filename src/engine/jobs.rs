@@ -143,12 +143,7 @@ fn answer_bytes(answer: &Answer) -> usize {
 }
 
 /// Tells the observer of a batch of writes, and hands the results out: to each target one call, in order.
-pub(super) fn answer(
-    writes: &VecDeque<WriteJob>,
-    results: &[Result<(), Failure>],
-    took: Duration,
-    observer: &dyn Observer,
-) {
+pub(super) fn answer(writes: &VecDeque<WriteJob>, results: &[Result<(), Failure>], took: Duration, observer: &dyn Observer) {
     let (mut count, mut bytes) = (0, 0);
     let mut groups: Vec<(&Arc<dyn Complete>, Vec<Completion>)> = Vec::new();
     for (job, result) in writes.iter().zip(results) {

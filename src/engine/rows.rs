@@ -69,11 +69,6 @@ type Row<const HASH: usize> = (ClientSeq, UnixMillis, Vec<(Seq, [u8; HASH])>);
 const HASH_LEN: usize = size_of::<EnvelopeHash>();
 const FIRST_HASH_LEN: usize = 16;
 
-/// A producer as its row says, in the spelling of format 2.
-pub(super) fn decode_producer(bytes: &[u8]) -> Result<ProducerState, Error> {
-    Spelling::Second.decode(bytes)
-}
-
 /// A producer's row, in the spelling of format 2.
 pub(super) fn encode_producer(state: &ProducerState) -> Vec<u8> {
     Spelling::Second.encode(state)

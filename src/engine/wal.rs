@@ -107,16 +107,16 @@ pub enum Entry {
 pub struct Config {
     /// Bytes of a segment. Default 16 MiB; rounded to whole 4 KiB between 8 KiB and 256 MiB. No batch can have more.
     pub segment_bytes: u64,
-    /// Bytes of all segments. Default 256 MiB; at least two segments. When they are full of entries that are not applied,
+    /// Bytes of all segments. Default 512 MiB; at least two segments. When they are full of entries that are not applied,
     /// nothing can be pushed. Opening the log may take one segment more.
     pub bytes_max: u64,
-    /// Free segments that are kept for use again. Default 4; at least 1.
+    /// Free segments that are kept for use again. Default 16, as many as two memtables need; at least 1.
     pub spares_max: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { segment_bytes: 16 << 20, bytes_max: 256 << 20, spares_max: 4 }
+        Self { segment_bytes: 16 << 20, bytes_max: 512 << 20, spares_max: 16 }
     }
 }
 

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use redb::{ReadableTable as _, Table, WriteTransaction};
 
 use super::{
-    super::{Failure, jobs::Write, rows::{Producers, Spelling}},
+    super::{
+        Failure,
+        jobs::Write,
+        rows::{Producers, Spelling},
+    },
     tables::{self, Error, LogRow, RecordKey},
 };
 use crate::core::{
