@@ -87,7 +87,7 @@ impl Store {
                 time_ms: self.head,
                 producer: Producer { device: DeviceKey([1; 32]), id: ProducerId([1; 16]) },
                 client_seq: self.head,
-                hash: [0; 16],
+                hash: [0; 8],
                 envelope,
             }));
         }

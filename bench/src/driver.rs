@@ -109,7 +109,7 @@ impl Rooms {
             time_ms: 1_800_000_000_000 + seq,
             producer: Producer { device: DeviceKey(device), id: ProducerId(id.0) },
             client_seq: seq,
-            hash: [0x33; 16],
+            hash: [0x33; 8],
             envelope: Bytes::from(envelope),
         })
     }

@@ -54,15 +54,16 @@ pub struct Store {
     /// Bytes of memory for pages of the history file. Default 64 MiB.
     pub cache_bytes: u64,
     /// Bytes of disk for the write-ahead log. When it is full of messages that could not be brought into the history file,
-    /// publishes are refused. Default 256 MiB.
+    /// publishes are refused. Default 512 MiB.
     pub wal_bytes_max: u64,
-    /// Bytes of memory of new messages at which they are brought into the history file. Default 32 MiB.
+    /// Bytes of memory of new messages at which they are brought into the history file; twice as much may be held. Default
+    /// 128 MiB.
     pub apply_bytes: u64,
 }
 
 impl Default for Store {
     fn default() -> Self {
-        Self { commit_wait_us: 0, cache_bytes: 64 << 20, wal_bytes_max: 256 << 20, apply_bytes: 32 << 20 }
+        Self { commit_wait_us: 0, cache_bytes: 64 << 20, wal_bytes_max: 512 << 20, apply_bytes: 128 << 20 }
     }
 }
 
@@ -104,7 +105,7 @@ pub struct Config {
     pub shards: u16,
     /// Bytes of recent messages that all rooms together keep in memory. Default 64 MiB.
     pub recent_total_bytes_max: u64,
-    /// Bytes of the disk that stay free: below, publishes are refused. Default 256 MiB.
+    /// Bytes of the disk that stay free: below, publishes are refused. Default 512 MiB.
     pub disk_reserve_bytes: u64,
     /// Connections at a time. Default 50,000.
     pub connections_max: u32,

@@ -68,7 +68,7 @@ fn each_bad_value_names_its_key_its_value_and_what_is_allowed() {
         ("limits.idle_timeout_ms", "10", "at least 1000"),
         ("store.commit_wait_us", "2001", "from 0 to 2000"),
         ("store.wal_bytes_max", "1000", "at least 33554432"),
-        ("store.apply_bytes", "200000000", "at most half of store.wal_bytes_max"),
+        ("store.apply_bytes", "300000000", "at most half of store.wal_bytes_max"),
         ("retention.max_age_days", "0", "1 or more"),
         ("retention.sweep_minutes", "0", "1 or more"),
         ("retention.rooms.BwcHBwcHBwcHBwcHBwcHBw.max_count", "few", "1 or more"),

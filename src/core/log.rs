@@ -65,13 +65,17 @@ pub struct ProducerState {
     pub ring: VecDeque<Stored>,
 }
 
+/// The first bytes of an envelope's SHA-256. They tell a client's own retry from its own other bytes; a client that makes two
+/// envelopes with one hash is told that the second was stored as the first, and fools nobody but itself.
+pub type EnvelopeHash = [u8; 8];
+
 /// One recognisable publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
     /// Its place in the log.
     pub seq: Seq,
-    /// The first 16 bytes of its envelope's SHA-256.
-    pub hash: [u8; 16],
+    /// Of its envelope.
+    pub hash: EnvelopeHash,
 }
 
 /// Names an outbox within a log.
@@ -117,8 +121,8 @@ pub struct Append {
     pub producer: Producer,
     /// Its number there.
     pub client_seq: ClientSeq,
-    /// The first 16 bytes of the envelope's SHA-256.
-    pub hash: [u8; 16],
+    /// Of the envelope.
+    pub hash: EnvelopeHash,
     /// The sealed bytes.
     pub envelope: Bytes,
 }

@@ -13,7 +13,7 @@ use super::{
     frame::{Item, LogKind, Page, Position, Publish},
     id::{DeviceKey, Digest, RoomId, Seq, UnixMillis},
     limits::Limits,
-    log::{Append, LoadedLog, LogMeta, LogState, Producer, ProducerState, Records, Stored},
+    log::{Append, EnvelopeHash, LoadedLog, LogMeta, LogState, Producer, ProducerState, Records, Stored},
     recent::Recent,
 };
 
@@ -107,7 +107,7 @@ impl RoomLog {
         }
         let producer = Producer { device, id: publish.producer };
         let digest = chain::digest(&publish.envelope);
-        let hash: [u8; 16] = digest.0.first_chunk().copied().unwrap_or_default();
+        let hash: EnvelopeHash = digest.0.first_chunk().copied().unwrap_or_default();
         if let Some(verdict) = self.recognise(&producer, publish.client_seq, hash) {
             return verdict;
         }
@@ -135,7 +135,7 @@ impl RoomLog {
     }
 
     /// What an earlier publish of the same number, or a missing one, decides.
-    fn recognise(&self, producer: &Producer, client_seq: u64, hash: [u8; 16]) -> Option<Verdict> {
+    fn recognise(&self, producer: &Producer, client_seq: u64, hash: EnvelopeHash) -> Option<Verdict> {
         let known = self.producers.get(producer);
         let last = known.map_or(0, |state| state.last);
         if client_seq == last + 1 {

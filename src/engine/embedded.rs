@@ -20,6 +20,7 @@ mod applier;
 mod apply;
 pub mod chunk;
 mod database;
+mod hash;
 mod layers;
 mod layout;
 mod memtable;
@@ -74,13 +75,15 @@ pub struct Config {
     /// Microseconds to wait for more after the first write of a batch, 0 to 2,000. Default 0: what queues while the last
     /// sync runs is the next batch.
     pub commit_wait_us: u32,
-    /// Memory of logged writes, in bytes, at which they are applied to redb; twice as much may be held. Default 64 MiB.
+    /// Memory of logged writes, in bytes, at which they are applied to redb; twice as much may be held. The more of
+    /// a room is applied at once, the less each message costs. Default 128 MiB.
     pub apply_bytes: usize,
     /// Milliseconds after which the oldest logged write is applied at the latest. Default 60,000.
     pub apply_after_ms: u32,
     /// Milliseconds to wait before a failed applying is tried again. Default 1,000.
     pub apply_retry_ms: u32,
-    /// Envelope bytes that one redb transaction applies, roughly. Default 16 MiB.
+    /// Envelope bytes that one redb transaction applies, roughly. Default 16 MiB: what it writes then fits the half of redb's cache
+    /// that holds unwritten pages, so that none is written twice.
     pub slice_bytes: usize,
     /// Free bytes of the file system below which nothing is stored; reading and deleting go on. Default 512 MiB.
     pub disk_reserve_bytes: u64,
@@ -111,7 +114,7 @@ impl Default for Config {
             batch_requests_max: 8 << 10,
             batch_bytes_max: 4 << 20,
             commit_wait_us: 0,
-            apply_bytes: 64 << 20,
+            apply_bytes: 128 << 20,
             apply_after_ms: 60_000,
             apply_retry_ms: 1_000,
             slice_bytes: 16 << 20,
@@ -240,7 +243,7 @@ impl EmbeddedEngine {
             health: Arc::clone(&self.health),
             config: config.clone(),
             observer: Arc::clone(observer),
-            known: std::collections::HashMap::new(),
+            known: hash::RoomMap::default(),
         };
         threads.queues.push(self.spawn("store-log", move || writer.run())?);
         let applier = Applier {

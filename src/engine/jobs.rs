@@ -1,12 +1,16 @@
 //! What waits for an engine's threads, and how it is answered: for engines that run on threads of this process.
 
 use std::{
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
 };
 
-use super::{Answer, Busy, Complete, Completion, Failure, Observer, Request, Token, clock, queue::Queue};
+use super::{
+    Answer, Busy, Complete, Completion, Failure, Observer, Request, Token, clock,
+    queue::{Queue, Weigh},
+};
 use crate::core::{
     id::{RoomId, Seq, UnixMillis},
     log::{Append, LogMeta},
@@ -39,10 +43,17 @@ pub(super) enum Read {
     Seek { time_ms: UnixMillis },
 }
 
-struct WriteJob {
-    write: Write,
+/// A write, and who waits for it.
+pub(super) struct WriteJob {
+    pub(super) write: Write,
     token: Token,
     to: Arc<dyn Complete>,
+}
+
+impl Weigh for WriteJob {
+    fn bytes(&self) -> usize {
+        self.write.bytes()
+    }
 }
 
 struct ReadJob {
@@ -50,6 +61,12 @@ struct ReadJob {
     read: Read,
     token: Token,
     to: Arc<dyn Complete>,
+}
+
+impl Weigh for ReadJob {
+    fn bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Requests that wait: one writer takes its own in batches, readers take theirs one by one.
@@ -67,11 +84,8 @@ impl Jobs {
     /// As [`Engine::submit`](super::Engine::submit).
     pub(super) fn submit(&self, request: Request, token: Token, to: &Arc<dyn Complete>) -> Result<(), Busy> {
         let to = Arc::clone(to);
-        let read = |room, read, to| self.reads.push(ReadJob { room, read, token, to }, 0);
-        let write = |write: Write, to| {
-            let bytes = write.bytes();
-            self.writes.push(WriteJob { write, token, to }, bytes)
-        };
+        let read = |room, read, to| self.reads.push(ReadJob { room, read, token, to });
+        let write = |write, to| self.writes.push(WriteJob { write, token, to });
         match request {
             Request::Load { room } => read(room, Read::Load, to),
             Request::ReadAfter { room, after, bytes_max } => read(room, Read::After { after, bytes_max }, to),
@@ -96,23 +110,17 @@ impl Jobs {
         self.writes.close();
     }
 
-    /// The writes that wait, up to the limits but at least one, in order. Without `wait` there may be none. `None` once
-    /// closed and drained.
-    pub(super) fn take_writes(&self, count_max: usize, bytes_max: usize, wait: bool) -> Option<(Vec<Write>, Replies)> {
-        let taken = if wait { self.writes.take(count_max, bytes_max) } else { self.writes.try_take(count_max, bytes_max) };
-        let (mut writes, mut replies) = (Vec::new(), Replies::default());
-        for WriteJob { write, token, to } in taken? {
-            replies.bytes.push(write.bytes());
-            replies.to.push((token, to));
-            writes.push(write);
-        }
-        Some((writes, replies))
+    /// Puts the writes that wait behind `writes`, up to the limits but at least one, in order. Without `wait` there may be
+    /// none. False once closed and drained.
+    pub(super) fn take_writes(&self, writes: &mut VecDeque<WriteJob>, count_max: usize, bytes_max: usize, wait: bool) -> bool {
+        if wait { self.writes.take(writes, count_max, bytes_max) } else { self.writes.try_take(writes, count_max, bytes_max) }
     }
 
     /// Answers reads until closed and drained.
     pub(super) fn serve_reads(&self, observer: &dyn Observer, answer: impl Fn(RoomId, Read) -> Result<Answer, Failure>) {
-        while let Some(jobs) = self.reads.take(1, usize::MAX) {
-            for job in jobs {
+        let mut jobs = VecDeque::new();
+        while self.reads.take(&mut jobs, 1, usize::MAX) {
+            for job in jobs.drain(..) {
                 let begun = clock();
                 // A panic here could only come from a damaged file; it must not cost the reader.
                 let attempt = catch_unwind(AssertUnwindSafe(|| answer(job.room, job.read)));
@@ -134,50 +142,30 @@ fn answer_bytes(answer: &Answer) -> usize {
     }
 }
 
-/// Where the results of a batch of writes go, in the order of the writes.
-#[derive(Default)]
-pub(super) struct Replies {
-    to: Vec<(Token, Arc<dyn Complete>)>,
-    bytes: Vec<usize>,
-}
-
-impl Replies {
-    /// Writes that are to be answered.
-    pub(super) fn len(&self) -> usize {
-        self.to.len()
-    }
-
-    /// Their envelope bytes.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes.iter().sum()
-    }
-
-    /// Adds those of later writes.
-    pub(super) fn append(&mut self, mut later: Self) {
-        self.to.append(&mut later.to);
-        self.bytes.append(&mut later.bytes);
-    }
-
-    /// Tells the observer, and hands the results out: to each target one call, in order.
-    pub(super) fn send(self, results: Vec<Result<(), Failure>>, took: Duration, observer: &dyn Observer) {
-        let stored = self.bytes.iter().zip(&results).filter(|(_, result)| result.is_ok());
-        let (count, bytes) = stored.fold((0, 0), |(count, sum), (bytes, _)| (count + 1, sum + bytes));
-        if count > 0 {
-            observer.committed(count, bytes, took);
+/// Tells the observer of a batch of writes, and hands the results out: to each target one call, in order.
+pub(super) fn answer(writes: &VecDeque<WriteJob>, results: &[Result<(), Failure>], took: Duration, observer: &dyn Observer) {
+    let (mut count, mut bytes) = (0, 0);
+    let mut groups: Vec<(&Arc<dyn Complete>, Vec<Completion>)> = Vec::new();
+    for (job, result) in writes.iter().zip(results) {
+        match result {
+            Ok(()) => (count, bytes) = (count + 1, bytes + job.bytes()),
+            Err(failure) => observer.failed(*failure),
         }
-        for failure in results.iter().filter_map(|result| result.err()) {
-            observer.failed(failure);
-        }
-        let mut groups: Vec<(Arc<dyn Complete>, Vec<Completion>)> = Vec::new();
-        for ((token, to), result) in self.to.into_iter().zip(results) {
-            let completion = Completion { token, result: result.map(|()| Answer::Done) };
-            match groups.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &to)) {
-                Some((_, group)) => group.push(completion),
-                None => groups.push((to, vec![completion])),
+        let completion = Completion { token: job.token, result: result.map(|()| Answer::Done) };
+        match groups.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &job.to)) {
+            Some((_, group)) => group.push(completion),
+            None => {
+                // Mostly there is one target, or a few with equal shares.
+                let mut group = Vec::with_capacity(if groups.is_empty() { writes.len() } else { 4 });
+                group.push(completion);
+                groups.push((&job.to, group));
             }
         }
-        for (to, group) in groups {
-            to.complete(group);
-        }
+    }
+    if count > 0 {
+        observer.committed(count, bytes, took);
+    }
+    for (to, group) in groups {
+        to.complete(group);
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
 
 use crate::core::{
-    id::{DeviceKey, LogId, ProducerId, UnixMillis},
-    log::{Append, Producer, ProducerState, Stored},
+    id::{ClientSeq, DeviceKey, LogId, ProducerId, Seq, UnixMillis},
+    log::{Append, EnvelopeHash, Producer, ProducerState, Stored},
 };
 
 /// An outbox that was idle for so long may be forgotten.
@@ -54,12 +54,72 @@ macro_rules! from_redb {
 }
 from_redb!(StorageError, TableError, TransactionError, CommitError);
 
-pub(super) fn decode_producer(bytes: &[u8]) -> Result<ProducerState, Error> {
-    postcard::from_bytes(bytes).map_err(|_| Error::Row("producers"))
+/// How the row of a producer is spelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// That of the first format: postcard (last number, time, [(seq, hash of 16 bytes)]). Of the hash eight bytes count.
+    First,
+    /// That of format 2: postcard (last number, time, [(seq less the one before, for the first: less 0; hash of 8 bytes)]).
+    /// The seqs ascend, so that mostly a byte is enough.
+    Second,
 }
 
+/// A row: the last number, its time, and what can still be recognised, oldest first.
+type Row<const HASH: usize> = (ClientSeq, UnixMillis, Vec<(Seq, [u8; HASH])>);
+const HASH_LEN: usize = size_of::<EnvelopeHash>();
+const FIRST_HASH_LEN: usize = 16;
+
+/// A producer's row, in the spelling of format 2.
 pub(super) fn encode_producer(state: &ProducerState) -> Vec<u8> {
-    postcard::to_allocvec(state).expect("a ring of known length encodes into memory")
+    Spelling::Second.encode(state)
+}
+
+impl Spelling {
+    fn decode(self, bytes: &[u8]) -> Result<ProducerState, Error> {
+        let broken = || Error::Row("producers");
+        Ok(match self {
+            Self::First => {
+                let (last, time_ms, ring): Row<FIRST_HASH_LEN> = postcard::from_bytes(bytes).map_err(|_| broken())?;
+                let stored = |(seq, hash): (Seq, [u8; FIRST_HASH_LEN])| Stored { seq, hash: first_bytes(&hash) };
+                ProducerState { last, time_ms, ring: ring.into_iter().map(stored).collect() }
+            }
+            Self::Second => {
+                let (last, time_ms, ring): Row<HASH_LEN> = postcard::from_bytes(bytes).map_err(|_| broken())?;
+                let mut before: Seq = 0;
+                let mut stored = |(delta, hash)| {
+                    before = before.checked_add(delta)?;
+                    Some(Stored { seq: before, hash })
+                };
+                let ring = ring.into_iter().map(|row| stored(row).ok_or_else(broken)).collect::<Result<_, _>>()?;
+                ProducerState { last, time_ms, ring }
+            }
+        })
+    }
+
+    fn encode(self, state: &ProducerState) -> Vec<u8> {
+        let ring = state.ring.iter();
+        let encoded = match self {
+            Self::First => {
+                let row: Row<FIRST_HASH_LEN> =
+                    (state.last, state.time_ms, ring.map(|stored| (stored.seq, first_bytes(&stored.hash))).collect());
+                postcard::to_allocvec(&row)
+            }
+            Self::Second => {
+                let before = std::iter::once(0).chain(ring.clone().map(|stored| stored.seq));
+                let deltas = ring.zip(before).map(|(stored, before)| (stored.seq.saturating_sub(before), stored.hash));
+                let row: Row<HASH_LEN> = (state.last, state.time_ms, deltas.collect());
+                postcard::to_allocvec(&row)
+            }
+        };
+        encoded.expect("a ring of known length encodes into memory")
+    }
+}
+
+/// The first bytes of `bytes`; what is missing is zero.
+fn first_bytes<const LEN: usize>(bytes: &[u8]) -> [u8; LEN] {
+    let mut first = [0; LEN];
+    first.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    first
 }
 
 /// The key of `producer` in `log`.
@@ -89,49 +149,73 @@ pub(super) fn producer_of(key: &ProducerKey) -> Producer {
 /// Every producer of `log`.
 pub(super) fn producers(
     table: &impl ReadableTable<&'static ProducerKey, &'static [u8]>,
+    spelling: Spelling,
     log: LogId,
 ) -> Result<Vec<(Producer, ProducerState)>, Error> {
     let (low, high) = producer_range(log, None);
     let mut producers = Vec::new();
     for entry in table.range::<&ProducerKey>(&low..=&high)? {
         let (key, state) = entry?;
-        producers.push((producer_of(key.value()), decode_producer(state.value())?));
+        producers.push((producer_of(key.value()), spelling.decode(state.value())?));
     }
     Ok(producers)
 }
 
+/// What a producer's state is made of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Publish {
+    pub(super) producer: Producer,
+    pub(super) client_seq: ClientSeq,
+    pub(super) time_ms: UnixMillis,
+    pub(super) stored: Stored,
+}
+
+impl From<&Append> for Publish {
+    fn from(append: &Append) -> Self {
+        let Append { producer, client_seq, time_ms, seq, hash, .. } = append;
+        Self { producer: *producer, client_seq: *client_seq, time_ms: *time_ms, stored: Stored { seq: *seq, hash: *hash } }
+    }
+}
+
 /// Notes the publish. Its number decides: where the outbox was forgotten in between, what came before cannot be recognised
 /// any more.
-pub(super) fn note(state: &mut ProducerState, append: &Append) {
-    if state.last + 1 != append.client_seq {
+pub(super) fn note(state: &mut ProducerState, publish: &Publish) {
+    if state.last + 1 != publish.client_seq {
         state.ring.clear();
-        state.last = append.client_seq.saturating_sub(1);
+        state.last = publish.client_seq.saturating_sub(1);
     }
-    state.push(Stored { seq: append.seq, hash: append.hash }, append.time_ms);
+    state.push(publish.stored, publish.time_ms);
 }
 
 /// The producers that a transaction changes: each is read once and written once.
 pub(super) struct Producers<'t> {
     table: Table<'t, &'static ProducerKey, &'static [u8]>,
-    states: BTreeMap<ProducerKey, ProducerState>,
+    spelling: Spelling,
+    states: BTreeMap<(LogId, Producer), ProducerState>,
 }
 
 impl<'t> Producers<'t> {
+    /// Those of format 2.
     pub(super) fn open(txn: &'t WriteTransaction) -> Result<Self, Error> {
-        Ok(Self { table: txn.open_table(PRODUCERS)?, states: BTreeMap::new() })
+        Self::open_as(txn, Spelling::Second)
     }
 
-    /// Reads what [`Self::note`] will change, so that a broken row is found before anything is.
-    pub(super) fn load(&mut self, log: LogId, append: &Append) -> Result<(), Error> {
-        let key = producer_key(log, &append.producer);
-        if self.states.contains_key(&key) {
+    /// Those whose rows are spelled so.
+    pub(super) fn open_as(txn: &'t WriteTransaction, spelling: Spelling) -> Result<Self, Error> {
+        Ok(Self { table: txn.open_table(PRODUCERS)?, spelling, states: BTreeMap::new() })
+    }
+
+    /// Reads what [`Self::note`] will change, so that a broken row is found before anything is. `time_ms` is when the
+    /// producer publishes.
+    pub(super) fn load(&mut self, log: LogId, producer: &Producer, time_ms: UnixMillis) -> Result<(), Error> {
+        if self.states.contains_key(&(log, *producer)) {
             return Ok(());
         }
-        let stored = self.table.get(&key)?.map(|row| decode_producer(row.value())).transpose()?;
+        let stored = self.table.get(&producer_key(log, producer))?.map(|row| self.spelling.decode(row.value())).transpose()?;
         if stored.is_none() {
-            self.forget_idle(log, append.producer.device, append.time_ms)?;
+            self.forget_idle(log, producer.device, time_ms)?;
         }
-        self.states.insert(key, stored.unwrap_or_default());
+        self.states.insert((log, *producer), stored.unwrap_or_default());
         Ok(())
     }
 
@@ -142,7 +226,7 @@ impl<'t> Producers<'t> {
         let mut idle = Vec::new();
         for entry in self.table.range::<&ProducerKey>(&low..=&high)? {
             let (key, state) = entry?;
-            if decode_producer(state.value())?.time_ms.saturating_add(PRODUCER_IDLE_MS) < now {
+            if self.spelling.decode(state.value())?.time_ms.saturating_add(PRODUCER_IDLE_MS) < now {
                 idle.push(*key.value());
             }
         }
@@ -152,17 +236,22 @@ impl<'t> Producers<'t> {
         Ok(())
     }
 
-    /// Notes the publish, whose producer was loaded.
-    pub(super) fn note(&mut self, log: LogId, append: &Append) {
-        if let Some(state) = self.states.get_mut(&producer_key(log, &append.producer)) {
-            note(state, append);
+    /// Notes the publishes, whose producers were loaded.
+    pub(super) fn note(&mut self, log: LogId, publishes: impl IntoIterator<Item = Publish>) {
+        let mut publishes = publishes.into_iter().peekable();
+        while let Some(first) = publishes.next() {
+            let Some(state) = self.states.get_mut(&(log, first.producer)) else { continue };
+            note(state, &first);
+            // Who publishes once mostly publishes again.
+            while let Some(next) = publishes.next_if(|next| next.producer == first.producer) {
+                note(state, &next);
+            }
         }
     }
 
     /// Drops what was loaded and noted of `log`.
     pub(super) fn drop_log(&mut self, log: LogId) {
-        let (low, high) = producer_range(log, None);
-        self.states.retain(|key, _| *key < low || *key > high);
+        self.states.retain(|(other, _), _| *other != log);
     }
 
     /// Drops all that was loaded and noted since the last [`Self::write`].
@@ -172,8 +261,8 @@ impl<'t> Producers<'t> {
 
     /// Writes what was noted.
     pub(super) fn write(&mut self) -> Result<(), Error> {
-        for (key, state) in std::mem::take(&mut self.states) {
-            self.table.insert(&key, encode_producer(&state).as_slice())?;
+        for ((log, producer), state) in std::mem::take(&mut self.states) {
+            self.table.insert(&producer_key(log, &producer), self.spelling.encode(&state).as_slice())?;
         }
         Ok(())
     }

@@ -108,16 +108,16 @@ pub enum Entry {
 pub struct Config {
     /// Bytes of a segment. Default 16 MiB; rounded to whole 4 KiB between 8 KiB and 256 MiB. No batch can have more.
     pub segment_bytes: u64,
-    /// Bytes of all segments. Default 256 MiB; at least two segments. When they are full of entries that are not applied,
+    /// Bytes of all segments. Default 512 MiB; at least two segments. When they are full of entries that are not applied,
     /// nothing can be pushed. Opening the log may take one segment more.
     pub bytes_max: u64,
-    /// Free segments that are kept for use again. Default 4; at least 1.
+    /// Free segments that are kept for use again. Default 16, as many as two memtables need; at least 1.
     pub spares_max: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { segment_bytes: 16 << 20, bytes_max: 256 << 20, spares_max: 4 }
+        Self { segment_bytes: 16 << 20, bytes_max: 512 << 20, spares_max: 16 }
     }
 }
 
@@ -341,7 +341,7 @@ impl Wal {
             return Ok(());
         }
         for ((lsn, index), body) in (self.durable + 1..).zip(0..=u16::MAX).zip(bodies) {
-            record::put_encoded(&mut self.buffer, lsn, index, body);
+            record::put(&mut self.buffer, lsn, index, |buffer| buffer.extend_from_slice(body));
             self.records += 1;
         }
         let header = self.next_header();
@@ -387,10 +387,22 @@ impl Wal {
     /// # Errors
     /// [`Full`]; the batch is as it was.
     pub fn push(&mut self, entry: &Entry) -> Result<Lsn, Full> {
+        self.put(|buffer| record::put_body(buffer, entry))
+    }
+
+    /// As [`Wal::push`] of an [`Entry::Append`].
+    ///
+    /// # Errors
+    /// [`Full`]; the batch is as it was.
+    pub fn push_append(&mut self, log: LogId, append: &Append) -> Result<Lsn, Full> {
+        self.put(|buffer| record::put_append(buffer, log, append))
+    }
+
+    fn put(&mut self, body: impl FnOnce(&mut Vec<u8>)) -> Result<Lsn, Full> {
         let index = u16::try_from(self.records).map_err(|_| Full::Batch)?;
         let start = self.buffer.len();
         let lsn = self.next_lsn();
-        if !record::put(&mut self.buffer, lsn, index, entry) {
+        if !record::put(&mut self.buffer, lsn, index, body) {
             return Err(Full::TooLarge);
         }
         let refused = if self.batch_bytes() > self.batch_bytes_max() {

@@ -137,7 +137,7 @@ impl Log {
             time_ms: 1_000 + seq,
             producer: producer(1),
             client_seq: seq,
-            hash: digest.0[..16].try_into().unwrap(),
+            hash: digest.0[..8].try_into().unwrap(),
             envelope: Bytes::from(envelope),
         };
         self.appends.push(append.clone());

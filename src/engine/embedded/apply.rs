@@ -3,19 +3,19 @@
 //! New records of a log first go into small rows, then into chunks that fill small pages, and once they fill a large one,
 //! into a chunk for good (see `layout`).
 
+use bytes::Bytes;
 use redb::{ReadableTable as _, Table, WriteTransaction};
 
 use super::{
     chunk::{self, Chunk, Item},
     layout::{Layout, Sizes},
-    memtable::RoomTail,
+    memtable::{Handle, RoomTail},
     tables::{self, ChunkKey, Error, LogRow, Stranded, StrandedRecord},
 };
 use crate::{
     core::{
         chain,
         id::{Digest, LogId, RoomId, Seq},
-        log::Append,
     },
     engine::{rows::Producers, wal::Lsn},
 };
@@ -76,7 +76,7 @@ impl<'t> Apply<'t> {
         };
         let records = tail.after(row.state.head);
         if !records.is_empty() {
-            self.append(&mut row, records)?;
+            self.append(room, &mut row, records)?;
         }
         if let Some(ended) = ended {
             self.end(ended)?;
@@ -104,41 +104,41 @@ impl<'t> Apply<'t> {
     }
 
     /// Appends the records, at least one; all is read before anything is written.
-    fn append(&mut self, row: &mut LogRow, records: &[Append]) -> Result<(), Error> {
-        if !(row.state.head + 1..).zip(records).all(|(seq, record)| record.seq == seq) {
+    fn append(&mut self, room: RoomId, row: &mut LogRow, records: &[Handle]) -> Result<(), Error> {
+        if !(row.state.head + 1..).zip(records).all(|(seq, record)| record.seq() == seq) {
             return Err(row.damaged(format!("the records after {} do not follow it", row.state.head)));
         }
         let log = row.meta.log;
-        let (first, old) = self.movable(row, records)?;
+        let new: Vec<Item<'_>> = records.iter().map(item).collect();
+        let new_bytes = costs(row.state.head + 1, &new).sum();
+        let (first, old) = self.movable(row, new_bytes)?;
         let chunks = old.iter().map(|(first, row)| tables::decode_chunk(log, *first, row)).collect::<Result<Vec<_>, _>>()?;
         let dense = chunks.iter().try_fold(first, |seq, chunk| (chunk.first() == seq).then(|| chunk.last() + 1));
         if dense != Some(row.state.head + 1) {
             return Err(row.damaged(format!("records from {first} are missing")));
         }
-        let items: Vec<Item<'_>> = chunks.iter().flat_map(Chunk::items).chain(records.iter().map(item)).collect();
+        let items: Vec<Item<'_>> = chunks.iter().flat_map(Chunk::items).chain(new).collect();
         let sizes = Sizes::new(costs(first, &items));
         let all = first == row.open.first;
         let layout = if all { sizes.all() } else { sizes.open(0) };
-        for record in records {
-            self.producers.load(log, record)?;
+        for run in records.chunk_by(|a, b| a.producer() == b.producer()) {
+            if let Some(record) = run.first() {
+                self.producers.load(log, record.producer(), record.time_ms())?;
+            }
         }
 
-        let room = records.first().map_or(RoomId([0; 16]), |record| record.room);
         let before = chunks.first().map_or(row.state.chain, Chunk::before);
         self.remove(row, &old)?;
         self.write(room, log, first, before, &items, &layout)?;
-        for record in records {
-            self.producers.note(log, record);
-        }
+        self.producers.note(log, records.iter().map(Handle::publish));
         self.producers.write()?;
-        note(row, records, &layout, first, all);
+        note(row, records, &layout, first, if all { None } else { Some(new_bytes) });
         Ok(())
     }
 
-    /// The rows that are moved together with the new records, and the first seq of them: all open ones if they fill a chunk
+    /// The rows that are moved together with the new records, which take `new` bytes, and the first seq of them: all open ones if they fill a chunk
     /// for good, or else those that fill no page.
-    fn movable(&self, row: &LogRow, records: &[Append]) -> Result<(Seq, Rows), Error> {
-        let new: u64 = costs(records.first().map_or(0, |record| record.seq), &records.iter().map(item).collect::<Vec<_>>()).sum();
+    fn movable(&self, row: &LogRow, new: u64) -> Result<(Seq, Rows), Error> {
         let (open, head, mut rows) = (row.open, row.state.head, Vec::new());
         let all = open.bytes + new > open.goal;
         let log = &row.meta.log.0;
@@ -191,14 +191,14 @@ impl<'t> Apply<'t> {
     pub(super) fn strand(&mut self, tail: &RoomTail, why: &str) -> Result<(), Error> {
         let (Some(log), Some(first)) = (tail.log, tail.records.first()) else { return Ok(()) };
         let records = tail.records.iter().map(|record| StrandedRecord {
-            seq: record.seq,
-            time_ms: record.time_ms,
-            producer: record.producer,
-            client_seq: record.client_seq,
-            envelope: record.envelope.clone(),
+            seq: record.seq(),
+            time_ms: record.time_ms(),
+            producer: *record.producer(),
+            client_seq: record.client_seq(),
+            envelope: Bytes::copy_from_slice(record.envelope()),
         });
         let row = Stranded { why: why.to_owned(), records: records.collect() };
-        self.stranded.insert((&log.0, first.seq), row.encode().as_slice())?;
+        self.stranded.insert((&log.0, first.seq()), row.encode().as_slice())?;
         Ok(())
     }
 
@@ -226,8 +226,8 @@ impl<'t> Apply<'t> {
     }
 }
 
-fn item(record: &Append) -> Item<'_> {
-    Item { time_ms: record.time_ms, envelope: &record.envelope, chain: Some(record.chain) }
+fn item(record: &Handle) -> Item<'_> {
+    Item { time_ms: record.time_ms(), envelope: record.envelope(), chain: Some(record.chain()) }
 }
 
 /// What the items, which begin at `first`, take.
@@ -245,22 +245,22 @@ fn chain_before(room: RoomId, first: Seq, before: Digest, items: &[Item<'_>], in
     items.fold(value, |value, (seq, item)| chain::next(room, value, seq, item.envelope))
 }
 
-/// Notes the new records in the log's row. `all`: the layout is of all open records, from `first`.
-fn note(row: &mut LogRow, records: &[Append], layout: &Layout, first: Seq, all: bool) {
+/// Notes the new records in the log's row. The layout begins at `first`; it is of all open records, or of those that fill no
+/// page and the new ones, which take so many bytes.
+fn note(row: &mut LogRow, records: &[Handle], layout: &Layout, first: Seq, new: Option<u64>) {
     let Some(last) = records.last() else { return };
     let at = |chunk: Option<&std::ops::Range<usize>>| chunk.map(|chunk| first + chunk.start as u64);
     let (open, small) = (at(layout.open.first()), at(layout.small.first()));
-    let end = last.seq + 1;
-    row.state.head = last.seq;
-    row.state.chain = last.chain;
-    row.state.bytes += records.iter().map(|record| record.envelope.len() as u64).sum::<u64>();
+    let end = last.seq() + 1;
+    row.state.head = last.seq();
+    row.state.chain = last.chain();
+    row.state.bytes += records.iter().map(|record| record.envelope_len() as u64).sum::<u64>();
     row.open.tails = small.unwrap_or(end);
-    if all {
+    if let Some(new) = new {
+        row.open.bytes += new;
+    } else {
         row.open.first = open.or(small).unwrap_or(end);
         row.open.bytes = layout.bytes;
         row.open.goal = layout.goal;
-    } else {
-        let new: u64 = costs(end - records.len() as u64, &records.iter().map(item).collect::<Vec<_>>()).sum();
-        row.open.bytes += new;
     }
 }

@@ -7,14 +7,14 @@ use std::{
 
 use super::{
     Health,
-    memtable::{Memtable, RoomTail},
+    memtable::{Block, Change, Handle, Memtable, RoomTail},
 };
 use crate::{
     core::{
         id::{Digest, LogId, RoomId, Seq},
-        log::{Append, LogMeta, LogState},
+        log::{LogMeta, LogState},
     },
-    engine::wal::{Entry, Lsn},
+    engine::wal::Lsn,
 };
 
 /// The active table and the frozen one.
@@ -68,7 +68,7 @@ pub(super) struct Tail {
     /// The newest seq and its chain value.
     pub(super) head: Option<(Seq, Digest)>,
     /// What was wanted, ascending and without gap.
-    pub(super) records: Vec<Append>,
+    pub(super) records: Vec<Handle>,
     /// For each table with records: its first seq, and its envelope bytes.
     parts: Vec<(Seq, u64)>,
 }
@@ -105,14 +105,14 @@ impl Layers {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows durable entries to readers.
-    pub(super) fn insert(&self, entries: impl IntoIterator<Item = (Lsn, Entry)>) {
+    /// Shows durable entries, whose records lie in `block`, to readers.
+    pub(super) fn insert(&self, block: &Arc<Block>, changes: impl IntoIterator<Item = (Lsn, Change)>) {
         let mut tables = self.lock();
         if tables.since.is_none() {
             tables.since = Some(super::clock());
         }
-        for (lsn, entry) in entries {
-            tables.active.insert(lsn, entry);
+        for (lsn, change) in changes {
+            tables.active.change(lsn, change, block);
         }
     }
 
@@ -259,7 +259,7 @@ impl Tables {
 fn gather(newest_first: [Option<&RoomTail>; 2], want: Want) -> Tail {
     let mut tail = Tail { life: Life::Unknown, made: None, head: None, records: Vec::new(), parts: Vec::new() };
     let mut left = Left::new(want);
-    let mut wanted: Vec<&[Append]> = Vec::new();
+    let mut wanted: Vec<&[Handle]> = Vec::new();
     for part in newest_first.into_iter().flatten() {
         match (tail.life, part.log) {
             (Life::Unknown, None) => {
@@ -272,7 +272,7 @@ fn gather(newest_first: [Option<&RoomTail>; 2], want: Want) -> Tail {
         }
         tail.head = tail.head.or_else(|| part.head());
         if let Some(first) = part.records.first() {
-            tail.parts.push((first.seq, part.envelope_bytes));
+            tail.parts.push((first.seq(), part.envelope_bytes));
             wanted.push(left.select(part));
         }
         if part.made.is_some() {
@@ -284,10 +284,10 @@ fn gather(newest_first: [Option<&RoomTail>; 2], want: Want) -> Tail {
     tail.records = match want {
         Want::From { seq, bytes_max } => {
             let mut bytes = 0;
-            let fits = |record: &&Append| {
+            let fits = |record: &&Handle| {
                 let fits = bytes <= bytes_max;
                 // The first one is there for its chain value.
-                bytes += if record.seq > seq { record.envelope.len() as u64 } else { 0 };
+                bytes += if record.seq() > seq { record.envelope_len() as u64 } else { 0 };
                 fits
             };
             oldest_first.take_while(fits).cloned().collect()
@@ -314,7 +314,7 @@ impl Left {
         Self { want, count: count.saturating_add(1), bytes }
     }
 
-    fn select<'a>(&mut self, part: &'a RoomTail) -> &'a [Append] {
+    fn select<'a>(&mut self, part: &'a RoomTail) -> &'a [Handle] {
         match self.want {
             Want::State => &[],
             Want::All => &part.records,
@@ -329,7 +329,7 @@ impl Left {
                     }
                     self.count -= 1;
                     from -= 1;
-                    let len = record.envelope.len() as u64;
+                    let len = record.envelope_len() as u64;
                     match self.bytes.checked_sub(len) {
                         Some(bytes) => self.bytes = bytes,
                         // This one is too much, or the only one: the one before it gives its chain value.

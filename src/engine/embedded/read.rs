@@ -35,7 +35,7 @@ pub(super) fn damaged(txn: &ReadTransaction) -> Result<HashSet<LogId>, Error> {
 
 /// The producers of a log.
 pub(super) fn producers(txn: &ReadTransaction, row: &LogRow) -> Result<Vec<(Producer, ProducerState)>, Error> {
-    rows::producers(&txn.open_table(PRODUCERS)?, row.meta.log)
+    rows::producers(&txn.open_table(PRODUCERS)?, rows::Spelling::Second, row.meta.log)
 }
 
 /// The chunks of one log.

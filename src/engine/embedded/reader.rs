@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use redb::ReadTransaction;
 
 use super::{
     database::Database,
     layers::{Layers, Life, Tail, Want},
+    memtable::Handle,
     read,
     tables::{Error, LogRow},
 };
 use crate::{
     core::{
         id::{Digest, RoomId, Seq, UnixMillis},
-        log::{Append, LoadedLog, LogMeta, LogState, Producer, ProducerState, Record, Records},
+        log::{LoadedLog, LogMeta, LogState, Producer, ProducerState, Record, Records},
     },
     engine::{Answer, Failure, jobs::Read, rows},
 };
@@ -67,7 +69,7 @@ pub(super) fn scan(
                 Ok(true)
             })?;
         }
-        view.tail.iter().for_each(|append| visit(append.seq, append.time_ms, &append.envelope));
+        view.tail.iter().for_each(|record| visit(record.seq(), record.time_ms(), record.envelope()));
         Ok(Some(view.state))
     });
     scanned.and_then(|scanned| scanned).map_err(|_: Error| Failure::Read)
@@ -82,7 +84,7 @@ struct View<'a> {
     row: Option<LogRow>,
     state: LogState,
     /// Wanted records that redb does not have.
-    tail: &'a [Append],
+    tail: &'a [Handle],
 }
 
 impl<'a> View<'a> {
@@ -102,7 +104,7 @@ impl<'a> View<'a> {
             // What was between them was put aside: the log is damaged.
             return Err(Error::Row("logs"));
         }
-        let applied = tail.records.iter().take_while(|record| record.seq <= base.head).count();
+        let applied = tail.records.iter().take_while(|record| record.seq() <= base.head).count();
         let records = tail.records.get(applied..).unwrap_or_default();
         Ok(Some(Some(View { txn, room, meta, state: tail.state(base), row, tail: records })))
     }
@@ -126,8 +128,8 @@ impl<'a> View<'a> {
     fn load(&self) -> Result<LoadedLog, Error> {
         let stored = self.row.as_ref().map(|row| read::producers(self.txn, row)).transpose()?;
         let mut producers: BTreeMap<Producer, ProducerState> = stored.into_iter().flatten().collect();
-        for append in self.tail {
-            rows::note(producers.entry(append.producer).or_default(), append);
+        for record in self.tail {
+            rows::note(producers.entry(*record.producer()).or_default(), &record.publish());
         }
         Ok(LoadedLog { meta: self.meta.clone(), state: self.state, producers: producers.into_iter().collect() })
     }
@@ -143,14 +145,16 @@ impl<'a> View<'a> {
         page.state = self.state;
         let mut bytes: u64 = page.records.iter().map(|record| record.envelope.len() as u64).sum();
         let next = page.records.last().map_or(first, |record| record.seq + 1);
-        let following = self.tail.iter().skip_while(|append| append.seq < first);
-        for (seq, append) in (next..).zip(following) {
-            bytes += append.envelope.len() as u64;
-            if append.seq != seq || (!page.records.is_empty() && bytes > bytes_max.into()) {
-                break;
-            }
-            page.records.push(record(append));
-        }
+        let following = self.tail.iter().skip_while(|record| record.seq() < first);
+        let (mut any, mut end) = (!page.records.is_empty(), next);
+        let fits = |record: &&Handle| {
+            bytes += record.envelope_len() as u64;
+            let fits = record.seq() == end && (!any || bytes <= bytes_max.into());
+            (any, end) = (true, end + 1);
+            fits
+        };
+        let following: Vec<&Handle> = following.take_while(fits).collect();
+        copy(&following, &mut page.records);
         Ok(page)
     }
 
@@ -159,7 +163,7 @@ impl<'a> View<'a> {
             Some(row) => read::chunks(self.txn, self.room, row)?.seek(time_ms)?,
             None => None,
         };
-        let unapplied = || self.tail.iter().find(|append| append.time_ms >= time_ms).map(|append| append.seq);
+        let unapplied = || self.tail.iter().find(|record| record.time_ms() >= time_ms).map(Handle::seq);
         Ok(applied.or_else(unapplied).unwrap_or(self.state.head + 1))
     }
 
@@ -167,14 +171,14 @@ impl<'a> View<'a> {
         let last = before.saturating_sub(1).min(self.state.head);
         let (mut newest_first, mut bytes, mut next) = (Vec::new(), 0_u64, last);
         let mut full = false;
-        for append in self.tail.iter().rev().skip_while(|append| append.seq > last) {
-            bytes += append.envelope.len() as u64;
+        for record in self.tail.iter().rev().skip_while(|record| record.seq() > last) {
+            bytes += record.envelope_len() as u64;
             full = !newest_first.is_empty() && (newest_first.len() as u64 >= count_max.into() || bytes > bytes_max.into());
-            if full || append.seq != next {
+            if full || record.seq() != next {
                 break;
             }
             next -= 1;
-            newest_first.push(record(append));
+            newest_first.push(record);
         }
         if newest_first.is_empty() && last > self.applied() {
             return Err(Error::Row("logs"));
@@ -190,12 +194,14 @@ impl<'a> View<'a> {
         newest_first.reverse();
         Ok(match older {
             Some(mut page) => {
-                page.records.extend(newest_first);
+                copy(&newest_first, &mut page.records);
                 Records { state: self.state, ..page }
             }
             None => {
-                let first = newest_first.first().map_or(last + 1, |record| record.seq);
-                Records { state: self.state, before: self.chain_at(first.saturating_sub(1))?, records: newest_first }
+                let first = newest_first.first().map_or(last + 1, |record| record.seq());
+                let mut records = Vec::new();
+                copy(&newest_first, &mut records);
+                Records { state: self.state, before: self.chain_at(first.saturating_sub(1))?, records }
             }
         })
     }
@@ -227,8 +233,8 @@ impl<'a> View<'a> {
             return Ok(self.state.floor_chain);
         }
         if seq > self.applied() {
-            let found = self.tail.iter().find(|append| append.seq == seq);
-            return found.map(|append| append.chain).ok_or(Error::Row("logs"));
+            let found = self.tail.iter().find(|record| record.seq() == seq);
+            return found.map(Handle::chain).ok_or(Error::Row("logs"));
         }
         match &self.row {
             Some(row) => read::chunks(self.txn, self.room, row)?.chain_at(seq),
@@ -237,6 +243,14 @@ impl<'a> View<'a> {
     }
 }
 
-fn record(append: &Append) -> Record {
-    Record { seq: append.seq, time_ms: append.time_ms, envelope: append.envelope.clone() }
+/// Puts `logged` behind `records`. Their envelopes are copied once, together: who is answered must not hold the blocks of whole
+/// batches.
+fn copy(logged: &[&Handle], records: &mut Vec<Record>) {
+    let mut bytes = Vec::with_capacity(logged.iter().map(|record| record.envelope_len()).sum());
+    logged.iter().for_each(|record| bytes.extend_from_slice(record.envelope()));
+    let mut rest = Bytes::from(bytes);
+    records.extend(logged.iter().map(|record| {
+        let envelope = rest.split_to(record.envelope_len());
+        Record { seq: record.seq(), time_ms: record.time_ms(), envelope }
+    }));
 }

@@ -8,7 +8,7 @@
 //! | `chunks` | (log id, 16; first seq, u64) | a chunk (see `chunk`) that fills the pages it lies in |
 //! | `tails` | (log id, 16; first seq, u64) | a chunk that fills no page |
 //! | `stranded` | (log id, 16; first seq, u64) | postcard ([`Stranded`]): acked records that a damaged log could not take |
-//! | `producers` | log id, 16 ‖ device, 32 ‖ producer, 16 | postcard [`ProducerState`](crate::core::log::ProducerState) |
+//! | `producers` | log id, 16 ‖ device, 32 ‖ producer, 16 | postcard (last number, its time, [(seq less the one before, [`EnvelopeHash`](crate::core::log::EnvelopeHash))]), see `rows` |
 //! | `deleting` | log id, 16 | nothing |
 //!
 //! The seqs of a log's chunks are dense, and all of its `tails` come after all of its `chunks`. They are two tables because

@@ -8,7 +8,7 @@ use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, backend
 
 use super::{
     apply::Apply,
-    memtable::{Memtable, RoomTail},
+    memtable::{Handle, Memtable, RoomTail},
     read,
     retain::Keep,
     tables::{self, Error},
@@ -104,7 +104,7 @@ impl Log {
         let producer = Producer { device: DeviceKey([producer / 2; 32]), id: ProducerId([producer; 16]) };
         let before = self.chain(seq - 1);
         let state = self.producers.entry(producer).or_default();
-        let hash = digest.0[..16].try_into().unwrap();
+        let hash = digest.0[..8].try_into().unwrap();
         state.push(Stored { seq, hash }, time_ms);
         let append = Append {
             room: self.room,
@@ -464,8 +464,8 @@ fn a_tail_that_does_not_fit_is_refused() {
     let (store, mut log) = filled(10, 300, 3);
     let _skipped = log.append(300, 1, 0);
     let Entry::Append { append, .. } = log.append(300, 1, 0) else { unreachable!() };
-    let gap = RoomTail { log: Some(log.meta.log), records: vec![append.clone()], ..RoomTail::default() };
-    let nowhere = RoomTail { log: Some(LogId([9; 16])), records: vec![append], ..RoomTail::default() };
+    let gap = RoomTail { log: Some(log.meta.log), records: vec![Handle::alone(&append)], ..RoomTail::default() };
+    let nowhere = RoomTail { log: Some(LogId([9; 16])), records: vec![Handle::alone(&append)], ..RoomTail::default() };
     store.write(|apply| {
         assert!(matches!(apply.apply_room(log.room, &gap), Err(Error::Log { .. })));
         assert!(matches!(apply.apply_room(log.room, &nowhere), Err(Error::Log { .. })));

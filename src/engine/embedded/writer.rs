@@ -2,7 +2,7 @@
 //! shows it to readers, and completes it in order.
 
 use std::{
-    collections::hash_map::{self, HashMap},
+    collections::{VecDeque, hash_map},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -12,7 +12,9 @@ use std::{
 use super::{
     Config, Health, Storage, clock,
     database::Database,
+    hash::RoomMap,
     layers::{Layers, Life, Want},
+    memtable::{BlockBuilder, Change},
     read,
     tables::Error,
 };
@@ -20,7 +22,8 @@ use crate::{
     core::id::{LogId, RoomId, Seq},
     engine::{
         Failure, Observer,
-        jobs::{Jobs, Replies, Write},
+        jobs::{self, Jobs, Write, WriteJob},
+        queue::Weigh as _,
         wal::{CommitError, Entry, Full, Lsn, Recycler, Wal},
     },
 };
@@ -30,8 +33,10 @@ const KNOWN_MAX: usize = 64 << 10;
 
 /// Writes that are under one sync.
 struct Batch {
-    /// Which job, its number in the log, and what is logged.
-    entries: Vec<(usize, Lsn, Entry)>,
+    /// Which job, its number in the log, and what it changes.
+    changes: Vec<(usize, Lsn, Change)>,
+    /// The records that are appended.
+    block: BlockBuilder,
     /// Of the jobs so far.
     results: Vec<Result<(), Failure>>,
 }
@@ -53,43 +58,46 @@ pub(super) struct Writer {
     pub(super) health: Arc<Health>,
     pub(super) config: Config,
     pub(super) observer: Arc<dyn Observer>,
-    pub(super) known: HashMap<RoomId, Option<Known>>,
+    pub(super) known: RoomMap<Option<Known>>,
 }
 
 impl Writer {
     /// Writes until the jobs are closed and drained.
     pub(super) fn run(mut self) {
-        while let Some((writes, replies)) = self.take() {
+        let mut jobs = VecDeque::new();
+        while self.take(&mut jobs) {
             let begun = clock();
-            let results = self.log_batch(writes, replies.len());
-            replies.send(results, begun.elapsed(), &*self.observer);
+            let results = self.log_batch(&jobs);
+            jobs::answer(&jobs, &results, begun.elapsed(), &*self.observer);
+            // The envelopes are freed when everybody has heard: those that are kept were copied.
+            jobs.clear();
             if self.layers.active_bytes() >= self.config.apply_bytes {
                 self.layers.freeze(&self.health);
             }
         }
     }
 
-    fn take(&self) -> Option<(Vec<Write>, Replies)> {
+    fn take(&self, jobs: &mut VecDeque<WriteJob>) -> bool {
         let (count, bytes) = (self.config.batch_requests_max, self.config.batch_bytes_max);
-        let (mut writes, mut replies) = self.jobs.take_writes(count, bytes, true)?;
-        if self.config.commit_wait_us > 0 && writes.len() < count {
-            std::thread::sleep(Duration::from_micros(self.config.commit_wait_us.into()));
-            let left = (count - writes.len(), bytes.saturating_sub(replies.bytes()));
-            if let Some((mut more, their)) = self.jobs.take_writes(left.0, left.1, false) {
-                writes.append(&mut more);
-                replies.append(their);
-            }
+        if !self.jobs.take_writes(jobs, count, bytes, true) {
+            return false;
         }
-        Some((writes, replies))
+        if self.config.commit_wait_us > 0 && jobs.len() < count {
+            std::thread::sleep(Duration::from_micros(self.config.commit_wait_us.into()));
+            let taken: usize = jobs.iter().map(WriteJob::bytes).sum();
+            // When the queue is closed meanwhile, the next turn finds it so.
+            let _ = self.jobs.take_writes(jobs, count - jobs.len(), bytes.saturating_sub(taken), false);
+        }
+        true
     }
 
     /// Logs the batch; when that fails, in whatever way, nothing is logged ever after.
-    fn log_batch(&mut self, writes: Vec<Write>, count: usize) -> Vec<Result<(), Failure>> {
-        let unknown = || vec![Err(Failure::OutcomeUnknown); count];
+    fn log_batch(&mut self, jobs: &VecDeque<WriteJob>) -> Vec<Result<(), Failure>> {
+        let unknown = || vec![Err(Failure::OutcomeUnknown); jobs.len()];
         if !self.health.can_log() {
             return unknown();
         }
-        let why = match catch_unwind(AssertUnwindSafe(|| self.try_batch(writes))) {
+        let why = match catch_unwind(AssertUnwindSafe(|| self.try_batch(jobs))) {
             Ok(Ok(results)) => return results,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the writer panicked".to_owned(),
@@ -98,15 +106,20 @@ impl Writer {
         unknown()
     }
 
-    fn try_batch(&mut self, writes: Vec<Write>) -> io::Result<Vec<Result<(), Failure>>> {
+    fn try_batch(&mut self, jobs: &VecDeque<WriteJob>) -> io::Result<Vec<Result<(), Failure>>> {
         if self.known.len() > KNOWN_MAX {
             self.known.clear();
         }
         let full = self.storage.free_space().is_ok_and(|free| free < self.config.disk_reserve_bytes);
-        let mut batch = Batch { entries: Vec::with_capacity(writes.len()), results: Vec::with_capacity(writes.len()) };
-        for write in writes {
-            let result = match self.check(write, full) {
-                Ok(entry) => self.push(entry, &mut batch)?,
+        let mut batch = Batch {
+            changes: Vec::with_capacity(jobs.len()),
+            block: BlockBuilder::default(),
+            results: Vec::with_capacity(jobs.len()),
+        };
+        batch.block.reserve(jobs.len(), jobs.iter().map(WriteJob::bytes).sum());
+        for job in jobs {
+            let result = match self.check(&job.write, full) {
+                Ok(log) => self.push(log, &job.write, &mut batch)?,
                 Err(failure) => Err(failure),
             };
             batch.results.push(result);
@@ -115,15 +128,15 @@ impl Writer {
         Ok(batch.results)
     }
 
-    /// Adds the entry to the batch, which is committed first if it has no room.
-    fn push(&mut self, entry: Entry, batch: &mut Batch) -> io::Result<Result<(), Failure>> {
-        let mut pushed = self.wal.push(&entry);
+    /// Adds the write to the batch, which is committed first if it has no room.
+    fn push(&mut self, log: LogId, write: &Write, batch: &mut Batch) -> io::Result<Result<(), Failure>> {
+        let mut pushed = log_write(&mut self.wal, log, write);
         if pushed == Err(Full::Batch) && self.commit(batch)? {
-            pushed = self.wal.push(&entry);
+            pushed = log_write(&mut self.wal, log, write);
         }
         if pushed == Err(Full::Log) && self.commit(batch)? {
             self.layers.drain(&self.health);
-            pushed = self.wal.push(&entry);
+            pushed = log_write(&mut self.wal, log, write);
         }
         let Ok(lsn) = pushed else {
             // What is known of its log says that it was logged.
@@ -131,20 +144,25 @@ impl Writer {
             self.known.clear();
             return Ok(Err(Failure::DiskFull));
         };
-        batch.entries.push((batch.results.len(), lsn, entry));
+        let change = match write {
+            Write::Create { room, meta } => Change::Create { room: *room, meta: Box::new(meta.clone()) },
+            Write::Append(append) => Change::Append { room: append.room, log, number: batch.block.push(append) },
+            Write::Delete { room } => Change::Delete { room: *room },
+        };
+        batch.changes.push((batch.results.len(), lsn, change));
         Ok(Ok(()))
     }
 
     /// Makes the batch durable, and shows it to readers. False when nothing of it was stored: what was checked after it does
     /// not hold any more.
     fn commit(&mut self, batch: &mut Batch) -> io::Result<bool> {
-        if batch.entries.is_empty() {
+        if batch.changes.is_empty() {
             return Ok(true);
         }
-        let entries = std::mem::take(&mut batch.entries);
+        let (changes, block) = (std::mem::take(&mut batch.changes), batch.block.finish());
         match self.wal.commit() {
             Ok(()) => {
-                self.layers.insert(entries.into_iter().map(|(_, lsn, entry)| (lsn, entry)));
+                self.layers.insert(&block, changes.into_iter().map(|(_, lsn, change)| (lsn, change)));
                 if self.recycler.wants_preparation() {
                     self.layers.chore();
                 }
@@ -152,7 +170,7 @@ impl Writer {
             }
             Err(CommitError::NotStored(error)) => {
                 self.observer.apply_failed(&error.to_string());
-                for (job, ..) in entries {
+                for (job, ..) in changes {
                     if let Some(result) = batch.results.get_mut(job) {
                         *result = Err(Failure::DiskFull);
                     }
@@ -165,9 +183,9 @@ impl Writer {
         }
     }
 
-    /// What is to be logged, if the write can be done after all that precede it. From then on it counts as logged.
-    fn check(&mut self, write: Write, full: bool) -> Result<Entry, Failure> {
-        let room = match &write {
+    /// Which log the write concerns, if it can be done after all that precede it. From then on it counts as logged.
+    fn check(&mut self, write: &Write, full: bool) -> Result<LogId, Failure> {
+        let room = match write {
             Write::Create { room, .. } | Write::Delete { room } => *room,
             Write::Append(append) => append.room,
         };
@@ -183,17 +201,26 @@ impl Writer {
             (Write::Append(append), Some(Known { head, .. })) if append.seq != head + 1 => Err(Failure::Gap),
             (Write::Create { meta, .. }, None) => {
                 *known = Some(Known { log: meta.log, head: 0 });
-                Ok(Entry::Create { room, meta })
+                Ok(meta.log)
             }
             (Write::Append(append), Some(Known { log, .. })) => {
                 *known = Some(Known { log, head: append.seq });
-                Ok(Entry::Append { log, append })
+                Ok(log)
             }
             (Write::Delete { .. }, Some(Known { log, .. })) => {
                 *known = None;
-                Ok(Entry::Delete { room, log })
+                Ok(log)
             }
         }
+    }
+}
+
+/// Adds the write to the log's batch.
+fn log_write(wal: &mut Wal, log: LogId, write: &Write) -> Result<Lsn, Full> {
+    match write {
+        Write::Append(append) => wal.push_append(log, append),
+        Write::Create { room, meta } => wal.push(&Entry::Create { room: *room, meta: meta.clone() }),
+        Write::Delete { room } => wal.push(&Entry::Delete { room: *room, log }),
     }
 }
 

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use redb::{ReadableTable as _, Table, WriteTransaction};
 
 use super::{
-    super::{Failure, jobs::Write, rows::Producers},
+    super::{
+        Failure,
+        jobs::Write,
+        rows::{Producers, Spelling},
+    },
     tables::{self, Error, LogRow, RecordKey},
 };
 use crate::core::{
@@ -50,7 +54,7 @@ impl<'t> Batch<'t> {
         Ok(Self {
             logs: txn.open_table(tables::LOGS)?,
             records: txn.open_table(tables::RECORDS)?,
-            producers: Producers::open(txn)?,
+            producers: Producers::open_as(txn, Spelling::First)?,
             deleting: txn.open_table(tables::DELETING)?,
             rows: BTreeMap::new(),
             deleted: Vec::new(),
@@ -110,14 +114,14 @@ impl<'t> Batch<'t> {
         }
         let log = row.meta.log;
         // Read before anything is changed, so that a broken row fails this write without a trace.
-        self.producers.load(log, append)?;
+        self.producers.load(log, &append.producer, append.time_ms)?;
         let Some(Cached { row: Some(row), dirty }) = self.rows.get_mut(&append.room) else { return Ok(Err(Failure::NotFound)) };
         row.state.head = append.seq;
         row.state.chain = append.chain;
         row.state.bytes += append.envelope.len() as u64;
         *dirty = true;
         self.insert_record(log, append)?;
-        self.producers.note(log, append);
+        self.producers.note(log, [append.into()]);
         self.changed = true;
         Ok(Ok(()))
     }

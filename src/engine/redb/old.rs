@@ -66,6 +66,6 @@ impl OldStore {
 
     /// The producers of a log.
     pub(in crate::engine) fn producers(&self, log: LogId) -> Result<Vec<(Producer, ProducerState)>, Error> {
-        rows::producers(&self.txn.open_table(tables::PRODUCERS)?, log)
+        rows::producers(&self.txn.open_table(tables::PRODUCERS)?, rows::Spelling::First, log)
     }
 }

@@ -47,7 +47,7 @@ fn seek(txn: &ReadTransaction, row: &LogRow, time_ms: UnixMillis) -> Result<Seq,
 }
 
 fn load(txn: &ReadTransaction, row: LogRow) -> Result<LoadedLog, Error> {
-    let producers = rows::producers(&txn.open_table(tables::PRODUCERS)?, row.meta.log)?;
+    let producers = rows::producers(&txn.open_table(tables::PRODUCERS)?, rows::Spelling::First, row.meta.log)?;
     Ok(LoadedLog { meta: row.meta, state: row.state, producers })
 }
 

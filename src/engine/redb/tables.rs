@@ -5,7 +5,7 @@
 //! | `meta` | name | bytes: `format` = u32 |
 //! | `logs` | room id, 16 | postcard ([`LogMeta`], [`LogState`]) |
 //! | `records` | (log id, 16; seq, u64) | chain, 32 ‖ time in ms, u64 ‖ envelope |
-//! | `producers` | log id, 16 ‖ device, 32 ‖ producer, 16 | postcard [`ProducerState`](crate::core::log::ProducerState) |
+//! | `producers` | log id, 16 ‖ device, 32 ‖ producer, 16 | postcard (last number, its time, [(seq, 16 bytes of the envelope's SHA-256, of which eight count)]) |
 //! | `deleting` | log id, 16 | nothing |
 //!
 //! Records and producers hang on the log id, not on the room id: when a room is deleted, its log row goes and its log id

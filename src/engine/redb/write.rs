@@ -13,7 +13,7 @@ use redb::ReadableTable as _;
 use super::{
     super::{
         Failure, Observer,
-        jobs::{Jobs, Write},
+        jobs::{self, Jobs, WriteJob},
     },
     Config,
     batch::Batch,
@@ -45,15 +45,17 @@ impl Writer {
     /// Writes until the queue is closed and drained. Sweeping that is left over goes on when the store is opened again.
     pub(super) fn run(mut self) {
         let (count, bytes) = (self.config.batch_requests_max, self.config.batch_bytes_max);
-        while let Some((writes, replies)) = self.jobs.take_writes(count, bytes, self.sweeping.is_empty()) {
+        let mut writes = VecDeque::new();
+        while self.jobs.take_writes(&mut writes, count, bytes, self.sweeping.is_empty()) {
             let begun = clock();
             let results = self.store_batch(&writes);
-            replies.send(results, begun.elapsed(), &*self.observer);
+            jobs::answer(&writes, &results, begun.elapsed(), &*self.observer);
+            writes.clear();
         }
     }
 
     /// Stores the batch; when that fails, in whatever way, nothing is written ever after.
-    fn store_batch(&mut self, writes: &[Write]) -> Vec<Result<(), Failure>> {
+    fn store_batch(&mut self, writes: &VecDeque<WriteJob>) -> Vec<Result<(), Failure>> {
         if !self.store.is_healthy() {
             self.sweeping.clear();
             return vec![Err(Failure::OutcomeUnknown); writes.len()];
@@ -68,13 +70,13 @@ impl Writer {
         vec![Err(Failure::OutcomeUnknown); writes.len()]
     }
 
-    fn try_batch(&mut self, writes: &[Write]) -> Result<Vec<Result<(), Failure>>, Error> {
+    fn try_batch(&mut self, writes: &VecDeque<WriteJob>) -> Result<Vec<Result<(), Failure>>, Error> {
         let full = !writes.is_empty() && (self.free_space)().is_ok_and(|free| free < self.config.disk_reserve_bytes);
         let txn = self.store.begin_write()?;
         let mut batch = Batch::open(&txn, full)?;
         let mut results = Vec::with_capacity(writes.len());
-        for write in writes {
-            results.push(batch.apply(write)?);
+        for job in writes {
+            results.push(batch.apply(&job.write)?);
         }
         let outcome = batch.finish(self.sweeping.front().copied())?;
         if outcome.changed {

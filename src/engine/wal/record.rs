@@ -27,6 +27,8 @@ const DELETE: u8 = 4;
 const ROOM_AT: std::ops::Range<usize> = 4..20;
 /// The most bytes that three variable-length numbers take.
 const NUMBERS_LEN_MAX: usize = 30;
+/// The most bytes of an append's body besides the envelope.
+const APPEND_LEN_MAX: usize = 1 + 16 + 16 + 32 + 16 + NUMBERS_LEN_MAX;
 /// The most bytes that a log's meta takes: 81 fixed ones, and two variable-length numbers.
 const META_LEN_MAX: usize = 104;
 
@@ -112,20 +114,12 @@ pub(super) const fn padded(len: usize) -> usize {
     len.next_multiple_of(ALIGN)
 }
 
-/// Appends a record without checksums: [`stamp`] adds them once its segment is known. Leaves `buffer` as it was, and
-/// returns false, if the entry has more bytes than a record can state.
-pub(super) fn put(buffer: &mut Vec<u8>, lsn: Lsn, index: u16, entry: &Entry) -> bool {
+/// Appends a record, whose body `body` appends, without checksums: [`stamp`] adds them once its segment is known. Leaves
+/// `buffer` as it was, and returns false, if the body has more bytes than a record can state.
+pub(super) fn put(buffer: &mut Vec<u8>, lsn: Lsn, index: u16, body: impl FnOnce(&mut Vec<u8>)) -> bool {
     let start = buffer.len();
     buffer.extend_from_slice(&[0; HEAD_LEN]);
-    put_body(buffer, entry);
-    finish(buffer, start, lsn, index)
-}
-
-/// As [`put`], of a body that is encoded already.
-pub(super) fn put_encoded(buffer: &mut Vec<u8>, lsn: Lsn, index: u16, body: &[u8]) -> bool {
-    let start = buffer.len();
-    buffer.extend_from_slice(&[0; HEAD_LEN]);
-    buffer.extend_from_slice(body);
+    body(buffer);
     finish(buffer, start, lsn, index)
 }
 
@@ -159,7 +153,8 @@ pub(super) fn stamp(mut records: &mut [u8], key: Key) {
     }
 }
 
-fn put_body(buffer: &mut Vec<u8>, entry: &Entry) {
+/// Appends the body of an entry.
+pub(super) fn put_body(buffer: &mut Vec<u8>, entry: &Entry) {
     match entry {
         Entry::Create { room, meta } => {
             buffer.push(CREATE);
@@ -168,25 +163,30 @@ fn put_body(buffer: &mut Vec<u8>, entry: &Entry) {
             let encoded = postcard::to_slice(meta, &mut bytes).expect("a log's meta is shorter than the buffer");
             buffer.extend_from_slice(encoded);
         }
-        Entry::Append { log, append } => {
-            if names_room(append) {
-                buffer.push(APPEND);
-            } else {
-                buffer.push(APPEND_ROOM);
-                buffer.extend_from_slice(&append.room.0);
-            }
-            buffer.extend_from_slice(&log.0);
-            buffer.extend_from_slice(&append.producer.device.0);
-            buffer.extend_from_slice(&append.producer.id.0);
-            buffer.extend_from_slice(numbers(append, &mut [0; NUMBERS_LEN_MAX]));
-            buffer.extend_from_slice(&append.envelope);
-        }
+        Entry::Append { log, append } => put_append(buffer, *log, append),
         Entry::Delete { room, log } => {
             buffer.push(DELETE);
             buffer.extend_from_slice(&room.0);
             buffer.extend_from_slice(&log.0);
         }
     }
+}
+
+/// Appends the body of an [`Entry::Append`].
+pub(super) fn put_append(buffer: &mut Vec<u8>, log: LogId, append: &Append) {
+    // Once for all that follows.
+    buffer.reserve(padded(HEAD_LEN + APPEND_LEN_MAX + append.envelope.len()));
+    if names_room(append) {
+        buffer.push(APPEND);
+    } else {
+        buffer.push(APPEND_ROOM);
+        buffer.extend_from_slice(&append.room.0);
+    }
+    buffer.extend_from_slice(&log.0);
+    buffer.extend_from_slice(&append.producer.device.0);
+    buffer.extend_from_slice(&append.producer.id.0);
+    buffer.extend_from_slice(numbers(append, &mut [0; NUMBERS_LEN_MAX]));
+    buffer.extend_from_slice(&append.envelope);
 }
 
 fn names_room(append: &Append) -> bool {

@@ -225,7 +225,7 @@ fn follows(txn: &ReadTransaction, room: RoomId, tail: &RoomTail) -> Result<u64, 
     // Their chain values are not logged; their checksums were compared as they were read.
     let mut next = state.head + 1;
     for record in tail.after(state.head) {
-        if record.seq != next {
+        if record.seq() != next {
             return Err(format!("record {next} is neither in the history nor in the write-ahead log"));
         }
         next += 1;
