@@ -230,7 +230,7 @@ proptest! {
                 break;
             }
             // Once the picks are used up, lane by lane, the control stream last.
-            let (lane, cut) = picks.next().map_or((*open.last().unwrap(), usize::MAX), |(at, cut)| (*at.get(&open), cut));
+            let (lane, cut) = picks.next().map_or_else(|| (*open.last().unwrap(), usize::MAX), |(at, cut)| (*at.get(&open), cut));
             let cut = cut.min(rest[lane].len());
             let bytes: Vec<u8> = rest[lane].drain(..cut).collect();
             let origin = if lane == 0 { Origin::Control } else { Origin::Stream(lane as u64) };
