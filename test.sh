@@ -18,6 +18,8 @@ install() {
       chromium) has chromium || missing+=(chromium) ;;
       firefox-esr) has firefox-esr || missing+=(firefox-esr) ;;
       nodejs) has node || missing+=(nodejs npm) ;;
+      iproute2) has ip || missing+=(iproute2) ;;
+      python3-venv) python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv) ;;
     esac
   done
   [ ${#missing[@]} -eq 0 ] && return
@@ -42,7 +44,7 @@ if [ "$quick" = quick ]; then
   exec env WAXWING_PAGE=0 cargo test --locked --features test-utils
 fi
 
-install nodejs chromium firefox-esr
+install nodejs chromium firefox-esr python3-venv iproute2
 
 say "format"
 cargo fmt --check

@@ -1,7 +1,7 @@
 //! What each fuzz target does with its bytes. The fuzz crate and `tests/corpus.rs` share this file, so that the committed
 //! corpus runs with the ordinary tests, on stable.
 
-mod wal;
+pub(crate) mod wal;
 
 use std::{
     collections::{HashMap, VecDeque},

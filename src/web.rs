@@ -212,7 +212,8 @@ impl Joined {
     fn push(&mut self, outputs: &Array, droppable: bool) {
         if !self.bytes.is_empty() {
             let bytes = Uint8Array::from(&self.bytes[..]);
-            outputs.push(&object("send", &[("link", self.link.0.into()), ("bytes", bytes.into()), ("droppable", droppable.into())]));
+            outputs
+                .push(&object("send", &[("link", self.link.0.into()), ("bytes", bytes.into()), ("droppable", droppable.into())]));
             self.bytes.clear();
         }
     }

@@ -1,15 +1,33 @@
-//! Real browsers on a real edge: what people see. The scenarios are in `tests/browser/suite.mjs`.
+//! Real browsers on a real edge: what people see. The scenarios are in `tests/browser/suite.mjs`,
+//! and which protocols carry them in `tls.mjs`.
 #![cfg(all(feature = "server", feature = "client"))]
 #![expect(clippy::print_stderr, reason = "a test tells what it does")]
 
-use std::{path::Path, process::Command};
+use std::{
+    path::Path,
+    process::Command,
+    sync::{Mutex, PoisonError},
+};
+
+/// Tests that install the same packages, or start browsers, wait for each other.
+static ONE: Mutex<()> = Mutex::new(());
 
 #[test]
 #[cfg_attr(not(waxwing_page), ignore = "this build has no page: test with WAXWING_PAGE=1, or with --release")]
 fn people_see_what_they_should() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
     install(&dir);
     node(&dir, "suite.mjs");
+}
+
+#[test]
+#[cfg_attr(not(waxwing_page), ignore = "this build has no page: test with WAXWING_PAGE=1, or with --release")]
+fn browsers_use_http2_and_post_quantum_keys() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
+    install(&dir);
+    node(&dir, "tls.mjs");
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn lanes() -> Vec<(&'static str, Vec<u8>)> {
     };
     let (room, position) = (RoomId([1; 16]), Position { log: LogId([2; 16]), head: 9, floor: 1 });
     let chain = Digest([3; 32]);
-    let piece = |lane: u8, bytes: &[u8]| [&[lane, u8::try_from(bytes.len()).unwrap()], bytes].concat();
+    let piece = |lane: u8, bytes: &[u8]| [&[lane, u8::try_from(bytes.len()).expect("seeds are short")], bytes].concat();
     let control = |frame: ServerFrame| {
         let mut bytes = Vec::new();
         waxwing::core::frame::put_delimited(&mut bytes, &frame.encode());

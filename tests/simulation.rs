@@ -315,7 +315,7 @@ impl World {
             devices,
             next_conn: 0,
             lives: 1,
-            calm: seed % 3 != 0,
+            calm: !seed.is_multiple_of(3),
             moves,
         }
     }

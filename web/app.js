@@ -297,7 +297,14 @@ class App {
       }
     });
     window.addEventListener('online', () => this.#bus.networkChanged());
-    navigator.connection?.addEventListener('change', () => this.#bus.networkChanged());
+    // Also told whenever the network seems faster or slower.
+    let network = navigator.connection?.type;
+    navigator.connection?.addEventListener('change', () => {
+      if (network !== navigator.connection.type) {
+        network = navigator.connection.type;
+        this.#bus.networkChanged();
+      }
+    });
     window.addEventListener('hashchange', () => {
       this.#invitation = location.hash.length > 1 ? location.href : null;
       this.#schedule();

@@ -40,7 +40,7 @@ export class Bus extends EventTarget {
     this.#channel.postMessage({type: 'wake'});
   }
 
-  // The network is back, or another one. A window hears of it everywhere, a worker only in some browsers.
+  // The network is back, or another one.
   networkChanged() {
     this.#channel.postMessage({type: 'network'});
   }

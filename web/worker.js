@@ -45,9 +45,6 @@ class Leader {
       lost: (link, reason) => this.#feed(() => this.#core.lost(link, reason, Date.now())),
     });
     this.#channel.onmessage = ({data}) => this.#hear(data).catch(fatal);
-    const moved = () => this.#feed(() => this.#core.network_changed(Date.now()));
-    self.addEventListener('online', moved);
-    navigator.connection?.addEventListener('change', moved);
     this.#feed(() => this.#core.start(Date.now()));
     await this.#turn;
     this.#channel.postMessage({type: 'hello', term: this.#term});

@@ -16,6 +16,8 @@ mod fanout;
 #[path = "../../src/cli/load/histogram.rs"]
 #[allow(dead_code, reason = "shared with the load command")]
 mod histogram;
+#[cfg(target_os = "linux")]
+mod loss;
 mod meter;
 mod plot;
 mod quiet;
@@ -61,6 +63,9 @@ enum Command {
     Account(account::AccountArgs),
     /// Everybody comes, talks, moves, stalls and vanishes for a long time: nothing may be lost, and nothing may be left.
     Soak(soak::SoakArgs),
+    /// How late messages come over links that lose packets, by transport. Needs root: it makes network namespaces.
+    #[cfg(target_os = "linux")]
+    Loss(loss::LossArgs),
     /// Puts the tables and plots of the latest runs into docs/performance.md.
     Document(document::DocumentArgs),
     /// The server that is measured and killed.
@@ -164,6 +169,8 @@ fn main() -> anyhow::Result<()> {
         Command::Account(args) => account::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Fanout(args) => fanout::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Loss(args) => loss::run(&args),
         Command::Serve(args) => server::serve(&args),
         Command::Rival(args) => rivals::serve(&args),
     }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::ClientRandom;
+use super::{ClientRandom, session::Turn};
 use crate::{
     core::{
         frame::{ClientFrame, Hello, PROTOCOL_VERSION, Resume},
@@ -65,19 +65,19 @@ const fn ping_after_asking_ms(transport: Transport) -> u64 {
 }
 
 /// Who logs in, at which server.
+#[derive(Clone, Copy)]
 pub(super) struct Caller<'a> {
     pub(super) authority: &'a str,
     pub(super) token: &'a Bytes,
     pub(super) identity: &'a Identity,
-    pub(super) rng: &'a mut ClientRandom,
 }
 
 impl Caller<'_> {
     /// A hello with a fresh nonce.
-    fn hello(&mut self, exporter: bool) -> Hello {
+    fn hello(&self, exporter: bool, rng: &mut ClientRandom) -> Hello {
         Hello {
             version: PROTOCOL_VERSION,
-            nonce: Nonce(self.rng.bytes()),
+            nonce: Nonce(rng.bytes()),
             device: self.identity.device(),
             authority: self.authority.to_owned(),
             exporter,
@@ -216,17 +216,18 @@ impl Link {
         &mut self,
         exporter: Option<[u8; 32]>,
         ticket: Option<&TicketRecord>,
-        mut caller: Caller<'_>,
-        now_ms: u64,
+        caller: Caller<'_>,
+        turn: &mut Turn<'_>,
     ) -> Bytes {
-        self.until_ms = now_ms + LOGIN_MAX_MS;
-        let hello = caller.hello(exporter.is_some());
+        self.heard(turn.now_ms);
+        self.until_ms = turn.now_ms + LOGIN_MAX_MS;
+        let hello = caller.hello(exporter.is_some(), turn.rng);
         let Some(TicketRecord { ticket, ahead_ms, .. }) = ticket else {
             let frame = ClientFrame::Hello(hello.clone()).encode();
             self.stage = Stage::Greeted { hello: Box::new(hello), exporter };
             return frame;
         };
-        let time_ms = now_ms.saturating_add_signed(*ahead_ms);
+        let time_ms = turn.now_ms.saturating_add_signed(*ahead_ms);
         let message = login::resume_message(&hello, time_ms, ticket, exporter.as_ref());
         let signature = caller.identity.sign(&message);
         let frame = ClientFrame::Resume(Resume { hello: hello.clone(), time_ms, ticket: ticket.clone(), signature }).encode();

@@ -11,6 +11,7 @@ pub mod timeline;
 pub mod view;
 
 mod link;
+mod patience;
 mod people;
 mod room;
 mod session;
@@ -28,7 +29,7 @@ use self::{
     link::Caller,
     records::{IdentityRecord, LogRecord, OutRecord, OutboxRecord, RoomRecord, encode},
     room::Room,
-    session::{Change, Wire},
+    session::{Change, Turn, Wire},
     view::{Command, ConnectionState, Event, Level},
 };
 use crate::{
@@ -203,7 +204,7 @@ impl Client {
             self.tell_history(room);
         }
         if self.me.is_some() {
-            self.wire.connect(now_ms, &mut self.outputs);
+            self.connect(now_ms);
         } else {
             self.outputs.push_back(Output::Event(Event::Connection {
                 state: ConnectionState::Offline,
@@ -251,16 +252,28 @@ impl Client {
     /// A link is open. `exporter` is the TLS exporter with [`crate::core::login::EXPORTER_LABEL`], where the platform has one.
     pub fn opened(&mut self, link: LinkId, exporter: Option<[u8; 32]>, now_ms: u64) {
         let Some(me) = &self.me else { return self.outputs.push_back(Output::Close { link }) };
-        let Self { authority, token, rng, wire, outputs, .. } = self;
-        let caller = Caller { authority, token, identity: &me.identity, rng };
-        let change = wire.opened(link, exporter, caller, now_ms, outputs);
+        let caller = Caller { authority: &self.authority, token: &self.token, identity: &me.identity };
+        let mut turn = Turn { now_ms, rng: &mut self.rng, outputs: &mut self.outputs };
+        let change = self.wire.opened(link, exporter, caller, &mut turn);
         self.changed(change, now_ms);
     }
 
     /// A link is gone, or could not be opened.
     pub fn lost(&mut self, link: LinkId, reason: &str, now_ms: u64) {
-        let change = self.wire.lost(link, reason, now_ms, &mut self.rng, &mut self.outputs);
+        let (wire, mut turn) = self.wire(now_ms);
+        let change = wire.lost(link, reason, &mut turn);
         self.changed(change, now_ms);
+    }
+
+    /// The links, and what an input of theirs comes with.
+    fn wire(&mut self, now_ms: u64) -> (&mut Wire, Turn<'_>) {
+        let Self { wire, rng, outputs, .. } = self;
+        (wire, Turn { now_ms, rng, outputs })
+    }
+
+    fn connect(&mut self, now_ms: u64) {
+        let (wire, mut turn) = self.wire(now_ms);
+        wire.connect(&mut turn);
     }
 
     /// The session may be elsewhere, or nowhere.
@@ -297,13 +310,15 @@ impl Client {
 
     /// The person is back, or the machine: look at the link at once, and connect at once instead of waiting.
     pub fn wake(&mut self, now_ms: u64) {
-        self.wire.wake(false, now_ms, &mut self.outputs);
+        let (wire, mut turn) = self.wire(now_ms);
+        wire.wake(false, &mut turn);
         self.schedule(now_ms);
     }
 
     /// This device came to another network, or back to one.
     pub fn network_changed(&mut self, now_ms: u64) {
-        let change = self.wire.network_changed(now_ms, &mut self.outputs);
+        let (wire, mut turn) = self.wire(now_ms);
+        let change = wire.network_changed(&mut turn);
         self.changed(change, now_ms);
     }
 
@@ -336,17 +351,20 @@ impl Client {
 
     fn protocol_error(&mut self, link: LinkId, error: &DecodeError, now_ms: u64) {
         self.notice(Level::Warn, &format!("the server sent something that is no frame: {error}"), None);
-        let change = self.wire.give_up(link, "the server broke the protocol", now_ms, &mut self.rng, &mut self.outputs);
+        let (wire, mut turn) = self.wire(now_ms);
+        let change = wire.give_up(link, "the server broke the protocol", &mut turn);
         self.changed(change, now_ms);
     }
 
     /// The time named by [`Output::Timer`] has come, or any other time.
     pub fn tick(&mut self, now_ms: u64) {
-        if self.timer_ms.take().is_some_and(|at_ms| now_ms >= at_ms.saturating_add(SLEPT_MS)) {
-            self.wire.wake(true, now_ms, &mut self.outputs);
-        }
+        let slept = self.timer_ms.take().is_some_and(|at_ms| now_ms >= at_ms.saturating_add(SLEPT_MS));
         let owed = self.rooms.values().any(Room::is_owed);
-        let change = self.wire.tick(owed, now_ms, &mut self.rng, &mut self.outputs);
+        let (wire, mut turn) = self.wire(now_ms);
+        if slept {
+            wire.wake(true, &mut turn);
+        }
+        let change = wire.tick(owed, &mut turn);
         self.changed(change, now_ms);
         let enter: Vec<_> = self.rooms.iter_mut().filter_map(|(id, room)| room.ask_again(now_ms).then_some(*id)).collect();
         let retry: Vec<_> = self.rooms.iter().filter_map(|(id, room)| room.retry_due(now_ms).then_some(*id)).collect();

@@ -1,7 +1,7 @@
 //! The person at this device: identity, backup, the device's own inbox, and the person's other devices.
 
 use super::{
-    Change, Client, LinkId, Me,
+    Change, Client, LinkId, Me, Turn,
     outbox::{Outbox, Settled},
     records::{BackupRecord, IdentityRecord, OutRecord, encode},
     view::{self, Event, Level},
@@ -87,7 +87,7 @@ impl Client {
         }));
         self.persist_me();
         self.tell_identity();
-        self.wire.connect(now_ms, &mut self.outputs);
+        self.connect(now_ms);
     }
 
     /// The person and the rooms as an encrypted file. Takes about half a second on purpose.
@@ -144,13 +144,12 @@ impl Client {
 
     fn handle_link(&mut self, link: LinkId, frame: ServerFrame, now_ms: u64) {
         let Self { me: Some(me), wire, rng, outputs, .. } = self else { return };
+        let turn = &mut Turn { now_ms, rng, outputs };
         let change = match frame {
-            ServerFrame::Challenge { nonce } => wire.challenged(link, nonce, &me.identity, now_ms, rng, outputs),
-            ServerFrame::Welcome { ticket, limits, time_ms, .. } => {
-                wire.welcomed(link, ticket, &limits, time_ms, now_ms, rng, outputs)
-            }
-            ServerFrame::Pong { token } => wire.echoed(link, token, now_ms, rng, outputs),
-            ServerFrame::Closing { code, retry_after_ms } => wire.closing(link, code, retry_after_ms, now_ms, rng, outputs),
+            ServerFrame::Challenge { nonce } => wire.challenged(link, nonce, &me.identity, turn),
+            ServerFrame::Welcome { ticket, limits, time_ms, .. } => wire.welcomed(link, ticket, &limits, time_ms, turn),
+            ServerFrame::Pong { token } => wire.echoed(link, token, turn),
+            ServerFrame::Closing { code, retry_after_ms } => wire.closing(link, code, retry_after_ms, turn),
             _ => Change::None,
         };
         self.changed(change, now_ms);

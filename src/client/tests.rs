@@ -407,9 +407,9 @@ fn slow_is_not_dead() {
         let (since_ms, begun) = (world.now_ms, world.beginnings());
         while world.beginnings() == begun {
             world.now_ms += 100;
-            let World { client, now_ms, .. } = &mut world;
-            let change = client.wire.tick(true, *now_ms, &mut client.rng, &mut client.outputs);
-            client.changed(change, *now_ms);
+            let (wire, mut turn) = world.client.wire(world.now_ms);
+            let change = wire.tick(true, &mut turn);
+            world.client.changed(change, world.now_ms);
             world.settle();
             assert!(world.now_ms < since_ms + 120_000, "it is found dead some time");
         }

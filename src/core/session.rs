@@ -153,7 +153,9 @@ struct Open {
 /// One session.
 #[derive(Debug)]
 pub struct Session {
-    setup: Setup,
+    /// Until somebody is logged in: a session that waits holds little.
+    setup: Option<Box<Setup>>,
+    idle_timeout_ms: u32,
     state: State,
     /// When the login must be done, or the next byte must have come.
     deadline_ms: u64,
@@ -164,7 +166,13 @@ impl Session {
     #[must_use]
     pub fn new(setup: Setup, now_ms: u64) -> Self {
         let deadline_ms = now_ms.saturating_add(setup.limits.handshake_timeout_ms.into());
-        Self { setup, state: State::Hello, deadline_ms }
+        let idle_timeout_ms = setup.limits.idle_timeout_ms;
+        Self { setup: Some(Box::new(setup)), idle_timeout_ms, state: State::Hello, deadline_ms }
+    }
+
+    /// Who is logged in is not logged in again.
+    fn setup(&self) -> Result<&Setup, CloseCode> {
+        self.setup.as_deref().ok_or(CloseCode::Protocol)
     }
 
     /// The authenticated device and the login's binding, once open.
@@ -207,20 +215,18 @@ impl Session {
         match (&mut self.state, frame) {
             (State::Hello, ClientFrame::Hello(hello)) => {
                 self.check(&hello, wall_ms, admission)?;
-                Ok(self.challenge(hello, false))
+                self.challenge(hello, false)
             }
             (State::Hello, ClientFrame::Resume(resume)) => self.resume(resume, now_ms, wall_ms, admission),
             (State::Challenged { hello, .. }, ClientFrame::Authenticate { signature }) => {
-                let transcript = Transcript {
-                    hello,
-                    challenge: self.setup.nonce,
-                    exporter: self.setup.exporter.as_ref().filter(|_| hello.exporter),
-                };
+                let setup = self.setup.as_ref().ok_or(CloseCode::Protocol)?;
+                let transcript =
+                    Transcript { hello, challenge: setup.nonce, exporter: setup.exporter.as_ref().filter(|_| hello.exporter) };
                 if !signature.verifies(&hello.device.0, &transcript.message()) {
                     return Err(CloseCode::Unauthenticated);
                 }
                 let (device, binding) = (hello.device, transcript.binding());
-                Ok(self.open(device, binding, now_ms, wall_ms, admission))
+                self.open(device, binding, now_ms, wall_ms, admission)
             }
             (State::Open(open), frame) => {
                 let step = open.handle(frame, now_ms)?;
@@ -237,20 +243,24 @@ impl Session {
         }
     }
 
-    fn open(&mut self, device: DeviceKey, binding: Digest, now_ms: u64, wall_ms: u64, admission: &dyn Admission) -> Step {
-        self.state = State::Open(Box::new(Open::new(&self.setup.limits, device, binding, now_ms)));
+    fn open(
+        &mut self,
+        device: DeviceKey,
+        binding: Digest,
+        now_ms: u64,
+        wall_ms: u64,
+        admission: &dyn Admission,
+    ) -> Result<Step, CloseCode> {
+        let Setup { limits, agent, .. } = *self.setup.take().ok_or(CloseCode::Protocol)?;
+        self.state = State::Open(Box::new(Open::new(&limits, device, binding, now_ms)));
         self.heard(now_ms);
-        Step::Open(ServerFrame::Welcome {
-            agent: self.setup.agent.clone(),
-            limits: self.setup.limits.clone(),
-            time_ms: wall_ms,
-            ticket: admission.ticket(&device, wall_ms),
-        })
+        Ok(Step::Open(ServerFrame::Welcome { agent, limits, time_ms: wall_ms, ticket: admission.ticket(&device, wall_ms) }))
     }
 
-    fn challenge(&mut self, hello: Hello, dropping: bool) -> Step {
+    fn challenge(&mut self, hello: Hello, dropping: bool) -> Result<Step, CloseCode> {
+        let nonce = self.setup()?.nonce;
         self.state = State::Challenged { hello: Box::new(hello), dropping };
-        Step::Send(ServerFrame::Challenge { nonce: self.setup.nonce })
+        Ok(Step::Send(ServerFrame::Challenge { nonce }))
     }
 
     /// A ticket that is not accepted, for whatever reason, costs the client a round trip and nothing else. The signature is
@@ -261,9 +271,9 @@ impl Session {
             return Err(CloseCode::Protocol);
         }
         if !admission.recognises(&resume, wall_ms) {
-            return Ok(self.challenge(resume.hello, true));
+            return self.challenge(resume.hello, true);
         }
-        let exporter = self.setup.exporter.as_ref().filter(|_| resume.hello.exporter);
+        let exporter = self.setup()?.exporter.as_ref().filter(|_| resume.hello.exporter);
         let message = login::resume_message(&resume.hello, resume.time_ms, &resume.ticket, exporter);
         let device = resume.hello.device;
         if !resume.signature.verifies(&device.0, &message) {
@@ -271,9 +281,9 @@ impl Session {
         }
         let binding = login::binding(&message);
         if !admission.is_first(binding, wall_ms) {
-            return Ok(self.challenge(resume.hello, true));
+            return self.challenge(resume.hello, true);
         }
-        Ok(self.open(device, binding, now_ms, wall_ms, admission))
+        self.open(device, binding, now_ms, wall_ms, admission)
     }
 
     fn check(&self, hello: &Hello, wall_ms: u64, admission: &dyn Admission) -> Result<(), CloseCode> {
@@ -283,7 +293,7 @@ impl Session {
         if hello.authority.len() > AUTHORITY_LEN_MAX || hello.agent.len() > AGENT_LEN_MAX || hello.token.len() > TOKEN_LEN_MAX {
             return Err(CloseCode::Protocol);
         }
-        if hello.exporter && self.setup.exporter.is_none() {
+        if hello.exporter && self.setup()?.exporter.is_none() {
             return Err(CloseCode::Unauthenticated);
         }
         admission.admit(hello, wall_ms)
@@ -297,7 +307,7 @@ impl Session {
     }
 
     fn heard(&mut self, now_ms: u64) {
-        self.deadline_ms = now_ms.saturating_add(self.setup.limits.idle_timeout_ms.into());
+        self.deadline_ms = now_ms.saturating_add(self.idle_timeout_ms.into());
     }
 }
 

@@ -52,7 +52,8 @@
 //! header, whose base takes the older copy out of force. Only then does anybody hear of it. A segment of an earlier process
 //! is never written to again, and after a failed write or sync nothing is.
 //!
-//! It is assumed that a disk writes 512 bytes whole or not at all, and leaves alone what it is not told to write.
+//! It is assumed that a disk writes 512 bytes whole or not at all, also where it refuses a write in the middle, and leaves
+//! alone what it is not told to write.
 
 mod files;
 mod pool;

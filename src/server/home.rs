@@ -113,10 +113,10 @@ impl Drop for Place {
     }
 }
 
-/// How many homes a configuration asks for: 0 means one for each core.
+/// How many homes a configuration asks for: 0 means one for each core but one, which is left to the store.
 pub(super) fn count(shards: u16) -> usize {
     let cores = || thread::available_parallelism().map_or(1, NonZero::get);
-    let wanted = if shards == 0 { cores() } else { usize::from(shards) };
+    let wanted = if shards == 0 { cores() - 1 } else { usize::from(shards) };
     wanted.clamp(1, ShardSet::BITS as usize)
 }
 

@@ -8,7 +8,10 @@ use axum::{
     extract::{Request, State},
     http::{
         HeaderMap, HeaderValue, Response, StatusCode,
-        header::{ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER, VARY},
+        header::{
+            ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE,
+            VARY,
+        },
     },
     response::IntoResponse,
     routing::{any, get},
@@ -77,8 +80,13 @@ async fn upgrade(State(shared): State<Arc<Shared>>, Extension(peer): Extension<P
     let info = Info { kind: Kind::WebSocket, remote, exporter: peer.exporter, authority: authority(&request).map(str::to_owned) };
     let (response, upgrade) = match websocket::upgrade(&mut request) {
         Ok(accepted) => accepted,
-        Err(error) => return refuse(error.name(), error.status(), error.to_string()),
+        Err(error) => {
+            // What would be accepted: RFC 9110 §15.5.22, RFC 6455 §4.4.
+            let accepted = [(UPGRADE, "websocket"), (SEC_WEBSOCKET_VERSION, "13")];
+            return (accepted, refuse(error.name(), error.status(), error.to_string())).into_response();
+        }
     };
+    tracing::debug!(%remote, http = ?request.version(), "a WebSocket");
     let permit = match shared.admission.admit(remote.ip()) {
         Ok(permit) => permit,
         Err(full) => return refuse(full.name(), StatusCode::SERVICE_UNAVAILABLE, full.to_string()),

@@ -44,8 +44,8 @@ use crate::{
     transport::{Connection, tls},
 };
 use admission::{Admission, Permit};
-use home::{Home, Homes, Place, Threads};
 use auth::Authenticator;
+use home::{Home, Homes, Place, Threads};
 use origin::Origins;
 use service::Service;
 

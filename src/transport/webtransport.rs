@@ -37,17 +37,12 @@ impl Request {
     /// The path that was asked for, without a query.
     #[must_use]
     pub fn path(&self) -> &str {
-        self.parts().0
-    }
-
-    /// The path, and the query or nothing.
-    fn parts(&self) -> (&str, &str) {
-        let path = self.0.path();
-        path.split_once('?').unwrap_or((path, ""))
+        self.0.path().split_once('?').map_or_else(|| self.0.path(), |(path, _)| path)
     }
 
     fn lanes(&self) -> Lanes {
-        if self.parts().1.split('&').any(|part| part == lane::QUERY) { Lanes::Server } else { Lanes::None }
+        let query = self.0.path().split_once('?').map_or("", |(_, query)| query);
+        if query.split('&').any(|part| part == lane::QUERY) { Lanes::Server } else { Lanes::None }
     }
 
     /// Answers 403.

@@ -30,6 +30,7 @@ export class Edge {
     await mkdir(dir, {recursive: true});
     [edge.port, edge.plain, edge.ops] = await freePorts(3);
     edge.url = `http://localhost:${edge.plain}/`;
+    edge.secure = `https://localhost:${edge.port}/`;
     await edge.up();
     return edge;
   }
@@ -44,6 +45,7 @@ export class Edge {
       WAXWING_DATA: join(this.dir, 'data'),
       WAXWING_CERTS_DIR: join(this.dir, 'certs'),
       WAXWING_DISK_RESERVE_BYTES: '0',
+      WAXWING_LOG_LEVEL: 'info,waxwing::server::http=debug',
     };
     const child = spawn(BINARY, [], {cwd: this.dir, env, stdio: ['ignore', 'pipe', 'pipe']});
     child.stdout.on('data', (data) => { this.#log += data; });
@@ -75,6 +77,19 @@ export class Edge {
 
   get log() {
     return this.#log;
+  }
+
+  // The versions of HTTP that carried a WebSocket so far.
+  get websockets() {
+    // Colours may stand between a field's name and its value.
+    return [...this.#log.matchAll(/a WebSocket.*?http.*?(HTTP\/[\d.]+)/g)].map(([, version]) => version);
+  }
+
+  // TLS handshakes by key exchange, at this kind of listener: {X25519MLKEM768: 3}.
+  async keyExchanges(listener) {
+    const text = await fetch(`http://127.0.0.1:${this.ops}/metrics`).then((answer) => answer.text());
+    const found = text.matchAll(/^waxwing_key_exchanges_total\{listener="(\w+)",group="(\w+)"\} (\d+)$/gm);
+    return Object.fromEntries([...found].filter(([, at]) => at === listener).map(([, , group, count]) => [group, Number(count)]));
   }
 }
 

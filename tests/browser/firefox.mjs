@@ -29,7 +29,8 @@ export class Firefox {
       firefox.#socket.onopen = resolve;
       firefox.#socket.onerror = () => reject(new Error('no BiDi connection'));
     });
-    await firefox.#ask('session.new', {capabilities: {}});
+    // The edge's development certificate is nobody's.
+    await firefox.#ask('session.new', {capabilities: {alwaysMatch: {acceptInsecureCerts: true}}});
     const {contexts} = await firefox.#ask('browsingContext.getTree', {});
     firefox.#context = contexts[0].context;
     return firefox;

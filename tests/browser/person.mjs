@@ -1,14 +1,22 @@
 // A person at a browser: what they do, and what they see.
 
 import assert from 'node:assert/strict';
+import {chromium} from 'playwright-core';
 
 export const SEEN_MS = 15_000;
+// QUIC stays on: WebTransport needs it.
+const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+
+// Chromium as Debian ships it.
+export function launch() {
+  return chromium.launch({executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS});
+}
 
 export class Person {
   // In a browser profile of their own, or, with `context`, in another tab of an existing one.
   static async open(browser, url, context) {
     const person = new Person();
-    person.context = context ?? (await browser.newContext({viewport: {width: 1180, height: 760}, acceptDownloads: true}));
+    person.context = context ?? (await browser.newContext({viewport: {width: 1180, height: 760}, acceptDownloads: true, ignoreHTTPSErrors: true}));
     person.context.setDefaultTimeout(SEEN_MS);
     person.errors = [];
     person.page = await person.context.newPage();
@@ -50,7 +58,7 @@ export class Person {
       await this.get('details-toggle').click();
     }
     const link = await this.get('room-link').inputValue();
-    assert.match(link, /^http:\/\/localhost:\d+\/#r/);
+    assert.match(link, /^https?:\/\/localhost:\d+\/#r/);
     return link;
   }
 

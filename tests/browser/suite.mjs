@@ -6,13 +6,9 @@ import {mkdtemp, rm} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {after, before, describe, test} from 'node:test';
-import {chromium} from 'playwright-core';
 import {Edge, terminal} from './edge.mjs';
 import {Firefox} from './firefox.mjs';
-import {Person, SEEN_MS} from './person.mjs';
-
-// QUIC stays on: WebTransport needs it.
-const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+import {Person, SEEN_MS, launch} from './person.mjs';
 
 const FIREFOX = process.env.FIREFOX ?? '/usr/bin/firefox-esr';
 
@@ -21,7 +17,7 @@ let dir;
 
 before(async () => {
   dir = await mkdtemp(join(tmpdir(), 'waxwing-browser-'));
-  browser = await chromium.launch({executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS});
+  browser = await launch();
 });
 
 after(async () => {

@@ -276,7 +276,11 @@ impl SegmentFile for Handle {
         let fails = state.fails(Kind::Write);
         let done = match fails {
             _ if was_dead => 0,
-            true => state.rng.below(from.len() + 1),
+            // Whole sectors of it: less than one is assumed of no disk.
+            true => {
+                let end = (offset + state.rng.below(from.len() + 1)) / SECTOR * SECTOR;
+                end.max(offset) - offset
+            }
             false => from.len(),
         };
         let from = &from[..done];

@@ -22,6 +22,9 @@ struct Row {
     stretch: f64,
     /// More is better.
     at_least: bool,
+    /// What the floor took where the target was set, and where to find what it takes here: with it, figures of two machines
+    /// compare.
+    floor: Option<(f64, Workload, Wire)>,
     find: Box<dyn Fn(&Found) -> f64>,
 }
 
@@ -32,8 +35,9 @@ fn of(workload: Workload, who: Who, wire: Wire, figure: fn(&Sample) -> f64) -> i
 fn rows() -> Vec<Row> {
     use Workload::{W1, W1Saturation, W2, W3, W4};
     let mut rows = Vec::new();
-    let mut row =
-        |what, target, stretch, find: Box<dyn Fn(&Found) -> f64>| rows.push(Row { what, target, stretch, at_least: false, find });
+    let mut row = |what, target, stretch, find: Box<dyn Fn(&Found) -> f64>| {
+        rows.push(Row { what, target, stretch, at_least: false, floor: None, find })
+    };
     let cpu: fn(&Sample) -> f64 = |sample| sample.cpu_us;
     let waxwing = |workload, wire, figure| Box::new(of(workload, Who::Waxwing, wire, figure)) as Box<dyn Fn(&Found) -> f64>;
     let ephemeral = |workload, wire| Box::new(of(workload, Who::WaxwingEphemeral, wire, cpu)) as Box<dyn Fn(&Found) -> f64>;
@@ -77,8 +81,20 @@ fn rows() -> Vec<Row> {
         target: 9.0,
         stretch: 12.0,
         at_least: true,
+        floor: None,
         find: waxwing(W4, Wire::Ws, |sample| sample.rate / sample.syncs_per_second),
     });
+    let floors = [
+        ("W1 rate, ws, CPU-µs", (8.0, W1, Wire::Ws)),
+        ("W1 rate, wss, CPU-µs", (9.5, W1, Wire::Wss)),
+        ("W1 saturation, ws, CPU-µs", (0.87, W1Saturation, Wire::Ws)),
+        ("W1 saturation, wss, CPU-µs", (1.49, W1Saturation, Wire::Wss)),
+        ("W2 rate, ws, CPU-µs", (12.2, W2, Wire::Ws)),
+        ("W2 rate, wss, CPU-µs", (15.1, W2, Wire::Wss)),
+    ];
+    for row in &mut rows {
+        row.floor = floors.iter().find(|(what, _)| *what == row.what).map(|(_, floor)| *floor);
+    }
     rows
 }
 
@@ -88,7 +104,16 @@ pub fn publish(out: &Path) -> anyhow::Result<()> {
         .into_iter()
         .flat_map(|workload| read(out, workload).into_iter().map(move |(contestant, samples)| ((workload, contestant), samples)))
         .collect();
-    let mut table = Table::new(&["target", "measured", "asked", "measured/asked", "stretch", "reached"]);
+    let mut table = Table::new(&[
+        "target",
+        "measured",
+        "asked",
+        "measured/asked",
+        "stretch",
+        "reached",
+        "of the floor",
+        "asked of the floor",
+    ]);
     let mut all = Vec::new();
     for row in rows() {
         let measured = (row.find)(&found);
@@ -101,6 +126,11 @@ pub fn publish(out: &Path) -> anyhow::Result<()> {
         };
         let sign = if row.at_least { "≥" } else { "≤" };
         let asked = format!("{sign} {}", number(row.target));
+        let floor = |(there, workload, wire): (f64, Workload, Wire)| {
+            let here = of(workload, Who::Floor, wire, |sample| sample.cpu_us)(&found);
+            (measured / here, row.target / there)
+        };
+        let (of_floor, asked_of_floor) = row.floor.map_or((f64::NAN, f64::NAN), floor);
         table.row([
             row.what.to_owned(),
             number(measured),
@@ -108,10 +138,13 @@ pub fn publish(out: &Path) -> anyhow::Result<()> {
             number(measured / row.target),
             number(row.stretch),
             reached.to_owned(),
+            number(of_floor),
+            number(asked_of_floor),
         ]);
-        all.push(
-            json!({ "what": row.what, "measured": measured, "target": row.target, "stretch": row.stretch, "reached": reached }),
-        );
+        all.push(json!({
+            "what": row.what, "measured": measured, "target": row.target, "stretch": row.stretch, "reached": reached,
+            "of_floor": of_floor, "asked_of_floor": asked_of_floor,
+        }));
     }
     table.write(out, "fanout-targets", json!({}), all.into())
 }

@@ -1,4 +1,4 @@
-//! Message framing (RFC 6455 §5), for binary messages only. Text is refused; compression is never negotiated.
+//! Message framing (RFC 6455 §5), for binary messages only. Text is refused with 1003; compression is never negotiated.
 
 use std::{
     cell::RefCell,
@@ -12,7 +12,7 @@ use std::{
 
 use bytes::{Buf, BufMut, BytesMut};
 use rustls::crypto::SecureRandom;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::tungstenite::protocol::frame::{
     FrameHeader,
     coding::{Control, Data, OpCode},
@@ -25,8 +25,10 @@ use crate::{
 };
 
 thread_local! {
-    /// Messages on their way between frames and socket, in either direction.
+    /// Messages on their way to a socket.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Where sockets are read into.
+    static ARRIVED: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
 }
 
 /// Bytes of one read at most.
@@ -35,21 +37,33 @@ const CHUNK: usize = SLICE;
 const HEADER_LEN_MAX: usize = 14;
 /// Payload bytes of a control frame at most (RFC 6455 §5.5).
 const CONTROL_MAX: u64 = 125;
+/// Payload bytes of a frame at most: the highest bit of a 64-bit length must be zero (RFC 6455 §5.2).
+const FRAME_MAX: u64 = u64::MAX >> 1;
+/// A kind of data that this end does not take (RFC 6455 §7.4.1).
+const UNSUPPORTED: u16 = 1003;
 /// Bytes of answers to pings that wait to be written. A peer that sends more pings than it reads answers loses answers.
 const ANSWERS_MAX: usize = 1 << 10;
 
 pub(super) fn halves(socket: Socket, leftover: BytesMut, role: Role) -> (Reader, Writer) {
-    let (read, write) = tokio::io::split(socket);
     let random = (role == Role::Client).then(|| tls::provider().secure_random);
-    let out = Arc::new(Mutex::new(Outgoing { half: write, pending: BytesMut::new(), random, owned: false, closed: false }));
+    let out = Arc::new(Mutex::new(Outgoing {
+        socket,
+        pending: BytesMut::new(),
+        random,
+        dirty: false,
+        owned: false,
+        closed: false,
+        refusal: None,
+    }));
     let reader = Reader {
-        half: read,
         raw: leftover,
         role,
         rest: 0,
         mask: None,
         fin: true,
         fragmented: false,
+        takes_text: false,
+        text: false,
         state: State::Header,
         out: Arc::clone(&out),
         code: None,
@@ -57,23 +71,28 @@ pub(super) fn halves(socket: Socket, leftover: BytesMut, role: Role) -> (Reader,
     (reader, Writer { out, taken: 0 })
 }
 
-/// The writing half and what waits for it. Locked only within a poll.
+/// The socket, and what waits to be written to it. Locked only within a poll.
 #[derive(Debug)]
 struct Outgoing {
-    half: WriteHalf<Socket>,
+    socket: Socket,
     pending: BytesMut,
     /// At a client: where masks come from.
     random: Option<&'static dyn SecureRandom>,
+    /// Something was added and not flushed yet.
+    dirty: bool,
     /// A writer is sending: what the reader adds goes out with it.
     owned: bool,
     /// The close frame is queued: nothing may follow.
     closed: bool,
+    /// Says more exactly than a close code of ours why the peer was not understood.
+    refusal: Option<u16>,
 }
 
 impl Outgoing {
     fn put(&mut self, opcode: OpCode, payload: &[u8]) -> Result<(), Error> {
         let header = FrameHeader { opcode, mask: self.mask()?, ..FrameHeader::default() };
         let len = payload.len() as u64;
+        self.dirty = true;
         self.pending.reserve(header.len(len) + payload.len());
         header.format(len, &mut (&mut self.pending).writer()).map_err(io::Error::other)?;
         let start = self.pending.len();
@@ -103,12 +122,13 @@ impl Outgoing {
         let start = HEADER_LEN_MAX - head.len(len);
         head.format(len, &mut header.get_mut(start..).unwrap_or_default()).map_err(io::Error::other)?;
         let message = scratch.get(start..).unwrap_or_default();
-        let written = match Pin::new(&mut self.half).poll_write(cx, message) {
+        let written = match Pin::new(&mut self.socket).poll_write(cx, message) {
             Poll::Ready(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
             Poll::Ready(written) => written?,
             Poll::Pending => 0,
         };
         self.pending.extend_from_slice(message.get(written..).unwrap_or_default());
+        self.dirty = true;
         Ok(taken)
     }
 
@@ -121,13 +141,15 @@ impl Outgoing {
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.pending.has_remaining() {
-            match ready!(Pin::new(&mut self.half).poll_write(cx, &self.pending))? {
+            match ready!(Pin::new(&mut self.socket).poll_write(cx, &self.pending))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => self.pending.advance(written),
             }
         }
         self.pending = BytesMut::new();
-        Pin::new(&mut self.half).poll_flush(cx)
+        ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
+        self.dirty = false;
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -178,6 +200,18 @@ impl Writer {
         }
     }
 
+    /// One message of this kind, as it is.
+    pub(super) async fn message(&self, kind: Data, payload: &[u8]) -> Result<(), Error> {
+        {
+            let mut out = lock(&self.out);
+            if out.closed {
+                return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+            }
+            out.put(OpCode::Data(kind), payload)?;
+        }
+        self.drain().await
+    }
+
     async fn drain(&self) -> Result<(), Error> {
         Ok(poll_fn(|cx| lock(&self.out).poll_drain(cx)).await?)
     }
@@ -185,13 +219,14 @@ impl Writer {
     pub(in crate::transport) async fn close(self, code: CloseCode) {
         let queued = {
             let mut out = lock(&self.out);
-            let queued = out.closed || out.put_close(code.websocket()).is_ok();
+            let number = out.refusal.unwrap_or_else(|| code.websocket());
+            let queued = out.closed || out.put_close(number).is_ok();
             out.closed = true;
             queued
         };
         if queued && self.drain().await.is_ok() {
             // Half-closing tells the peer; the reader may still be at work.
-            let _ = poll_fn(|cx| Pin::new(&mut lock(&self.out).half).poll_shutdown(cx)).await;
+            let _ = poll_fn(|cx| Pin::new(&mut lock(&self.out).socket).poll_shutdown(cx)).await;
         }
     }
 }
@@ -202,6 +237,23 @@ impl Outgoing {
         let bytes = [(number >> 8).to_le_bytes()[0], number.to_le_bytes()[0]];
         self.put(OpCode::Control(Control::Close), &bytes)
     }
+}
+
+/// The code of a close frame. What comes behind it is a reason for people, which must be text all the same.
+fn close_number(payload: &[u8]) -> Result<u16, Error> {
+    let (number, reason) = match payload {
+        [] => return Ok(CloseCode::Normal.websocket()),
+        [_] => return Err(Error::WebSocket("half a close code")),
+        [high, low, reason @ ..] => (u16::from(*high) << 8 | u16::from(*low), reason),
+    };
+    // RFC 6455 §7.4 and its registry: the others are reserved, or must never be sent.
+    if !matches!(number, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+        return Err(Error::WebSocket("a close code that must not be sent"));
+    }
+    if std::str::from_utf8(reason).is_err() {
+        return Err(Error::WebSocket("a reason that is not text"));
+    }
+    Ok(number)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,7 +270,6 @@ enum State {
 
 #[derive(Debug)]
 pub(in crate::transport) struct Reader {
-    half: ReadHalf<Socket>,
     /// Bytes of the socket that are not decoded yet: less than a header, or a control frame.
     raw: BytesMut,
     role: Role,
@@ -228,12 +279,28 @@ pub(in crate::transport) struct Reader {
     fin: bool,
     /// Within a message of several frames.
     fragmented: bool,
+    takes_text: bool,
+    /// The present message is text, or the last one was.
+    #[cfg_attr(not(feature = "test-utils"), expect(dead_code, reason = "the product takes no text"))]
+    text: bool,
     state: State,
     out: Arc<Mutex<Outgoing>>,
     code: Option<CloseCode>,
 }
 
 impl Reader {
+    /// From now on text is no error. The bytes of a text message are not looked at.
+    #[cfg(feature = "test-utils")]
+    pub(super) const fn take_text(&mut self) {
+        self.takes_text = true;
+    }
+
+    /// Whether the message whose bytes or end came last is text.
+    #[cfg(feature = "test-utils")]
+    pub(super) const fn is_text(&self) -> bool {
+        self.text
+    }
+
     /// Appends what has arrived to `buffer`.
     pub(in crate::transport) async fn fill(&mut self, buffer: &mut BytesMut) -> Result<Fill, Error> {
         loop {
@@ -264,36 +331,32 @@ impl Reader {
         }
     }
 
-    /// Reads from the socket, and lets waiting answers go out while nobody else writes.
+    /// Reads from the socket, and lets waiting answers go out meanwhile, unless somebody else writes.
     async fn read(&mut self) -> Result<(), Error> {
-        let out = Arc::clone(&self.out);
-        poll_fn(|cx| {
-            let mut out = lock(&out);
-            if !out.owned && out.pending.has_remaining() {
-                // What cannot be written now goes with the next frame that is sent; a broken pipe shows when reading.
-                let _ = out.poll_drain(cx);
-            }
-            Poll::Ready(())
-        })
-        .await;
         if self.raw.is_empty() {
             // A connection that waits holds no buffer: what comes is read into one that all share, and copied.
             self.raw = BytesMut::new();
         }
-        let read = poll_fn(|cx| {
-            SCRATCH.with_borrow_mut(|scratch| {
-                scratch.resize(CHUNK, 0);
-                let mut buffer = ReadBuf::new(scratch);
-                let read = Pin::new(&mut self.half).poll_read(cx, &mut buffer);
-                self.raw.extend_from_slice(buffer.filled());
-                read.map_ok(|()| buffer.filled().len())
-            })
-        });
-        match read.await? {
+        match poll_fn(|cx| self.poll_read(cx)).await? {
             // The peer is gone without a close frame.
             0 => Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
             _ => Ok(()),
         }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut out = lock(&self.out);
+        // An answer may have to wait for room (on HTTP/2 it always does): it must not wait for the peer's next bytes too.
+        if !out.owned && out.dirty {
+            // A broken pipe shows when reading.
+            let _ = out.poll_drain(cx);
+        }
+        ARRIVED.with_borrow_mut(|arrived| {
+            let mut buffer = ReadBuf::new(arrived);
+            ready!(Pin::new(&mut out.socket).poll_read(cx, &mut buffer))?;
+            self.raw.extend_from_slice(buffer.filled());
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
     }
 
     /// Moves payload into `buffer`.
@@ -317,6 +380,9 @@ impl Reader {
         let parsed = FrameHeader::parse(&mut cursor).map_err(|_| Error::WebSocket("malformed frame header"))?;
         let Some((header, len)) = parsed else { return Ok(false) };
         let head = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
+        if len > FRAME_MAX || head != header.len(len) {
+            return Err(Error::WebSocket("a length that is not written as it must be"));
+        }
         if header.rsv1 || header.rsv2 || header.rsv3 {
             return Err(Error::WebSocket("an extension that was not negotiated"));
         }
@@ -327,10 +393,12 @@ impl Reader {
             OpCode::Control(control) => self.control(control, &header, head, len),
             OpCode::Data(data) => {
                 match data {
-                    Data::Binary if self.fragmented => return Err(Error::WebSocket("a message within a message")),
+                    Data::Binary | Data::Text if self.fragmented => return Err(Error::WebSocket("a message within a message")),
                     Data::Continue if !self.fragmented => return Err(Error::WebSocket("a continuation of nothing")),
-                    Data::Binary | Data::Continue => {}
-                    Data::Text | Data::Reserved(_) => return Err(Error::WebSocket("not a binary message")),
+                    Data::Text if !self.takes_text => return Err(self.refuse(UNSUPPORTED, "not a binary message")),
+                    Data::Binary | Data::Text => self.text = data == Data::Text,
+                    Data::Continue => {}
+                    Data::Reserved(_) => return Err(Error::WebSocket("an unknown kind of message")),
                 }
                 self.raw.advance(head);
                 (self.rest, self.mask, self.fin, self.fragmented) = (len, header.mask, header.is_final, !header.is_final);
@@ -342,6 +410,12 @@ impl Reader {
                 Ok(true)
             }
         }
+    }
+
+    /// The connection ends with `number`, whatever close code of ours it is closed with.
+    pub(super) fn refuse(&self, number: u16, why: &'static str) -> Error {
+        lock(&self.out).refusal = Some(number);
+        Error::WebSocket(why)
     }
 
     fn control(&mut self, control: Control, header: &FrameHeader, head: usize, len: u64) -> Result<bool, Error> {
@@ -362,11 +436,7 @@ impl Reader {
             }
             Control::Ping | Control::Pong => {}
             Control::Close => {
-                let number = match payload.as_ref() {
-                    [] => CloseCode::Normal.websocket(),
-                    [high, low, ..] => u16::from(*high) << 8 | u16::from(*low),
-                    [_] => return Err(Error::WebSocket("half a close code")),
-                };
+                let number = close_number(&payload)?;
                 self.code = Some(CloseCode::from_number(number.into()));
                 self.state = State::Closed;
                 if !out.closed {
@@ -384,8 +454,7 @@ impl Reader {
     pub(in crate::transport) async fn discard(&mut self) {
         loop {
             self.raw.clear();
-            self.raw.reserve(CHUNK);
-            if !matches!(self.half.read_buf(&mut self.raw).await, Ok(count) if count > 0) {
+            if !matches!(poll_fn(|cx| self.poll_read(cx)).await, Ok(count) if count > 0) {
                 return;
             }
         }

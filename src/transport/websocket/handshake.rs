@@ -1,5 +1,6 @@
 //! The opening handshake of a server, on HTTP/1.1 (RFC 6455 §4.2) and HTTP/2 (RFC 8441), and the client's request.
 
+use base64::Engine as _;
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Version,
     header::{
@@ -77,6 +78,11 @@ fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
     values.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case(wanted))
 }
 
+/// RFC 6455 §4.1: 16 bytes in base64.
+fn is_key(key: &HeaderValue) -> bool {
+    base64::engine::general_purpose::STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == 16)
+}
+
 /// Checks a request's handshake: what to answer, and the connection to come. No extension is negotiated, so nothing is
 /// ever compressed.
 ///
@@ -89,7 +95,10 @@ pub fn upgrade<B, R: Default>(request: &mut Request<B>) -> Result<(Response<R>, 
         let protocol = request.extensions().get::<hyper::ext::Protocol>();
         request.method() == Method::CONNECT && protocol.is_some_and(|protocol| protocol.as_str() == "websocket")
     } else {
-        request.method() == Method::GET && lists(headers, &CONNECTION, "upgrade") && lists(headers, &UPGRADE, "websocket")
+        request.method() == Method::GET
+            && request.version() >= Version::HTTP_11
+            && lists(headers, &CONNECTION, "upgrade")
+            && lists(headers, &UPGRADE, "websocket")
     };
     if !asks {
         return Err(UpgradeError::NotWebSocket);
@@ -102,7 +111,7 @@ pub fn upgrade<B, R: Default>(request: &mut Request<B>) -> Result<(Response<R>, 
     }
     let mut response = Response::new(R::default());
     if !http2 {
-        let key = headers.get(SEC_WEBSOCKET_KEY).ok_or(UpgradeError::NotWebSocket)?;
+        let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| is_key(key)).ok_or(UpgradeError::NotWebSocket)?;
         let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes())).map_err(|_| UpgradeError::NotWebSocket)?;
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));

@@ -6,9 +6,13 @@
 //! to pings wait.
 
 mod codec;
+#[cfg(feature = "test-utils")]
+mod echo;
 mod handshake;
 mod socket;
 
+#[cfg(feature = "test-utils")]
+pub use echo::echo;
 pub use handshake::{Upgrade, UpgradeError, upgrade};
 pub use socket::Socket;
 
