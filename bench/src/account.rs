@@ -104,16 +104,23 @@ fn account(args: &AccountArgs, contestant: Contestant) -> anyhow::Result<()> {
     let marks = Marks::take(&served)?.since(&before);
     let (messages, deliveries) = (count(tally.published), count(tally.deliveries.max(tally.acks)));
     tally.clear();
+    // It begins a moment later, and ends well before the traffic does.
     let perf = perf(served.id(), args.seconds, &setup.dir)?;
-    player.play(pace, time + Duration::from_secs(1), &mut tally)?;
-    let rate = count(tally.deliveries.max(tally.acks)) / (time + Duration::from_secs(1)).as_secs_f64();
+    let longer = time + Duration::from_secs(2);
+    player.play(pace, longer, &mut tally)?;
+    let rate = count(tally.deliveries.max(tally.acks)) / longer.as_secs_f64();
     let watched = rate * time.as_secs_f64();
     let calls = perf.finish()?;
     drop(std::fs::remove_dir_all(&setup.dir));
 
     let each = deliveries / messages;
     let mut table = Table::new(&["server's", "a delivery", "a message"]);
-    let mut add = |what: String, per_delivery: f64| table.row([what, number(per_delivery), number(per_delivery * each)]);
+    let mut add = |what: String, per_delivery: f64| {
+        // What happens less than once in a hundred messages is not part of a message's way.
+        if per_delivery * each >= 0.01 {
+            table.row([what, number(per_delivery), number(per_delivery * each)]);
+        }
+    };
     add("CPU, µs".into(), marks.cpu.as_secs_f64() * 1e6 / deliveries);
     let mut by_name: BTreeMap<&str, (Duration, u64, u64)> = BTreeMap::new();
     for thread in &marks.threads {
@@ -166,8 +173,6 @@ fn perf(pid: u32, seconds: u64, dir: &Path) -> anyhow::Result<Perf> {
         eprintln!("no perf: system calls are not counted");
         return Ok(Perf(None));
     };
-    // It needs a moment to look at every thread.
-    std::thread::sleep(Duration::from_millis(300));
     Ok(Perf(Some((child, file))))
 }
 

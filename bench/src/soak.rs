@@ -121,6 +121,9 @@ async fn soak(args: &SoakArgs, served: &Arc<Served>) -> anyhow::Result<()> {
         owner.create(*room, LogKind::Room).await;
     }
     drop(owner);
+    // The server counts its tasks every second.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let empty = look()?;
     let counters = Arc::new(Counters::default());
     let stop = Arc::new(AtomicBool::new(false));
     let mut people = JoinSet::new();
@@ -138,8 +141,6 @@ async fn soak(args: &SoakArgs, served: &Arc<Served>) -> anyhow::Result<()> {
         };
         people.spawn(person.live(ways.clone(), Arc::clone(&counters), Arc::clone(&stop)));
     }
-    // Nobody is there yet; but the store has begun.
-    let empty = look()?;
     let mut looks = vec![empty];
     while Instant::now() < end {
         tokio::time::sleep(EVERY.min(end.saturating_duration_since(Instant::now()))).await;

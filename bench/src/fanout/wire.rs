@@ -91,3 +91,24 @@ pub fn accepted(head: &[u8]) -> io::Result<()> {
     let line = String::from_utf8_lossy(head.split(|byte| *byte == b'\r').next().unwrap_or_default()).into_owned();
     if line.contains(" 101 ") { Ok(()) } else { Err(io::Error::other(format!("no WebSocket: {line}"))) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_of_every_length_are_found_again() {
+        for len in (0..300).chain([65_535, 65_536, 70_001]) {
+            let payload: Vec<u8> = (0..len).map(|index: u32| index.to_le_bytes()[0]).collect();
+            let mask = [1, 0x80, 7, 0xff];
+            let mut bytes = Vec::new();
+            put(&mut bytes, BINARY, &payload, Some(mask));
+            let frame = peek(&bytes).expect("it is whole");
+            assert!((0..bytes.len()).all(|end| peek(&bytes[..end]).is_none()) || len > 300, "a part is no frame");
+            assert_eq!((frame.opcode, frame.mask, frame.end), (BINARY, Some(mask), bytes.len()));
+            // RFC 6455, section 5.3: byte i is masked with byte i mod 4.
+            let masked: Vec<u8> = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
+            assert_eq!(bytes[frame.start..], masked);
+        }
+    }
+}
