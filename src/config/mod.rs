@@ -101,7 +101,7 @@ pub struct Config {
     pub token_secret: Option<Secret>,
     /// A file with that secret.
     pub token_secret_file: Option<PathBuf>,
-    /// Shards of the router; 0, the default, is one for each core.
+    /// Shards, each a thread with rooms and connections; 0, the default, is one for each core but one, which is left to the store.
     pub shards: u16,
     /// Bytes of recent messages that all rooms together keep in memory. Default 64 MiB.
     pub recent_total_bytes_max: u64,
