@@ -385,7 +385,7 @@ fn what_worked_has_a_head_start() {
     // When it takes too long, both are tried, and the one that comes first is enough.
     world.hang.extend([WS, WT]);
     world.is_closed(WT, CloseCode::GoingAway, 0);
-    world.pass(500 + 400);
+    world.pass(1_000 + 400);
     assert_eq!(world.opened(WS), websockets + 1);
     let late = world.client.wire.opening(WT);
     world.open(late, WT);
@@ -589,15 +589,10 @@ fn a_resume_is_one_flight_within_what_strangers_may_send() {
         again.settle();
         assert_eq!(again.over(), Some("ws"));
         let arrived = |room: &RoomId| {
-            let count = |enter: bool| {
-                let named = |frame: &ClientFrame| match frame {
-                    ClientFrame::Enter { room: named, .. } => enter && named == room,
-                    ClientFrame::Subscribe { room: named, .. } => !enter && named == room,
-                    _ => false,
-                };
-                again.arrived.iter().filter(|(_, frame)| named(frame)).count()
-            };
-            (count(true), count(false))
+            let entered = |frame: &ClientFrame| matches!(frame, ClientFrame::Enter { room: named, .. } if named == room);
+            let subscribed = |frame: &ClientFrame| matches!(frame, ClientFrame::Subscribe { room: named, .. } if named == room);
+            let frames = || again.arrived.iter().map(|(_, frame)| frame);
+            (frames().filter(|frame| entered(frame)).count(), frames().filter(|frame| subscribed(frame)).count())
         };
         let times: BTreeSet<_> = rooms.iter().map(arrived).collect();
         // Behind a ticket that was forgotten, the server has dropped the first flight, and everything comes again.
