@@ -24,9 +24,11 @@ export class Edge {
   #process = null;
   #log = '';
 
-  static async start(dir) {
+  // `settings` are environment variables of its own.
+  static async start(dir, settings = {}) {
     const edge = new Edge();
     edge.dir = dir;
+    edge.settings = settings;
     await mkdir(dir, {recursive: true});
     [edge.port, edge.plain, edge.ops] = await freePorts(3);
     edge.url = `http://localhost:${edge.plain}/`;
@@ -46,6 +48,7 @@ export class Edge {
       WAXWING_CERTS_DIR: join(this.dir, 'certs'),
       WAXWING_DISK_RESERVE_BYTES: '0',
       WAXWING_LOG_LEVEL: 'info,waxwing::server::http=debug',
+      ...this.settings,
     };
     const child = spawn(BINARY, [], {cwd: this.dir, env, stdio: ['ignore', 'pipe', 'pipe']});
     child.stdout.on('data', (data) => { this.#log += data; });

@@ -4,9 +4,8 @@ import assert from 'node:assert/strict';
 import {chromium} from 'playwright-core';
 
 export const SEEN_MS = 15_000;
-// QUIC stays on: WebTransport needs it. A script that a test has changed counts as one of the public web, which may not connect here
-// without being asked.
-const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-features=LocalNetworkAccessChecks'];
+// QUIC stays on: WebTransport needs it.
+const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 
 // Chromium as Debian ships it.
 export function launch() {

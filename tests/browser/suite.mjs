@@ -1,6 +1,7 @@
 // What people see, in real browsers, over a real edge. Run by tests/browser.rs, or: EDGE_BINARY=… node --test suite.mjs
 
 import assert from 'node:assert/strict';
+import {createSocket} from 'node:dgram';
 import {existsSync} from 'node:fs';
 import {mkdtemp, rm} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
@@ -160,25 +161,13 @@ describe('without being told how', () => {
     await ann.context.close();
   });
 
-  for (const [what, stub] of [
-    ['is never ready', 'class { ready = new Promise(() => {}); closed = new Promise(() => {}); close() {} }'],
-    ['is ready and then silent', `class {
-      ready = Promise.resolve();
-      closed = new Promise(() => {});
-      async createBidirectionalStream() { return {readable: new ReadableStream(), writable: new WritableStream()}; }
-      close() {}
-    }`],
-    ['does not exist', 'undefined'],
-  ]) {
-    test(`where WebTransport ${what}, WebSocket carries on`, async () => {
-      const context = await browser.newContext();
-      await context.route('**/worker.js*', async (route) => {
-        const response = await route.fetch();
-        // Of the body as it was sent, which is compressed.
-        const {'content-encoding': _encoding, 'content-length': _length, ...headers} = response.headers();
-        await route.fulfill({response, headers, body: `globalThis.WebTransport = ${stub};\n${await response.text()}`});
-      });
-      const ann = await Person.open(browser, edge.url, context);
+  test('where UDP does not get through, WebSocket carries on', async () => {
+    // It takes what comes, and says nothing.
+    const silent = createSocket('udp4');
+    await new Promise((resolve) => silent.bind(0, '127.0.0.1', resolve));
+    const walled = await Edge.start(join(dir, 'walled'), {WAXWING_PUBLIC_QUIC: `127.0.0.1:${silent.address().port}`});
+    try {
+      const ann = await Person.open(browser, walled.url);
       await ann.begin('Ann');
       await ann.isOnline('ws');
       await ann.createRoom('Staying');
@@ -186,9 +175,12 @@ describe('without being told how', () => {
       await ann.sees('hello', 'sent');
       await ann.isOnline('ws');
       await ann.isUnalarmed();
-      await context.close();
-    });
-  }
+      await ann.context.close();
+    } finally {
+      await walled.kill();
+      silent.close();
+    }
+  });
 
   test('a page connects, and a backup brings the person and the rooms to another browser', async () => {
     const ann = await Person.open(browser, edge.url);
