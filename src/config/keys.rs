@@ -204,7 +204,9 @@ pub(super) fn keys() -> Vec<Key> {
         ),
         secret(),
         path("token_secret_file", "a file of at least 32 bytes, random", |c| &mut c.token_secret_file),
-        number("shards", "a whole number from 0 (one for each core but one, which is left to the store) to 64", 0, |c| &mut c.shards),
+        number("shards", "a whole number from 0 (one for each core but one, which is left to the store) to 64", 0, |c| {
+            &mut c.shards
+        }),
         number("recent_total_bytes_max", "a whole number of bytes", 0, |c| &mut c.recent_total_bytes_max),
         number("disk_reserve_bytes", "a whole number of bytes", 0, |c| &mut c.disk_reserve_bytes),
         number("connections_max", "a whole number, 1 or more", 1, |c| &mut c.connections_max),
