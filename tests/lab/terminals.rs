@@ -42,16 +42,16 @@ impl Person {
             token: Bytes::new(),
         };
         let handle = Handle::start(&dir.join(name), options).unwrap();
-        let mut person = Self { handle, room: None, received: Vec::new(), sent: Vec::new(), transport: None };
+        let person = Self { handle, room: None, received: Vec::new(), sent: Vec::new(), transport: None };
         person.does(Command::Start { name: name.into() }).await;
         person
     }
 
-    async fn does(&mut self, command: Command) {
+    async fn does(&self, command: Command) {
         self.handle.commands.send(command).await.unwrap();
     }
 
-    async fn says(&mut self, text: &str) {
+    async fn says(&self, text: &str) {
         let room = self.room.as_ref().unwrap().id.clone();
         self.does(Command::Send { room, text: text.into() }).await;
     }
@@ -88,7 +88,7 @@ fn texts(who: &str, upto: usize) -> Vec<String> {
 }
 
 /// One says something, and the other sees it; how long that takes.
-async fn tell(from: &mut Person, to: &mut Person, who: &str) -> Duration {
+async fn tell(from: &Person, to: &mut Person, who: &str) -> Duration {
     let n = to.received.len();
     let since = Instant::now();
     from.says(&format!("{who} {n}")).await;

@@ -163,7 +163,7 @@ impl Writer {
     pub(in crate::transport) async fn close(self, code: CloseCode) {
         let queued = {
             let mut out = lock(&self.out);
-            let number = out.refusal.unwrap_or(code.websocket());
+            let number = out.refusal.unwrap_or_else(|| code.websocket());
             let queued = out.closed || out.put_close(number).is_ok();
             out.closed = true;
             queued
