@@ -1,7 +1,7 @@
 //! Clients that share no code with the product, written from `docs/protocol.md` and `tests/vectors` alone: npm's `ws` with node's own
 //! cryptography, and PyPI's `aioquic` with `cryptography`. What they cannot do, the document does not say well enough.
 #![cfg(all(feature = "server", feature = "client"))]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::unwrap_in_result, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 #[path = "../common/mod.rs"]
 mod common;
