@@ -57,13 +57,13 @@ pub struct Store {
     /// publishes are refused. Default 512 MiB.
     pub wal_bytes_max: u64,
     /// Bytes of memory of new messages at which they are brought into the history file; twice as much may be held. Default
-    /// 128 MiB.
+    /// 96 MiB.
     pub apply_bytes: u64,
 }
 
 impl Default for Store {
     fn default() -> Self {
-        Self { commit_wait_us: 0, cache_bytes: 64 << 20, wal_bytes_max: 512 << 20, apply_bytes: 128 << 20 }
+        Self { commit_wait_us: 0, cache_bytes: 64 << 20, wal_bytes_max: 512 << 20, apply_bytes: 96 << 20 }
     }
 }
 

@@ -76,7 +76,7 @@ pub struct Config {
     /// sync runs is the next batch.
     pub commit_wait_us: u32,
     /// Memory of logged writes, in bytes, at which they are applied to redb; twice as much may be held. The more of
-    /// a room is applied at once, the less each message costs. Default 128 MiB.
+    /// a room is applied at once, the less each message costs. Default 96 MiB.
     pub apply_bytes: usize,
     /// Milliseconds after which the oldest logged write is applied at the latest. Default 60,000.
     pub apply_after_ms: u32,
@@ -114,7 +114,7 @@ impl Default for Config {
             batch_requests_max: 8 << 10,
             batch_bytes_max: 4 << 20,
             commit_wait_us: 0,
-            apply_bytes: 128 << 20,
+            apply_bytes: 96 << 20,
             apply_after_ms: 60_000,
             apply_retry_ms: 1_000,
             slice_bytes: 16 << 20,

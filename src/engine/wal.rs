@@ -87,7 +87,8 @@ pub enum Entry {
         /// As it was made.
         meta: LogMeta,
     },
-    /// A record was appended to the life `log` of its room. Its chain value is not logged: a replayed one has zeroes.
+    /// A record was appended to the life `log` of its room. Its chain value is not logged: in
+    /// its place a replayed one has the SHA-256 of its envelope, from which who knows the value before it computes it.
     Append {
         /// The log's life.
         log: LogId,

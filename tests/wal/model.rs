@@ -5,7 +5,7 @@ use waxwing::{
     core::{
         chain,
         frame::LogKind,
-        id::{AccessKey, DeviceKey, Digest, LogId, ProducerId, RoomId},
+        id::{AccessKey, DeviceKey, LogId, ProducerId, RoomId},
         log::{Append, LogMeta, Producer},
     },
     engine::wal::{Config, Entry, Full, Lsn, OpenError, Wal},
@@ -41,7 +41,7 @@ pub(crate) fn append(room: RoomId, log: LogId, lsn: Lsn, envelope: Vec<u8>) -> E
     let append = Append {
         room,
         seq: lsn,
-        chain: Digest([0; 32]),
+        chain: chain::digest(&envelope),
         time_ms: 1_800_000_000_000 + lsn,
         producer: Producer { device: DeviceKey([3; 32]), id: ProducerId([4; 16]) },
         client_seq: lsn * 1000,

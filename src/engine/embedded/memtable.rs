@@ -245,7 +245,7 @@ impl Memtable {
     }
 
     /// Forgets the records of `room` up to the head of `stored`, which redb has, and computes the chain values of the
-    /// others. They were inserted one by one.
+    /// others from their digests. They were replayed, and so inserted one by one.
     pub(super) fn complete(&mut self, room: RoomId, stored: &LogState) {
         let Some(tail) = self.rooms.get_mut(&room) else { return };
         let kept = tail.after(stored.head).len();
@@ -254,9 +254,10 @@ impl Memtable {
         tail.envelope_bytes -= envelope_bytes as u64;
         let mut chain = stored.chain;
         for record in &mut tail.records {
-            chain = chain::next(room, chain, record.seq(), record.envelope());
             let logged = Arc::get_mut(&mut record.block).and_then(|block| block.records.first_mut());
-            logged.expect("a record that was inserted alone shares its block with nobody").chain = chain;
+            let logged = logged.expect("a record that was inserted alone shares its block with nobody");
+            chain = chain::next_hashed(room, chain, logged.seq, logged.chain);
+            logged.chain = chain;
         }
     }
 

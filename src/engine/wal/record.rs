@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Entry, Lsn};
 use crate::core::{
     chain,
-    id::{DeviceKey, Digest, LogId, ProducerId, RoomId},
+    id::{DeviceKey, LogId, ProducerId, RoomId},
     log::{Append, LogMeta, Producer},
 };
 
@@ -214,8 +214,9 @@ pub(super) fn encoded_len(entry: &Entry) -> usize {
     padded(HEAD_LEN + body)
 }
 
-/// Reads a body.
-pub(super) fn decode(body: &[u8]) -> Option<Entry> {
+/// Reads a body. An envelope shares its bytes.
+pub(super) fn decode(whole: &Bytes) -> Option<Entry> {
+    let body: &[u8] = whole;
     let (kind, mut rest) = body.split_first()?;
     match *kind {
         CREATE => {
@@ -227,15 +228,15 @@ pub(super) fn decode(body: &[u8]) -> Option<Entry> {
             let stated = if *kind == APPEND_ROOM { Some(take(&mut rest)?) } else { None };
             let log = LogId(take(&mut rest)?);
             let producer = Producer { device: DeviceKey(take(&mut rest)?), id: ProducerId(take(&mut rest)?) };
-            // Who replays knows the value before the first record, and computes those that follow.
-            let chain = Digest([0; 32]);
             let ((seq, client_seq, time_ms), envelope) = postcard::take_from_bytes(rest).ok()?;
             let room = match stated {
                 Some(room) => room,
                 None => envelope.get(ROOM_AT)?.try_into().ok()?,
             };
-            let hash = *chain::digest(envelope).0.first_chunk()?;
-            let envelope = Bytes::copy_from_slice(envelope);
+            // Who replays knows the value before the first record, and computes those that follow from the digests.
+            let chain = chain::digest(envelope);
+            let hash = *chain.0.first_chunk()?;
+            let envelope = whole.slice_ref(envelope);
             let append = Append { room: RoomId(room), seq, chain, time_ms, producer, client_seq, hash, envelope };
             Some(Entry::Append { log, append })
         }

@@ -5,6 +5,8 @@
 
 use std::ops::{Range, RangeInclusive};
 
+use bytes::Bytes;
+
 use super::{
     Entry, Lsn, OpenError,
     files::Files,
@@ -89,14 +91,13 @@ pub(super) fn replay(segments: &[Segment], applied: Lsn, mut each: impl FnMut(Ls
         return Err(OpenError::Gap { after: applied, found: oldest.header.base, segment: oldest.slot.name.clone() });
     };
     replayed.needed_from = needed_from;
-    let mut bytes = Vec::new();
     let mut following = segments.iter().skip(needed_from).peekable();
     while let Some(segment) = following.next() {
         let next = following.peek().map(|next| next.header);
         if next.is_some_and(|next| next.base == segment.header.base) {
             continue;
         }
-        read_segment(&segment.slot, &mut bytes)?;
+        let bytes = read_segment(&segment.slot)?;
         let scan = Scan {
             bytes: &bytes,
             key: segment.header.key(),
@@ -114,12 +115,14 @@ pub(super) fn replay(segments: &[Segment], applied: Lsn, mut each: impl FnMut(Ls
     Ok(replayed)
 }
 
-fn read_segment(slot: &Slot, bytes: &mut Vec<u8>) -> Result<(), OpenError> {
+/// The envelopes that are replayed share these bytes, so that none is copied.
+fn read_segment(slot: &Slot) -> Result<Bytes, OpenError> {
     if slot.len > SEGMENT_BYTES_MAX {
         return Err(OpenError::TooLarge { segment: slot.name.clone(), len: slot.len });
     }
-    bytes.resize(usize::try_from(slot.len).unwrap_or_default(), 0);
-    Ok(slot.file.read_at(bytes, 0)?)
+    let mut bytes = vec![0; usize::try_from(slot.len).unwrap_or_default()];
+    slot.file.read_at(&mut bytes, 0)?;
+    Ok(bytes.into())
 }
 
 /// Records that were durable and are not there.
@@ -161,7 +164,7 @@ struct Tail {
 
 /// One pass over a segment.
 struct Scan<'a> {
-    bytes: &'a [u8],
+    bytes: &'a Bytes,
     key: Key,
     base: Lsn,
     applied: Lsn,
@@ -188,7 +191,9 @@ impl<'a> Scan<'a> {
                 continue;
             };
             if record.lsn > self.applied {
-                let Some(entry) = record::decode(record.body) else { return Err(self.damage(at, tail.next, None)) };
+                let Some(entry) = record::decode(&self.bytes.slice_ref(record.body)) else {
+                    return Err(self.damage(at, tail.next, None));
+                };
                 each(record.lsn, entry);
             }
             if record.index == 0 || follows.is_none() {
