@@ -66,6 +66,8 @@ pub struct Metrics {
     pub key_exchanges: Family<KeyExchange, Counter>,
     /// Sessions that are logged in.
     pub sessions: Gauge,
+    /// Connections whose first frame came before their handshake was complete.
+    pub early: Counter,
     /// Logins by ticket that took one round trip.
     pub resumes: Counter,
     /// Those whose ticket was not accepted, and that were challenged.
@@ -123,6 +125,7 @@ impl Metrics {
             closes: Family::default(),
             key_exchanges: Family::default(),
             sessions: Gauge::default(),
+            early: Counter::default(),
             resumes: Counter::default(),
             resumes_challenged: Counter::default(),
             rooms: Gauge::default(),
@@ -158,6 +161,7 @@ impl Metrics {
         r.register("closes", "Connections ended, by close code", self.closes.clone());
         r.register("key_exchanges", "TLS handshakes by key exchange group", self.key_exchanges.clone());
         r.register("sessions", "Sessions logged in", self.sessions.clone());
+        r.register("early", "Connections that began with early data", self.early.clone());
         r.register("resumes", "Logins by ticket", self.resumes.clone());
         r.register("resumes_challenged", "Tickets that were not accepted", self.resumes_challenged.clone());
         r.register("rooms", "Rooms in memory", self.rooms.clone());

@@ -226,7 +226,10 @@ fn to_js(output: Output) -> JsValue {
             let value = value.map_or(JsValue::NULL, |value| Uint8Array::from(&value[..]).into());
             object("persist", &[("key", key.into()), ("value", value)])
         }
-        Output::Open { link, transport } => object("open", &[("link", link.0.into()), ("transport", transport.name().into())]),
+        // Browsers have no early data.
+        Output::Open { link, transport, .. } => {
+            object("open", &[("link", link.0.into()), ("transport", transport.name().into())])
+        }
         Output::Send { link, frame } => {
             object("send", &[("link", link.0.into()), ("bytes", Uint8Array::from(&frame[..]).into())])
         }

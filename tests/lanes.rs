@@ -38,7 +38,7 @@ use waxwing::{
         merge::{Merge, Origin},
     },
     server,
-    transport::{Kind, connect::connect_saying, discover::discover, quic, tls, trust},
+    transport::{Kind, connect, connect::connect_saying, discover::discover, quic, tls, trust},
 };
 
 const ROOM: RoomId = RoomId([7; 16]);
@@ -354,7 +354,12 @@ async fn who_comes_back_says_hello_in_the_first_packets() {
         if early {
             relay.hold().await;
         }
-        let mut client = Client::new(edge.connect_saying(&relay, Kind::Quic, &first).await, key(2));
+        let (connection, said) = edge.connect_saying(&relay, &first).await;
+        assert_eq!(said, early);
+        let mut client = Client::new(connection, key(2));
+        if !said {
+            client.writer.send(&first).await.unwrap();
+        }
         // When it comes back, the challenge arrives although the server has heard nothing of the client since its first packets.
         let ServerFrame::Challenge { nonce } = client.recv().await else { panic!("no challenge") };
         relay.release().await;
@@ -398,13 +403,16 @@ async fn of_early_data_only_the_first_frame_is_looked_at_before_the_handshake_is
     let target = common::server::through(&relay, &target);
     let frames = [Bytes::from_static(b"login"), Bytes::from_static(b"publish")];
 
-    let mut connection = connect_saying(&target, Kind::Quic, &frames).await.unwrap();
+    let (mut connection, said) = connect_saying(&target, &frames).await.unwrap();
+    assert!(!said, "the server is not known yet");
+    connection.writer.send(&frames).await.unwrap();
     assert_eq!(connection.reader.recv().await.unwrap().unwrap(), b"login\0\0"[..]);
     assert_eq!(connection.reader.recv().await.unwrap().unwrap(), b"publish\0\0"[..]);
     connection.writer.close(CloseCode::Normal).await;
 
     relay.hold().await;
-    let mut connection = connect_saying(&target, Kind::Quic, &frames).await.unwrap();
+    let (mut connection, said) = connect_saying(&target, &frames).await.unwrap();
+    assert!(said);
     assert_eq!(connection.reader.recv().await.unwrap().unwrap(), b"login\x01\0"[..], "early, and answered at once");
     released.store(true, Ordering::SeqCst);
     relay.release().await;
@@ -440,13 +448,15 @@ async fn under_load_newcomers_prove_their_address_first() {
     let mut strangers = Vec::new();
     // Up to a quarter of what one address may have, none has to prove anything.
     for target in [&behind, &target, &target] {
-        let mut stranger = connect_saying(target, Kind::Quic, &say).await.unwrap();
+        let mut stranger = connect(target, Kind::Quic).await.unwrap();
+        stranger.writer.send(&say).await.unwrap();
         stranger.reader.recv().await.unwrap().unwrap();
         strangers.push(stranger);
     }
     assert_eq!(relay.retries(), 0);
     let relay = Relay::start(running.addresses().tls[0], Path::default()).await;
-    let mut late = connect_saying(&common::server::through(&relay, &target), Kind::Quic, &say).await.unwrap();
+    let mut late = connect(&common::server::through(&relay, &target), Kind::Quic).await.unwrap();
+    late.writer.send(&say).await.unwrap();
     late.reader.recv().await.unwrap().unwrap();
     // More than once where the machine is slow and the first packet is sent again.
     assert!(relay.retries() > 0, "the fourth had to");

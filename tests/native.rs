@@ -91,6 +91,34 @@ async fn a_client_comes_up_over_each_transport_and_by_itself_over_the_best() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_over_quic_resumes_in_its_first_packets() {
+    let edge = Edge::start(Limits::default()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let profile = dir.path().join("profile");
+    let mut room = None;
+    for comings in 0..3 {
+        let mut handle = start(&profile, &edge, Choice::Only(Kind::Quic));
+        if room.is_none() {
+            handle.commands.send(Command::Start { name: "Ann".into() }).await.unwrap();
+            handle.commands.send(Command::CreateRoom { title: "T".into() }).await.unwrap();
+        }
+        let id = until(&mut handle, |event| match event {
+            Event::Room { room } => Some(room.id),
+            _ => None,
+        })
+        .await;
+        let room = &*room.get_or_insert(id);
+        // The session goes on behind it.
+        say(&mut handle, room, &format!("for the {comings}. time")).await;
+        handle.stop().await.unwrap();
+        assert_eq!(edge.metric("waxwing_early_total"), f64::from(comings));
+        assert_eq!(edge.metric("waxwing_resumes_total"), f64::from(comings), "and it is what came early");
+    }
+    assert_eq!(edge.metric("waxwing_resumes_challenged_total"), 0.0);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_is_told_that_the_server_stops() {
     let edge = Edge::start(Limits::default()).await;
     let dir = tempfile::tempdir().unwrap();

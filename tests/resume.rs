@@ -4,10 +4,13 @@
 
 mod common;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use common::{
     client::{Client, Seen, hello},
     device_of, key, proof,
+    relay::{Path, Relay},
     server::Edge,
     sign,
 };
@@ -145,6 +148,41 @@ async fn a_flight_that_was_overheard_is_worth_nothing() {
             assert_eq!(thief.closing().await.0, Some(CloseCode::Unauthenticated), "{kind}");
         }
     }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_raw_quic_a_resume_is_in_the_first_packets_of_who_comes_back() {
+    let edge = edge().await;
+    let path = Path { delay: Duration::from_millis(20), ..Path::default() };
+    let relay = Relay::start(edge.udp(), path).await;
+    let (_, left) = log_in(&edge, Kind::Memory, &key(2)).await;
+    for (nonce, early) in [(1, false), (2, true)] {
+        if early {
+            relay.hold().await;
+        }
+        let (resume, binding) = resume(&key(2), &left, None, nonce);
+        let (connection, said) = edge.connect_resuming(&relay, &resume).await;
+        assert_eq!(said, early, "only to a server that is known");
+        let mut client = Client::new(connection, key(2));
+        if !said {
+            client.send(&ClientFrame::Resume(resume)).await;
+        }
+        // When it comes back, it is welcome although the server has heard nothing of it since its first packets.
+        assert!(matches!(client.recv().await, ServerFrame::Welcome { .. }));
+        relay.release().await;
+        client.binding = binding;
+        client.enter_room(ROOM).await;
+        client.writer.close(CloseCode::Normal).await;
+    }
+    assert_eq!((edge.metric("waxwing_early_total"), edge.metric("waxwing_resumes_total")), (1.0, 2.0));
+    // Who says the same once more is challenged, and does not know the answer.
+    let (overheard, _) = resume(&key(2), &left, None, 2);
+    let (connection, said) = edge.connect_resuming(&relay, &overheard).await;
+    assert!(said);
+    let mut thief = Client::new(connection, key(3));
+    assert!(matches!(thief.recv().await, ServerFrame::Challenge { .. }));
+    assert_eq!(edge.metric("waxwing_resumes_total"), 2.0);
     edge.stop().await;
 }
 

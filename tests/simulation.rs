@@ -212,7 +212,7 @@ impl Device {
             match output {
                 Output::Persist { key, value: Some(value) } => drop(self.stored.insert(key, value)),
                 Output::Persist { key, value: None } => drop(self.stored.remove(&key)),
-                Output::Open { link, transport } => drop(self.links.insert(link, Pipe::new(transport))),
+                Output::Open { link, transport, .. } => drop(self.links.insert(link, Pipe::new(transport))),
                 Output::Send { link, frame } => {
                     let open = self.links.get_mut(&link).filter(|pipe| !pipe.closed && pipe.end.is_some());
                     open.into_iter().for_each(|pipe| pipe.to_server.push_back(frame.clone()));

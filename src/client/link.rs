@@ -85,6 +85,21 @@ impl Caller<'_> {
             agent: concat!("waxwing/", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }
+
+    /// A resume with a fresh nonce, and the binding that it makes.
+    fn resume(
+        &self,
+        record: &TicketRecord,
+        exporter: Option<&[u8; 32]>,
+        now_ms: u64,
+        rng: &mut ClientRandom,
+    ) -> (Resume, Digest) {
+        let hello = self.hello(exporter.is_some(), rng);
+        let time_ms = now_ms.saturating_add_signed(record.ahead_ms);
+        let message = login::resume_message(&hello, time_ms, &record.ticket, exporter);
+        let signature = self.identity.sign(&message);
+        (Resume { hello, time_ms, ticket: record.ticket.clone(), signature }, login::binding(&message))
+    }
 }
 
 /// What an earlier login left for the next one.
@@ -127,7 +142,9 @@ pub(super) struct Link {
 
 #[derive(Debug)]
 enum Stage {
-    Opening,
+    Opening {
+        early: Option<Early>,
+    },
     /// A hello was sent.
     Greeted {
         hello: Box<Hello>,
@@ -151,6 +168,15 @@ enum Stage {
     },
 }
 
+/// A resume that the shell may say while it opens the link.
+#[derive(Debug)]
+struct Early {
+    hello: Box<Hello>,
+    binding: Digest,
+    /// Bytes of its frame.
+    len: usize,
+}
+
 /// How a link is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Health {
@@ -168,7 +194,7 @@ impl Link {
         Self {
             id,
             transport,
-            stage: Stage::Opening,
+            stage: Stage::Opening { early: None },
             until_ms: now_ms + OPEN_MAX_MS,
             heard_ms: now_ms,
             pinged_ms: now_ms,
@@ -179,7 +205,7 @@ impl Link {
     }
 
     pub(super) const fn is_opening(&self) -> bool {
-        matches!(self.stage, Stage::Opening)
+        matches!(self.stage, Stage::Opening { .. })
     }
 
     pub(super) const fn is_resuming(&self) -> bool {
@@ -211,28 +237,50 @@ impl Link {
         }
     }
 
-    /// It is connected. Returns the first frame: a resume if there is a ticket, else a hello.
+    /// What may be said while it is being opened, where the transport has early data: a resume, because it is accepted once and a
+    /// replay of it is worth nothing. There is no exporter yet that it could sign.
+    pub(super) fn early(&mut self, ticket: Option<&TicketRecord>, turn: &mut Turn<'_>) -> Option<Box<Resume>> {
+        if self.transport != Transport::Quic {
+            return None;
+        }
+        let (resume, binding) = turn.caller?.resume(ticket?, None, turn.now_ms, turn.rng);
+        let len = ClientFrame::Resume(resume.clone()).encode().len();
+        self.stage = Stage::Opening { early: Some(Early { hello: Box::new(resume.hello.clone()), binding, len }) };
+        Some(Box::new(resume))
+    }
+
+    /// It is connected. Returns the first frame: a resume if there is a ticket, else a hello. `None` without anybody to log in.
     pub(super) fn opened(
         &mut self,
         exporter: Option<[u8; 32]>,
         ticket: Option<&TicketRecord>,
-        caller: Caller<'_>,
         turn: &mut Turn<'_>,
-    ) -> Bytes {
-        self.heard(turn.now_ms);
-        self.until_ms = turn.now_ms + LOGIN_MAX_MS;
-        let hello = caller.hello(exporter.is_some(), turn.rng);
-        let Some(TicketRecord { ticket, ahead_ms, .. }) = ticket else {
+    ) -> Option<Bytes> {
+        let caller = turn.caller?;
+        self.connected(turn.now_ms);
+        let Some(ticket) = ticket else {
+            let hello = caller.hello(exporter.is_some(), turn.rng);
             let frame = ClientFrame::Hello(hello.clone()).encode();
             self.stage = Stage::Greeted { hello: Box::new(hello), exporter };
-            return frame;
+            return Some(frame);
         };
-        let time_ms = turn.now_ms.saturating_add_signed(*ahead_ms);
-        let message = login::resume_message(&hello, time_ms, ticket, exporter.as_ref());
-        let signature = caller.identity.sign(&message);
-        let frame = ClientFrame::Resume(Resume { hello: hello.clone(), time_ms, ticket: ticket.clone(), signature }).encode();
-        self.stage = Stage::Resuming { hello: Box::new(hello), exporter, binding: login::binding(&message) };
-        frame
+        let (resume, binding) = caller.resume(ticket, exporter.as_ref(), turn.now_ms, turn.rng);
+        self.stage = Stage::Resuming { hello: Box::new(resume.hello.clone()), exporter, binding };
+        Some(ClientFrame::Resume(resume).encode())
+    }
+
+    /// It is connected, and the early resume was said. Returns the bytes of that; `None` when there was none.
+    pub(super) fn opened_resuming(&mut self, now_ms: u64) -> Option<usize> {
+        let Stage::Opening { early } = &mut self.stage else { return None };
+        let Early { hello, binding, len } = early.take()?;
+        self.stage = Stage::Resuming { hello, exporter: None, binding };
+        self.connected(now_ms);
+        Some(len)
+    }
+
+    const fn connected(&mut self, now_ms: u64) {
+        self.heard(now_ms);
+        self.until_ms = now_ms + LOGIN_MAX_MS;
     }
 
     /// Signs a challenge. `None` when none was due.

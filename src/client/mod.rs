@@ -34,7 +34,7 @@ use self::{
 };
 use crate::{
     core::{
-        frame::{ClientFrame, DecodeError, ServerFrame, take_delimited},
+        frame::{ClientFrame, DecodeError, Resume, ServerFrame, take_delimited},
         id::RoomId,
     },
     seal::identity::Identity,
@@ -65,6 +65,9 @@ pub enum Output {
         link: LinkId,
         /// What is to carry it.
         transport: Transport,
+        /// What may be said while it is opened, in packets that somebody may repeat (TLS 1.3 early data). Call `opened_resuming`
+        /// instead of `opened` if the server took it so; else it must not be said at all.
+        early: Option<Box<Resume>>,
     },
     /// Send this frame (without its length) over this link, if it is still there.
     Send {
@@ -92,7 +95,7 @@ impl core::fmt::Debug for Output {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Persist { key, .. } => write!(f, "Persist({key})"),
-            Self::Open { link, transport } => write!(f, "Open({}, {})", link.0, transport.name()),
+            Self::Open { link, transport, .. } => write!(f, "Open({}, {})", link.0, transport.name()),
             Self::Send { link, frame } => write!(f, "Send({}, {} bytes)", link.0, frame.len()),
             Self::Close { link } => write!(f, "Close({})", link.0),
             Self::Event(_) => f.write_str("Event"),
@@ -251,10 +254,15 @@ impl Client {
 
     /// A link is open. `exporter` is the TLS exporter with [`crate::core::login::EXPORTER_LABEL`], where the platform has one.
     pub fn opened(&mut self, link: LinkId, exporter: Option<[u8; 32]>, now_ms: u64) {
-        let Some(me) = &self.me else { return self.outputs.push_back(Output::Close { link }) };
-        let caller = Caller { authority: &self.authority, token: &self.token, identity: &me.identity };
-        let mut turn = Turn { now_ms, rng: &mut self.rng, outputs: &mut self.outputs };
-        let change = self.wire.opened(link, exporter, caller, &mut turn);
+        let (wire, mut turn) = self.wire(now_ms);
+        let change = wire.opened(link, exporter, &mut turn);
+        self.changed(change, now_ms);
+    }
+
+    /// A link is open, and the server has taken the resume that came with [`Output::Open`] as early data.
+    pub fn opened_resuming(&mut self, link: LinkId, now_ms: u64) {
+        let (wire, mut turn) = self.wire(now_ms);
+        let change = wire.opened_resuming(link, &mut turn);
         self.changed(change, now_ms);
     }
 
@@ -267,8 +275,9 @@ impl Client {
 
     /// The links, and what an input of theirs comes with.
     fn wire(&mut self, now_ms: u64) -> (&mut Wire, Turn<'_>) {
-        let Self { wire, rng, outputs, .. } = self;
-        (wire, Turn { now_ms, rng, outputs })
+        let Self { wire, rng, outputs, me, authority, token, .. } = self;
+        let caller = me.as_ref().map(|me| Caller { authority, token, identity: &me.identity });
+        (wire, Turn { now_ms, rng, outputs, caller })
     }
 
     fn connect(&mut self, now_ms: u64) {

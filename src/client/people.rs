@@ -1,7 +1,7 @@
 //! The person at this device: identity, backup, the device's own inbox, and the person's other devices.
 
 use super::{
-    Change, Client, LinkId, Me, Turn,
+    Change, Client, LinkId, Me,
     outbox::{Outbox, Settled},
     records::{BackupRecord, IdentityRecord, OutRecord, encode},
     view::{self, Event, Level},
@@ -143,10 +143,10 @@ impl Client {
     }
 
     fn handle_link(&mut self, link: LinkId, frame: ServerFrame, now_ms: u64) {
-        let Self { me: Some(me), wire, rng, outputs, .. } = self else { return };
-        let turn = &mut Turn { now_ms, rng, outputs };
+        let (wire, mut turn) = self.wire(now_ms);
+        let turn = &mut turn;
         let change = match frame {
-            ServerFrame::Challenge { nonce } => wire.challenged(link, nonce, &me.identity, turn),
+            ServerFrame::Challenge { nonce } => wire.challenged(link, nonce, turn),
             ServerFrame::Welcome { ticket, limits, time_ms, .. } => wire.welcomed(link, ticket, &limits, time_ms, turn),
             ServerFrame::Pong { token } => wire.echoed(link, token, turn),
             ServerFrame::Closing { code, retry_after_ms } => wire.closing(link, code, retry_after_ms, turn),

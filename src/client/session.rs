@@ -16,14 +16,11 @@ use super::{
     records::{TICKET_KEY, encode},
     view::{ConnectionState, Event},
 };
-use crate::{
-    core::{
-        close::CloseCode,
-        frame::ClientFrame,
-        id::{Digest, Nonce, UnixMillis},
-        limits::Limits,
-    },
-    seal::identity::Identity,
+use crate::core::{
+    close::CloseCode,
+    frame::ClientFrame,
+    id::{Digest, Nonce, UnixMillis},
+    limits::Limits,
 };
 
 /// How long WebTransport is tried alone, where it was good before.
@@ -52,6 +49,8 @@ pub(super) struct Turn<'a> {
     pub(super) now_ms: u64,
     pub(super) rng: &'a mut ClientRandom,
     pub(super) outputs: &'a mut VecDeque<Output>,
+    /// Who logs in, where somebody is there.
+    pub(super) caller: Option<Caller<'a>>,
 }
 
 impl Turn<'_> {
@@ -204,37 +203,53 @@ impl Wire {
     }
 
     fn open(&mut self, transport: Transport, turn: &mut Turn<'_>) {
-        let link = LinkId(self.next_link);
+        let id = LinkId(self.next_link);
         self.next_link += 1;
-        self.links.push(Link::new(link, transport, turn.now_ms));
-        turn.outputs.push_back(Output::Open { link, transport });
+        let mut link = Link::new(id, transport, turn.now_ms);
+        let early = link.early(self.ticket.as_ref(), turn);
+        self.links.push(link);
+        turn.outputs.push_back(Output::Open { link: id, transport, early });
     }
 
-    /// A link is connected: log in. Where nothing carries the session yet and there is a ticket, the session begins at once.
-    pub(super) fn opened(&mut self, id: LinkId, exporter: Option<[u8; 32]>, caller: Caller<'_>, turn: &mut Turn<'_>) -> Change {
-        let Some(link) = self.links.iter_mut().find(|link| link.id == id && link.is_opening()) else {
+    /// A link is connected: log in.
+    pub(super) fn opened(&mut self, id: LinkId, exporter: Option<[u8; 32]>, turn: &mut Turn<'_>) -> Change {
+        let link = self.links.iter_mut().find(|link| link.id == id && link.is_opening());
+        let Some(first) = link.and_then(|link| link.opened(exporter, self.ticket.as_ref(), turn)) else {
             turn.outputs.push_back(Output::Close { link: id });
             return Change::None;
         };
-        let first = link.opened(exporter, self.ticket.as_ref(), caller, turn);
-        let spent = FIRST_FLIGHT_RESERVE + first.len() + DELIMITER_MAX;
+        let said = first.len();
         turn.send(id, first);
-        if !link.is_resuming() {
+        self.begin(id, said, turn)
+    }
+
+    /// A link is connected, and the resume that came with [`Output::Open`] was said.
+    pub(super) fn opened_resuming(&mut self, id: LinkId, turn: &mut Turn<'_>) -> Change {
+        let Some(said) = self.link_mut(id).and_then(|link| link.opened_resuming(turn.now_ms)) else {
+            turn.outputs.push_back(Output::Close { link: id });
             return Change::None;
-        }
+        };
+        self.begin(id, said, turn)
+    }
+
+    /// The first frame, of so many bytes, was said over a link. If it was a resume, and nothing carries the session yet, the session
+    /// begins at once.
+    fn begin(&mut self, id: LinkId, said: usize, turn: &mut Turn<'_>) -> Change {
+        let Some(link) = self.links.iter_mut().find(|link| link.id == id && link.is_resuming()) else { return Change::None };
         if self.carrier.is_some() {
             let ping = link.ping(turn.now_ms);
             turn.send(id, ping);
             return Change::None;
         }
         let max = self.ticket.as_ref().map_or(0, |ticket| ticket.first_flight_max as usize);
-        self.budget = max.saturating_sub(spent);
+        self.budget = max.saturating_sub(FIRST_FLIGHT_RESERVE + said + DELIMITER_MAX);
         self.carrier = Some(id);
         Change::Attached
     }
 
-    pub(super) fn challenged(&mut self, id: LinkId, nonce: Nonce, identity: &Identity, turn: &mut Turn<'_>) -> Change {
-        let answer = self.link_mut(id).and_then(|link| link.challenged(nonce, identity));
+    pub(super) fn challenged(&mut self, id: LinkId, nonce: Nonce, turn: &mut Turn<'_>) -> Change {
+        let caller = turn.caller;
+        let answer = self.link_mut(id).and_then(|link| link.challenged(nonce, caller?.identity));
         let Some(frame) = answer else { return self.give_up(id, "a challenge that nobody waited for", turn) };
         turn.send(id, frame);
         if self.carrier != Some(id) {

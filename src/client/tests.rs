@@ -1,245 +1,18 @@
 //! The client's links against the server's session, on a virtual clock: who carries the session, and when it moves.
 #![allow(clippy::unwrap_in_result, reason = "a test's helpers fail like its tests")]
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
-};
+mod world;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::world::{QUIC, Rng, WS, WT, World};
 use super::{view::ConnectionState, *};
 use crate::core::{
     close::CloseCode,
-    frame::{Hello, Resume},
-    id::{DeviceKey, Digest, Nonce},
+    id::Nonce,
     limits::Limits,
-    session::{Admission, Session, Setup, Step},
+    session::{Session, Setup},
 };
-
-const WS: Transport = Transport::WebSocket;
-const WT: Transport = Transport::WebTransport;
-/// When everything begins.
-const START_MS: u64 = 1_000_000;
-
-/// Deterministic randomness (SplitMix64).
-struct Rng(u64);
-
-impl Rng {
-    fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z ^ (z >> 31)
-    }
-}
-
-impl rand_core::TryRng for Rng {
-    type Error = Infallible;
-    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
-        Ok(u32::try_from(self.word() >> 32).unwrap())
-    }
-    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
-        Ok(self.word())
-    }
-    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
-        bytes.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&self.word().to_le_bytes()[..chunk.len()]));
-        Ok(())
-    }
-}
-
-impl rand_core::TryCryptoRng for Rng {}
-
-/// A server that gives tickets, and may have forgotten them.
-struct Edge {
-    forgotten: bool,
-}
-
-impl Admission for Edge {
-    fn admit(&self, _: &Hello, _: u64) -> Result<(), CloseCode> {
-        Ok(())
-    }
-
-    fn ticket(&self, _: &DeviceKey, _: u64) -> Bytes {
-        Bytes::from_static(&[9; 40])
-    }
-
-    fn recognises(&self, resume: &Resume, now_ms: u64) -> bool {
-        assert!(resume.time_ms.abs_diff(now_ms) < 10, "the client knows the server's clock");
-        !self.forgotten
-    }
-
-    fn is_first(&self, _: Digest, _: u64) -> bool {
-        true
-    }
-}
-
-struct World {
-    client: Client,
-    now_ms: u64,
-    edge: Edge,
-    sessions: BTreeMap<LinkId, (Transport, Session)>,
-    /// Links of these are not opened, and nobody is told.
-    hang: BTreeSet<Transport>,
-    /// Over these nothing gets through.
-    dead: BTreeSet<Transport>,
-    /// Over these pings are not answered.
-    mute: BTreeSet<Transport>,
-    timer_ms: Option<u64>,
-    stored: BTreeMap<String, Vec<u8>>,
-    /// What the person saw of the connection.
-    seen: Vec<(ConnectionState, Option<String>)>,
-    /// Links asked for.
-    opens: Vec<(u64, Transport)>,
-    /// Frames that arrived, by link.
-    arrived: Vec<(LinkId, ClientFrame)>,
-}
-
-impl World {
-    fn new(seed: u64) -> Self {
-        Self::with(Client::new("http://localhost:8433", Bytes::new(), Box::new(Rng(seed))))
-    }
-
-    fn with(client: Client) -> Self {
-        Self {
-            client,
-            now_ms: START_MS,
-            edge: Edge { forgotten: false },
-            sessions: BTreeMap::new(),
-            hang: BTreeSet::new(),
-            dead: BTreeSet::new(),
-            mute: BTreeSet::new(),
-            timer_ms: None,
-            stored: BTreeMap::new(),
-            seen: Vec::new(),
-            opens: Vec::new(),
-            arrived: Vec::new(),
-        }
-    }
-
-    fn begin(&mut self) {
-        self.client.start(self.now_ms);
-        self.client.command(Command::Start { name: "Ann".into() }, self.now_ms);
-        self.settle();
-    }
-
-    /// A client that is logged in over this transport and has a ticket.
-    fn online(seed: u64, transport: Transport) -> Self {
-        let mut world = Self::new(seed);
-        if transport == WS {
-            world.hang.insert(WT);
-        }
-        world.begin();
-        assert_eq!(world.over(), Some(transport.name()));
-        world
-    }
-
-    /// One that uses WebSocket only.
-    fn only_websocket(seed: u64) -> Self {
-        let mut world = Self::new(seed);
-        world.client.choose(Choice::Only(WS));
-        world.begin();
-        assert_eq!(world.over(), Some("ws"));
-        world
-    }
-
-    /// Carries everything out until nothing happens any more.
-    fn settle(&mut self) {
-        while let Some(output) = self.client.poll() {
-            match output {
-                Output::Persist { key, value: Some(value) } => drop(self.stored.insert(key, value)),
-                Output::Persist { key, value: None } => drop(self.stored.remove(&key)),
-                Output::Open { link, transport } => {
-                    self.opens.push((self.now_ms, transport));
-                    if !self.hang.contains(&transport) && !self.dead.contains(&transport) {
-                        self.open(link, transport);
-                    }
-                }
-                Output::Send { link, frame } => self.serve(link, &frame),
-                Output::Close { link } => drop(self.sessions.remove(&link)),
-                Output::Timer { at_ms } => self.timer_ms = Some(at_ms),
-                Output::Event(Event::Connection { state, transport, .. }) => self.seen.push((state, transport)),
-                Output::Event(_) => {}
-            }
-        }
-    }
-
-    fn open(&mut self, link: LinkId, transport: Transport) {
-        let setup = Setup { limits: Limits::default(), nonce: Nonce([5; 32]), exporter: Some([6; 32]), agent: String::new() };
-        self.sessions.insert(link, (transport, Session::new(setup, 0)));
-        self.client.opened(link, Some([6; 32]), self.now_ms);
-    }
-
-    fn serve(&mut self, link: LinkId, frame: &[u8]) {
-        let Some((transport, session)) = self.sessions.get_mut(&link) else { return };
-        if self.dead.contains(transport) {
-            return;
-        }
-        let mute = self.mute.contains(transport);
-        let frame = ClientFrame::decode(frame).unwrap();
-        self.arrived.push((link, frame.clone()));
-        match session.handle(frame, self.now_ms, self.now_ms, &self.edge).unwrap() {
-            Step::Send(ServerFrame::Pong { .. }) if mute => {}
-            Step::Send(frame) | Step::Open(frame) => self.client.received_frame(link, &frame.encode(), self.now_ms),
-            Step::Route(_) | Step::Nothing | Step::Goodbye => {}
-        }
-    }
-
-    /// Time passes as for a shell: the client is called at the times that it named.
-    fn pass(&mut self, ms: u64) {
-        let until_ms = self.now_ms + ms;
-        for turn in 0.. {
-            assert!(turn < 100_000, "the client asks for the same time again and again");
-            let Some(at_ms) = self.timer_ms.filter(|at_ms| *at_ms <= until_ms) else { break };
-            self.now_ms = self.now_ms.max(at_ms);
-            self.timer_ms = None;
-            self.client.tick(self.now_ms);
-            self.settle();
-        }
-        self.now_ms = until_ms;
-    }
-
-    fn link(&self, transport: Transport) -> LinkId {
-        *self.sessions.iter().find(|(_, (kind, _))| *kind == transport).unwrap().0
-    }
-
-    fn lose(&mut self, transport: Transport) {
-        let link = self.link(transport);
-        self.sessions.remove(&link);
-        self.client.lost(link, "cut", self.now_ms);
-        self.settle();
-    }
-
-    /// The server says goodbye over a link.
-    fn is_closed(&mut self, transport: Transport, code: CloseCode, retry_after_ms: u32) {
-        let link = self.link(transport);
-        let closing = ServerFrame::Closing { code, retry_after_ms };
-        self.client.received_frame(link, &closing.encode(), self.now_ms);
-        self.settle();
-    }
-
-    fn wake(&mut self) {
-        self.client.wake(self.now_ms);
-        self.settle();
-    }
-
-    /// What carries the session, as the person sees it.
-    fn over(&self) -> Option<&str> {
-        let (state, transport) = self.seen.last()?;
-        transport.as_deref().filter(|_| *state == ConnectionState::Online)
-    }
-
-    fn is_offline(&self) -> bool {
-        self.seen.last().is_some_and(|(state, _)| *state == ConnectionState::Offline)
-    }
-
-    /// How often everything was begun.
-    fn beginnings(&self) -> usize {
-        self.arrived.iter().filter(|(_, frame)| matches!(frame, ClientFrame::Create { .. })).count()
-    }
-
-    fn opened(&self, transport: Transport) -> usize {
-        self.opens.iter().filter(|(_, kind)| *kind == transport).count()
-    }
-}
 
 #[test]
 fn websocket_answers_first_and_webtransport_takes_over_once_it_echoes() {
@@ -539,6 +312,59 @@ fn another_network_gets_another_chance() {
     assert_eq!((world.opened(WT), world.over()), (tried + 1, Some("wt")));
 }
 
+/// A client that uses one transport, and comes back with what an earlier one left.
+fn back_over(transport: Transport, stored: &BTreeMap<String, Vec<u8>>) -> World {
+    let mut client = Client::new("http://localhost:8433", Bytes::new(), Box::new(Rng(99)));
+    client.choose(Choice::Only(transport));
+    for (key, value) in stored {
+        client.load(key, value).unwrap();
+    }
+    World::with(client)
+}
+
+#[test]
+fn only_a_resume_is_said_early_and_only_over_quic() {
+    let mut first = back_over(QUIC, &BTreeMap::new());
+    first.begin();
+    assert_eq!((first.over(), &first.earlies[..]), (Some("quic"), &[(QUIC, None)][..]), "a hello waits for the handshake");
+    for transport in [WS, WT] {
+        let mut back = back_over(transport, &first.stored);
+        back.client.start(back.now_ms);
+        back.settle();
+        assert_eq!((back.over(), &back.earlies[..]), (Some(transport.name()), &[(transport, None)][..]));
+    }
+    for (taken, forgotten) in [(true, false), (true, true), (false, false), (false, true)] {
+        let mut back = back_over(QUIC, &first.stored);
+        back.edge.early = taken;
+        back.edge.forgotten = forgotten;
+        back.client.start(back.now_ms);
+        back.settle();
+        assert_eq!(back.over(), Some("quic"), "taken: {taken}, ticket forgotten: {forgotten}");
+        let [(QUIC, Some(early))] = &back.earlies[..] else { panic!("{:?}", back.earlies) };
+        assert!(!early.hello.exporter, "there is none yet");
+        let frames: Vec<_> = back.arrived.iter().map(|(_, frame)| frame).collect();
+        let resumes: Vec<_> = frames.iter().filter(|frame| matches!(frame, ClientFrame::Resume(_))).collect();
+        let [ClientFrame::Resume(resume)] = resumes[..] else { panic!("one resume: {frames:?}") };
+        // What was not taken was not said: another one signs the exporter that there is now.
+        assert_eq!((resume == early, resume.hello.exporter, resume.hello.nonce == early.hello.nonce), (taken, !taken, taken));
+        assert!(matches!(frames[0], ClientFrame::Resume(_)), "{frames:?}");
+        let challenged = frames.iter().any(|frame| matches!(frame, ClientFrame::Authenticate { .. }));
+        assert_eq!((challenged, back.beginnings()), (forgotten, 1 + usize::from(forgotten)), "the session begins behind it");
+    }
+}
+
+#[test]
+fn a_link_that_said_nothing_early_is_not_taken_for_one_that_resumes() {
+    let mut world = back_over(QUIC, &BTreeMap::new());
+    world.hang.insert(QUIC);
+    world.begin();
+    let link = world.client.wire.opening(QUIC);
+    world.client.opened_resuming(link, world.now_ms);
+    assert_eq!(world.client.poll(), Some(Output::Close { link }));
+    world.client.opened_resuming(LinkId(77), world.now_ms);
+    assert_eq!(world.client.poll(), Some(Output::Close { link: LinkId(77) }));
+}
+
 #[test]
 fn a_resume_is_one_flight_within_what_strangers_may_send() {
     let mut world = World::online(11, WS);
@@ -553,12 +379,7 @@ fn a_resume_is_one_flight_within_what_strangers_may_send() {
     world.settle();
     // Another process of the same device.
     for forgotten in [false, true] {
-        let mut client = Client::new("http://localhost:8433", Bytes::new(), Box::new(Rng(99)));
-        client.choose(Choice::Only(WS));
-        for (key, value) in &world.stored {
-            client.load(key, value).unwrap();
-        }
-        let mut again = World::with(client);
+        let mut again = back_over(WS, &world.stored);
         again.edge.forgotten = forgotten;
         again.now_ms = world.now_ms + 5;
         again.hang.insert(WS);

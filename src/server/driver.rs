@@ -75,6 +75,7 @@ pub fn drive(connection: Connection, permit: admission::Permit, shared: Arc<Shar
     let Connection { info, reader, writer } = connection;
     let home = Home::here().expect("connections are served on a home");
     let _place = home.place();
+    shared.metrics.early.inc_by(reader.is_early().into());
     let wire = Wire { reader, permit, used: 0 };
     let setup = Setup {
         limits: shared.config.limits.clone(),

@@ -16,7 +16,10 @@ use super::{
     websocket::{self, Role, Socket},
     webtransport,
 };
-use crate::core::{frame::ALPN, lane};
+use crate::core::{
+    frame::{ALPN, ClientFrame, Resume},
+    lane,
+};
 
 /// Bytes of a server's frame at most, until the welcome tells the limits.
 const FRAME_MAX: u32 = 256 << 10;
@@ -137,18 +140,29 @@ pub enum ConnectError {
 /// # Errors
 /// [`ConnectError`]
 pub async fn connect(target: &Target, kind: Kind) -> Result<Connection, ConnectError> {
-    connect_with(target, kind, Lanes::Client, &[]).await
+    connect_with(target, kind, Lanes::Client).await
 }
 
-/// The same, and says `first`: on raw QUIC in its first packets, if the server is known from an earlier connection and takes it.
+/// Opens a raw QUIC connection with `resume` in its first packets (early data, RFC 8446 §2.3), if the server is known from an earlier
+/// connection and takes it. Returns whether it did; if not, nothing was said.
 ///
-/// Whoever sees those packets can repeat them, so `first` must be a login and nothing else: a hello, or a resume. There is no TLS
-/// exporter yet when it is said, and none may be signed in it.
+/// Whoever sees those packets can repeat them. So nothing can be said in them but a resume, which a server accepts once. It must not
+/// sign a TLS exporter, because there is none yet.
 ///
 /// # Errors
 /// [`ConnectError`]
-pub async fn connect_saying(target: &Target, kind: Kind, first: &[Bytes]) -> Result<Connection, ConnectError> {
-    connect_with(target, kind, Lanes::Client, first).await
+pub async fn connect_resuming(target: &Target, resume: &Resume) -> Result<(Connection, bool), ConnectError> {
+    let early = [ClientFrame::Resume(resume.clone()).encode()];
+    in_time(connect_quic(target, Lanes::Client, &early)).await
+}
+
+/// As [`connect_resuming`], with anything, as a client that breaks the rules could.
+///
+/// # Errors
+/// [`ConnectError`]
+#[cfg(feature = "test-utils")]
+pub async fn connect_saying(target: &Target, early: &[Bytes]) -> Result<(Connection, bool), ConnectError> {
+    in_time(connect_quic(target, Lanes::Client, early)).await
 }
 
 /// The same, with everything on one stream: as clients do that do not know lanes.
@@ -156,20 +170,22 @@ pub async fn connect_saying(target: &Target, kind: Kind, first: &[Bytes]) -> Res
 /// # Errors
 /// [`ConnectError`]
 pub async fn connect_single(target: &Target, kind: Kind) -> Result<Connection, ConnectError> {
-    connect_with(target, kind, Lanes::None, &[]).await
+    connect_with(target, kind, Lanes::None).await
 }
 
-async fn connect_with(target: &Target, kind: Kind, lanes: Lanes, first: &[Bytes]) -> Result<Connection, ConnectError> {
-    let attempt = async {
-        let mut connection = match kind {
-            Kind::WebSocket => Box::pin(connect_websocket(target)).await?,
-            Kind::WebTransport => Box::pin(connect_webtransport(target, lanes)).await?,
-            Kind::Quic => return Box::pin(connect_quic(target, lanes, first)).await,
-            Kind::Memory => return Err(ConnectError::NotOffered(kind)),
-        };
-        connection.writer.send(first).await?;
-        Ok(connection)
-    };
+async fn connect_with(target: &Target, kind: Kind, lanes: Lanes) -> Result<Connection, ConnectError> {
+    in_time(async {
+        match kind {
+            Kind::WebSocket => Box::pin(connect_websocket(target)).await,
+            Kind::WebTransport => Box::pin(connect_webtransport(target, lanes)).await,
+            Kind::Quic => Ok(Box::pin(connect_quic(target, lanes, &[])).await?.0),
+            Kind::Memory => Err(ConnectError::NotOffered(kind)),
+        }
+    })
+    .await
+}
+
+async fn in_time<T>(attempt: impl Future<Output = Result<T, ConnectError>>) -> Result<T, ConnectError> {
     tokio::time::timeout(TIMEOUT, attempt).await.unwrap_or(Err(ConnectError::TimedOut))
 }
 
@@ -212,26 +228,28 @@ fn unspecified(address: &SocketAddr) -> SocketAddr {
     if address.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() }
 }
 
-async fn connect_quic(target: &Target, lanes: Lanes, first: &[Bytes]) -> Result<Connection, ConnectError> {
+/// Returns whether the early frames were said.
+async fn connect_quic(target: &Target, lanes: Lanes, early: &[Bytes]) -> Result<(Connection, bool), ConnectError> {
     let dial = target.quic.as_ref().ok_or(ConnectError::NotOffered(Kind::Quic))?;
     let alpn: &[&[u8]] = if lanes == Lanes::None { &[ALPN] } else { &[lane::ALPN, ALPN] };
     let config = quic::client::config(&target.quic_trust, alpn, &dial.host, dial.port)?;
     let mut failure = ConnectError::TimedOut;
     for address in dial.resolve().await? {
         let endpoint = quinn::Endpoint::client(unspecified(&address))?;
-        let (connection, send, receive) = match quic::client::open(&endpoint, config.clone(), address, &dial.host, first).await {
+        let opened = match quic::client::open(&endpoint, config.clone(), address, &dial.host, early).await {
             Ok(opened) => opened,
             Err(error) => {
                 failure = error;
                 continue;
             }
         };
+        let quic::client::Opened { connection, stream, said } = opened;
         let exporter = quic::exporter(&connection);
         let info = Info { kind: Kind::Quic, remote: address, exporter, authority: Some(dial.authority()) };
         // A server that does not know lanes has chosen the other protocol.
         let lanes = if quic::protocol(&connection).as_deref() == Some(lane::ALPN) { Lanes::Client } else { Lanes::None };
         let streams = Streams::Quic { connection, _endpoint: Some(endpoint) };
-        return Ok(quic::connection(streams, (send, receive), lanes, info, FRAME_MAX));
+        return Ok((quic::connection(streams, stream, lanes, info, FRAME_MAX), said));
     }
     Err(failure)
 }

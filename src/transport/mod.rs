@@ -36,7 +36,7 @@ pub mod websocket;
 pub mod webtransport;
 
 #[cfg(feature = "client")]
-pub use connect::{ConnectError, Target, connect};
+pub use connect::{ConnectError, Target, connect, connect_resuming};
 pub use tls::Trust;
 
 /// Bytes that a transport takes off a queue at once, if the frames are not larger.
@@ -210,6 +210,12 @@ impl FrameReader {
         if let Source::Quic(reader) = &mut self.source {
             reader.authenticated();
         }
+    }
+
+    /// At a server: whether the client speaks before the handshake is complete (early data), so that its first frame may be a replay.
+    #[must_use]
+    pub const fn is_early(&self) -> bool {
+        matches!(&self.source, Source::Quic(reader) if reader.is_early())
     }
 
     /// Payload bytes received so far.

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use bytes::Bytes;
 use waxwing::{
     config::Config,
-    core::limits::Limits,
+    core::{frame::Resume, limits::Limits},
     server::{self, Running},
     transport::{self, Connection, Kind, Target, Trust, connect::Dial, discover::discover, memory},
 };
@@ -84,13 +84,22 @@ impl Edge {
 
     /// As [`Edge::connect`], through a relay.
     pub async fn connect_through(&self, relay: &Relay, kind: Kind) -> Connection {
-        self.connect_saying(relay, kind, &[]).await
+        let target = through(relay, &self.target);
+        let connect = transport::connect(&target, kind);
+        tokio::time::timeout(Duration::from_secs(20), connect).await.expect("the server answers").unwrap()
     }
 
-    /// As [`Edge::connect`], through a relay, with something to say first.
-    pub async fn connect_saying(&self, relay: &Relay, kind: Kind, first: &[Bytes]) -> Connection {
+    /// A connection over raw QUIC through a relay, and whether the server took the resume in its first packets.
+    pub async fn connect_resuming(&self, relay: &Relay, resume: &Resume) -> (Connection, bool) {
         let target = through(relay, &self.target);
-        let connect = transport::connect::connect_saying(&target, kind, first);
+        let connect = transport::connect_resuming(&target, resume);
+        tokio::time::timeout(Duration::from_secs(20), connect).await.expect("the server answers").unwrap()
+    }
+
+    /// The same with frames of any kind, as a client that breaks the rules.
+    pub async fn connect_saying(&self, relay: &Relay, early: &[Bytes]) -> (Connection, bool) {
+        let target = through(relay, &self.target);
+        let connect = transport::connect::connect_saying(&target, early);
         tokio::time::timeout(Duration::from_secs(20), connect).await.expect("the server answers").unwrap()
     }
 

@@ -16,7 +16,10 @@ use tokio::{
 use super::{Options, Transport};
 use crate::{
     client::LinkId,
-    core::{close::CloseCode, frame::ClientFrame},
+    core::{
+        close::CloseCode,
+        frame::{ClientFrame, Resume},
+    },
     transport::{self, Connection, FrameReader, FrameWriter, Kind, Target},
 };
 
@@ -37,6 +40,10 @@ pub(super) enum News {
         link: LinkId,
         exporter: Option<[u8; 32]>,
     },
+    /// It is open, and the early resume was said.
+    OpenedResuming {
+        link: LinkId,
+    },
     Frame {
         link: LinkId,
         frame: Bytes,
@@ -49,7 +56,15 @@ pub(super) enum News {
     Room,
 }
 
-type Dialled = (LinkId, Result<(Connection, Target), String>);
+type Dialled = (LinkId, Result<Found, String>);
+
+/// The edge, connected to.
+struct Found {
+    connection: Connection,
+    target: Target,
+    /// The early resume was said.
+    resuming: bool,
+}
 
 /// The links.
 pub(super) struct Links {
@@ -84,8 +99,8 @@ impl Links {
         }
     }
 
-    pub(super) fn open(&mut self, link: LinkId, transport: Transport) {
-        let dialling = dial(self.options.clone(), self.target.clone(), kind(transport));
+    pub(super) fn open(&mut self, link: LinkId, transport: Transport, early: Option<Box<Resume>>) {
+        let dialling = dial(self.options.clone(), self.target.clone(), kind(transport), early);
         let handle = self.dialling.spawn(async move { (link, dialling.await) });
         self.dials.insert(link, handle);
     }
@@ -137,11 +152,11 @@ impl Links {
                     return News::Room;
                 }
                 return match dialled {
-                    Ok((connection, found)) => {
-                        *target = Some(found);
-                        let exporter = connection.info.exporter;
-                        open.insert(link, Link::new(connection));
-                        News::Opened { link, exporter }
+                    Ok(found) => {
+                        *target = Some(found.target);
+                        let exporter = found.connection.info.exporter;
+                        open.insert(link, Link::new(found.connection));
+                        if found.resuming { News::OpenedResuming { link } } else { News::Opened { link, exporter } }
                     }
                     Err(reason) => {
                         *target = None;
@@ -243,14 +258,18 @@ async fn write(mut writer: FrameWriter, mut queue: mpsc::Receiver<Bytes>) -> Res
 }
 
 /// Finds the edge, unless it is known where it is, and connects, within the time allowed.
-async fn dial(options: Options, target: Option<Target>, kind: Kind) -> Result<(Connection, Target), String> {
+async fn dial(options: Options, target: Option<Target>, kind: Kind, early: Option<Box<Resume>>) -> Result<Found, String> {
     let dialling = async {
         let target = match target {
             Some(target) => target,
             None => transport::discover::discover(&options.origin, options.trust).await.map_err(|error| error.to_string())?,
         };
-        let connection = transport::connect(&target, kind).await.map_err(|error| error.to_string())?;
-        Ok((connection, target))
+        let connected = match early {
+            Some(resume) => transport::connect_resuming(&target, &resume).await,
+            None => transport::connect(&target, kind).await.map(|connection| (connection, false)),
+        };
+        let (connection, resuming) = connected.map_err(|error| error.to_string())?;
+        Ok(Found { connection, target, resuming })
     };
     let late = || io::Error::from(io::ErrorKind::TimedOut).to_string();
     tokio::time::timeout(OPEN_MAX, dialling).await.unwrap_or_else(|_| Err(late()))

@@ -236,6 +236,7 @@ impl Runner {
                 Happened::Command(Some(command)) => self.client.command(command, now_ms()),
                 Happened::Command(None) => break,
                 Happened::Link(News::Opened { link, exporter }) => self.client.opened(link, exporter, now_ms()),
+                Happened::Link(News::OpenedResuming { link }) => self.client.opened_resuming(link, now_ms()),
                 Happened::Link(News::Frame { link, frame }) => self.client.received_frame(link, &frame, now_ms()),
                 Happened::Link(News::Lost { link, reason }) => self.client.lost(link, &reason, now_ms()),
                 Happened::Link(News::Room) => {}
@@ -287,7 +288,7 @@ impl Runner {
         for output in rest {
             match output {
                 Output::Persist { .. } => {}
-                Output::Open { link, transport } => self.links.open(link, transport),
+                Output::Open { link, transport, early } => self.links.open(link, transport, early),
                 Output::Send { link, frame } => self.links.send(link, frame),
                 Output::Close { link } => self.links.close(link),
                 Output::Event(event) => {

@@ -60,32 +60,49 @@ pub(in crate::transport) fn config(
     Ok(config)
 }
 
-/// A connection with its stream, on which `first` was said: as early data if the server is known and takes it.
+/// A connection with its stream.
+pub(in crate::transport) struct Opened {
+    pub(in crate::transport) connection: quinn::Connection,
+    pub(in crate::transport) stream: (quinn::SendStream, quinn::RecvStream),
+    /// The early frames were said on it.
+    pub(in crate::transport) said: bool,
+}
+
+/// Opens a connection and its stream. `early` frames are said as early data (RFC 9001 §4.6) if the server is known and takes it,
+/// and else not at all.
 ///
-/// Early data can be replayed by whoever sees it: `first` must do no harm when it is said twice.
+/// Early data can be replayed by whoever sees it: it must do no harm when it is said twice.
 pub(in crate::transport) async fn open(
     endpoint: &quinn::Endpoint,
     config: quinn::ClientConfig,
     address: SocketAddr,
     host: &str,
-    first: &[Bytes],
-) -> Result<(quinn::Connection, quinn::SendStream, quinn::RecvStream), ConnectError> {
+    early: &[Bytes],
+) -> Result<Opened, ConnectError> {
+    let mut connecting = endpoint.connect_with(config, address, host).map_err(io::Error::other)?;
+    if !early.is_empty() {
+        connecting = match connecting.into_0rtt() {
+            Ok((connection, accepted)) => return open_early(connection, accepted, early).await,
+            Err(connecting) => connecting,
+        };
+    }
+    let connection = connecting.await?;
+    let stream = connection.open_bi().await?;
+    Ok(Opened { connection, stream, said: false })
+}
+
+async fn open_early(
+    connection: quinn::Connection,
+    accepted: quinn::ZeroRttAccepted,
+    early: &[Bytes],
+) -> Result<Opened, ConnectError> {
     let mut bytes = Vec::new();
-    first.iter().for_each(|frame| frame::put_delimited(&mut bytes, frame));
-    let connecting = endpoint.connect_with(config, address, host).map_err(io::Error::other)?;
-    let connection = match connecting.into_0rtt() {
-        Ok((connection, accepted)) => {
-            let (mut send, receive) = connection.open_bi().await?;
-            let said = send.write_all(&bytes).await;
-            if accepted.await && said.is_ok() {
-                return Ok((connection, send, receive));
-            }
-            // The server does not take it: streams of before the handshake are gone.
-            connection
-        }
-        Err(connecting) => connecting.await?,
-    };
-    let (mut send, receive) = connection.open_bi().await?;
-    send.write_all(&bytes).await.map_err(io::Error::from)?;
-    Ok((connection, send, receive))
+    early.iter().for_each(|frame| frame::put_delimited(&mut bytes, frame));
+    let mut stream = connection.open_bi().await?;
+    let said = stream.0.write_all(&bytes).await.is_ok() && accepted.await;
+    if !said {
+        // Streams of before the handshake are gone with what was said on them.
+        stream = connection.open_bi().await?;
+    }
+    Ok(Opened { connection, stream, said })
 }

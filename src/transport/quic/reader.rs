@@ -65,6 +65,11 @@ impl Reader {
         Self { stream, streams, datagrams: None, lanes, confirmed }
     }
 
+    /// Whether the handshake is not complete, as far as was asked for.
+    pub(in crate::transport) const fn is_early(&self) -> bool {
+        self.confirmed.is_some()
+    }
+
     /// Waits until the handshake is complete: until then, what the client said may be a replay. Cancel-safe.
     pub(in crate::transport) async fn confirmed(&mut self) {
         if let Some(confirmed) = &mut self.confirmed {
