@@ -10,7 +10,7 @@ use bytes::Bytes;
 use waxwing::{
     core::{
         chain,
-        id::{DeviceKey, Digest, LogId, ProducerId, RoomId},
+        id::{DeviceKey, LogId, ProducerId, RoomId},
         log::{Append, Producer},
     },
     engine::wal::{Config, Entry, Files, OpenError, SegmentFile, Wal},
@@ -90,9 +90,11 @@ fn entry(lsn: u64, len: usize) -> Entry {
         named.copy_from_slice(&room.0);
     }
     let producer = Producer { device: DeviceKey([3; 32]), id: ProducerId([4; 16]) };
-    let hash = chain::digest(&envelope).0.first_chunk().copied().unwrap_or_default();
+    // As a replayed one is: the digest in the place of the chain value.
+    let chain = chain::digest(&envelope);
+    let hash = chain.0.first_chunk().copied().unwrap_or_default();
     let envelope = Bytes::from(envelope);
-    let append = Append { room, seq: lsn, chain: Digest([0; 32]), time_ms: lsn, producer, client_seq: lsn, hash, envelope };
+    let append = Append { room, seq: lsn, chain, time_ms: lsn, producer, client_seq: lsn, hash, envelope };
     Entry::Append { log: LogId([7; 16]), append }
 }
 
