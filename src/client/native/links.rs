@@ -128,7 +128,7 @@ impl Links {
         self.open.values_mut().for_each(Link::pass_on);
     }
 
-    /// The links over which bytes have come since this was asked last.
+    /// The links over which bytes have come since their last frame, and since this was asked last.
     pub(super) fn heard(&mut self) -> Vec<LinkId> {
         let heard = |link: &mut Link| core::mem::replace(&mut link.received, link.reader.received_bytes()) != link.received;
         self.open.iter_mut().filter_map(|(id, link)| heard(link).then_some(*id)).collect()
@@ -214,10 +214,13 @@ impl Link {
 
     /// A frame, `None` when the writer takes frames again, or why the link is gone.
     async fn next(&mut self) -> Result<Option<Bytes>, String> {
-        let Self { reader, frames, backlog, writing, .. } = self;
+        let Self { reader, received, frames, backlog, writing } = self;
         tokio::select! {
             frame = reader.recv() => match frame {
-                Ok(Some(frame)) => Ok(Some(frame)),
+                Ok(Some(frame)) => {
+                    *received = reader.received_bytes();
+                    Ok(Some(frame))
+                }
                 Ok(None) => Err("the server closed the connection".to_owned()),
                 Err(error) => Err(error.to_string()),
             },
@@ -273,4 +276,32 @@ async fn dial(options: Options, target: Option<Target>, kind: Kind, early: Optio
     };
     let late = || io::Error::from(io::ErrorKind::TimedOut).to_string();
     tokio::time::timeout(OPEN_MAX, dialling).await.unwrap_or_else(|_| Err(late()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        client::native::Choice,
+        transport::{Trust, memory},
+    };
+
+    #[tokio::test]
+    async fn bytes_that_came_with_a_frame_are_not_heard_later() {
+        let options = Options { origin: String::new(), choice: Choice::Auto, trust: Trust::WebPki, token: Bytes::new() };
+        let mut links = Links::new(options);
+        let (client, mut server) = memory::pair(64, 1 << 10);
+        links.open.insert(LinkId(1), Link::new(client));
+        server.writer.send(&[Bytes::from_static(b"a frame")]).await.unwrap();
+        assert!(matches!(links.next().await, News::Frame { link: LinkId(1), .. }));
+        assert!(links.heard().is_empty(), "the client knows since the frame came");
+        let large = [Bytes::from(vec![7; 1000])];
+        tokio::select! {
+            biased;
+            _ = server.writer.send(&large) => panic!("it is larger than what fits between the two"),
+            _ = links.next() => panic!("it has not come yet"),
+            () = tokio::task::yield_now() => {}
+        }
+        assert_eq!((links.heard(), links.heard()), (vec![LinkId(1)], Vec::new()), "a part of a frame is a sign of life, once");
+    }
 }
