@@ -354,7 +354,7 @@ async fn who_comes_back_says_hello_in_the_first_packets() {
         if early {
             relay.hold().await;
         }
-        let (connection, said) = edge.connect_saying(&relay, &first).await;
+        let (connection, said) = connect_saying(&common::server::through(&relay, &edge.target), &first).await.unwrap();
         assert_eq!(said, early);
         let mut client = Client::new(connection, key(2));
         if !said {

@@ -1,9 +1,9 @@
 //! Counts syncs and allocations: this program's own `fdatasync` and `fsync` stand before libc's, for Rust and for SQLite's C
-//! alike, and its allocator before the system's. A measured server shares what it counts with who measures it, in a file
+//! alike, and its allocator before the server's. A measured server shares what it counts with who measures it, in a file
 //! that both map.
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
+    alloc::{GlobalAlloc, Layout},
     ffi::c_int,
     fs::OpenOptions,
     os::fd::AsRawFd as _,
@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::bail;
+use mimalloc::MiMalloc;
 
 use crate::histogram::{self, BUCKETS};
 
@@ -157,7 +158,7 @@ extern "C" fn fsync(file: c_int) -> c_int {
     sync(libc::SYS_fsync, file)
 }
 
-/// The system's allocator, counted where that was asked for.
+/// The server's allocator, counted where that was asked for.
 struct Counting;
 
 #[global_allocator]
@@ -171,28 +172,28 @@ fn allocated(bytes: usize) {
     }
 }
 
-// SAFETY: every call is the system allocator's own.
+// SAFETY: every call is that allocator's own.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         allocated(layout.size());
         // SAFETY: as asked.
-        unsafe { System.alloc(layout) }
+        unsafe { MiMalloc.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         allocated(layout.size());
         // SAFETY: as asked.
-        unsafe { System.alloc_zeroed(layout) }
+        unsafe { MiMalloc.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         allocated(size);
         // SAFETY: as asked.
-        unsafe { System.realloc(place, layout, size) }
+        unsafe { MiMalloc.realloc(place, layout, size) }
     }
 
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
         // SAFETY: as asked.
-        unsafe { System.dealloc(place, layout) }
+        unsafe { MiMalloc.dealloc(place, layout) }
     }
 }

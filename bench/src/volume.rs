@@ -35,6 +35,9 @@ pub struct BytesArgs {
     /// Publishers in flight.
     #[arg(long, default_value_t = 256)]
     in_flight: usize,
+    /// Leaves the stores where they were made.
+    #[arg(long)]
+    keep: bool,
     /// What is compared [default: everything that is installed].
     #[arg(long, value_delimiter = ',', value_enum, hide_default_value = true, default_values_t = Kind::WITH_QUEUE)]
     engines: Vec<Kind>,
@@ -66,7 +69,9 @@ pub fn run(args: &BytesArgs) -> anyhow::Result<()> {
         let volume = measure(args, kind, &dir.join(format!("{kind:?}")))?;
         eprintln!("{:<24} {:>9} messages, {:>6} bytes to the device each", kind.name(), volume.messages, number(volume.device));
         volumes.push(volume);
-        drop(fs::remove_dir_all(&dir));
+        if !args.keep {
+            drop(fs::remove_dir_all(&dir));
+        }
     }
     report(args, &volumes)
 }

@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use bytes::Bytes;
 use waxwing::{
     config::Config,
     core::{frame::Resume, limits::Limits},
@@ -19,7 +18,8 @@ const MEMORY_BYTES: usize = 16 << 10;
 pub struct Edge {
     pub running: Running,
     pub dir: tempfile::TempDir,
-    target: Target,
+    /// How clients reach it.
+    pub target: Target,
     limits: Limits,
 }
 
@@ -93,13 +93,6 @@ impl Edge {
     pub async fn connect_resuming(&self, relay: &Relay, resume: &Resume) -> (Connection, bool) {
         let target = through(relay, &self.target);
         let connect = transport::connect_resuming(&target, resume);
-        tokio::time::timeout(Duration::from_secs(20), connect).await.expect("the server answers").unwrap()
-    }
-
-    /// The same with frames of any kind, as a client that breaks the rules.
-    pub async fn connect_saying(&self, relay: &Relay, early: &[Bytes]) -> (Connection, bool) {
-        let target = through(relay, &self.target);
-        let connect = transport::connect::connect_saying(&target, early);
         tokio::time::timeout(Duration::from_secs(20), connect).await.expect("the server answers").unwrap()
     }
 
