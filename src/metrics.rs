@@ -82,7 +82,7 @@ pub struct Metrics {
     pub ephemerals: Counter,
     /// Operations refused, by reason.
     pub refusals: ByReason,
-    /// Bytes that wait in outboxes.
+    /// Bytes that wait in outboxes because clients do not take them now.
     pub outbox_bytes: Gauge,
     /// Subscriptions that fell behind and are fed from the log.
     pub catchups: Counter,

@@ -186,6 +186,66 @@ async fn over_raw_quic_a_resume_is_in_the_first_packets_of_who_comes_back() {
     edge.stop().await;
 }
 
+/// Connects, and resumes after what was seen, in one flight.
+async fn come_back(edge: &Edge, kind: Kind, key: &SigningKey, left: &Left, after: u64) -> Client {
+    let connection = edge.connect(kind).await;
+    let (resume, binding) = resume(key, left, connection.info.exporter, 1);
+    let frames = [
+        ClientFrame::Resume(resume),
+        ClientFrame::Enter { room: ROOM, proof: proof(ROOM, binding) },
+        ClientFrame::Subscribe { room: ROOM, after },
+    ];
+    let mut client = Client::new(connection, key.clone());
+    client.writer.send(&frames.each_ref().map(ClientFrame::encode)).await.unwrap();
+    client
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_takes_nothing_is_closed_and_comes_back_to_where_it_was() {
+    for kind in Kind::ALL {
+        let limits = Limits { publishes_per_second_max: 10_000, publish_burst_max: 10_000, ..Limits::default() };
+        let outbox_bytes_max = f64::from(limits.outbox_bytes_max);
+        let dir = tempfile::tempdir().unwrap();
+        let edge = Edge::start_with(dir, limits, |config| config.stall_timeout_ms = 1000).await;
+        let mut publisher = Client::login(&edge, Kind::Memory, &key(1)).await;
+        publisher.create(ROOM, LogKind::Room).await;
+        publisher.enter_room(ROOM).await;
+        let (mut stalled, left) = log_in(&edge, kind, &key(2)).await;
+        stalled.enter_room(ROOM).await;
+        stalled.subscribe(ROOM, 0).await;
+        let mut other = Client::enter(&edge, kind, &key(3), ROOM).await;
+        other.subscribe(ROOM, 0).await;
+        // From here on it reads nothing: what sockets and windows hold fills up, and then its outbox. A message fits every transport at
+        // once, so that nothing waits for who reads.
+        let (closes, filler) = ("waxwing_closes_total{reason=\"idle\"}", [0; 10_000]);
+        let (mut count, mut most_waiting, mut seen) = (0, 0.0_f64, Seen::new(ROOM));
+        while !edge.metrics().contains(closes) {
+            count += 1;
+            publisher.publish(ROOM, count, &[&count.to_le_bytes()[..], &filler].concat()).await;
+            publisher.until(|frame| matches!(frame, ServerFrame::Ack { client_seq, .. } if *client_seq == count)).await;
+            seen.read(&mut other, count).await;
+            most_waiting = most_waiting.max(edge.metric("waxwing_outbox_bytes"));
+        }
+        assert!(most_waiting > 0.0 && most_waiting <= outbox_bytes_max, "{most_waiting} bytes waited on {kind}");
+        assert_eq!(edge.metric(closes), 1.0, "{kind}: nobody else was closed");
+        // What had reached it before is good, and it goes on behind that.
+        let mut late = Seen::new(ROOM);
+        while let Ok(Some(frame)) = stalled.try_recv().await {
+            match frame {
+                ServerFrame::Deliver(page) => late.take(&page),
+                ServerFrame::Closing { code, .. } => assert_eq!(code, CloseCode::Idle),
+                _ => {}
+            }
+        }
+        assert!(late.head() < count, "{kind}: {} of {count}", late.head());
+        let mut back = come_back(&edge, kind, &key(2), &left, late.head()).await;
+        late.read(&mut back, count).await;
+        assert_eq!((late.chain, &late.payloads), (seen.chain, &seen.payloads), "{kind}");
+        assert_eq!(edge.metric("waxwing_resumes_total"), 1.0);
+        edge.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ticket_that_is_not_accepted_costs_a_round_trip_and_nothing_else() {
     let before = edge().await;

@@ -211,6 +211,7 @@ pub(super) fn keys() -> Vec<Key> {
         number("disk_reserve_bytes", "a whole number of bytes", 0, |c| &mut c.disk_reserve_bytes),
         number("connections_max", "a whole number, 1 or more", 1, |c| &mut c.connections_max),
         number("connections_per_address_max", "a whole number, 1 or more", 1, |c| &mut c.connections_per_address_max),
+        number("stall_timeout_ms", "a whole number of milliseconds, 1000 or more", 1000, |c| &mut c.stall_timeout_ms),
         number("drain_timeout_ms", "a whole number of milliseconds", 0, |c| &mut c.drain_timeout_ms),
         choice(
             "log_format",

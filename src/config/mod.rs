@@ -9,7 +9,7 @@ mod retention;
 mod tests;
 mod validate;
 
-use std::{fmt, net::SocketAddr, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use load::{ConfigError, Effective, Errors, Origin, Sources, load};
 pub use network::{Network, ParseNetworkError};
@@ -111,6 +111,9 @@ pub struct Config {
     pub connections_max: u32,
     /// Connections that one address may have before they are logged in. Default 512.
     pub connections_per_address_max: u32,
+    /// Milliseconds after which a client that takes nothing of what waits for it is closed, at least 1,000; it comes back to where it
+    /// was. Default 60,000.
+    pub stall_timeout_ms: u32,
     /// Milliseconds that a stopping server waits for its clients to go. Default 5,000.
     pub drain_timeout_ms: u32,
     /// How log lines look. Default human.
@@ -149,6 +152,7 @@ impl Default for Config {
             disk_reserve_bytes: 256 << 20,
             connections_max: 50_000,
             connections_per_address_max: 512,
+            stall_timeout_ms: 60_000,
             drain_timeout_ms: 5_000,
             log_format: LogFormat::Human,
             log_level: "info".into(),
@@ -164,6 +168,12 @@ impl Config {
     #[must_use]
     pub fn is_development(&self) -> bool {
         self.public_names.is_empty() && self.listeners().all(|(_, address)| address.ip().to_canonical().is_loopback())
+    }
+
+    /// How long a client may take nothing.
+    #[must_use]
+    pub fn stall_timeout(&self) -> Duration {
+        Duration::from_millis(self.stall_timeout_ms.into())
     }
 
     /// Every address that is listened on, with the key that names it.

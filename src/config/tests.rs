@@ -52,6 +52,7 @@ fn each_bad_value_names_its_key_its_value_and_what_is_allowed() {
         ("shards", "many", "64"),
         ("shards", "2000", "64"),
         ("connections_max", "0", "1 or more"),
+        ("stall_timeout_ms", "999", "1000 or more"),
         ("disk_reserve_bytes", "1GB", "bytes"),
         ("auth", "none", "\"open\""),
         ("log_format", "xml", "\"human\" or \"json\""),

@@ -31,7 +31,6 @@ use crate::{
         limits::Limits,
         session::{Action, Session, Setup, Step},
     },
-    metrics::Metrics,
     router::{
         Conn, DeviceSession, Stopped,
         outbox::{Outbox, Permit, ShardSet},
@@ -40,8 +39,6 @@ use crate::{
     transport::{Connection, Error, FrameReader, FrameWriter, Kind},
 };
 
-/// A peer that takes nothing for so long is given up.
-const STALL: Duration = Duration::from_secs(60);
 /// How long the last frames of a connection may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Nobody takes what is sent.
@@ -115,8 +112,8 @@ struct Opened {
 }
 
 /// Sends a frame that the peer may take its time for.
-async fn send(writer: &mut FrameWriter, frame: Bytes) -> Result<(), End> {
-    match timeout(STALL, writer.send(&[frame])).await {
+async fn send(writer: &mut FrameWriter, frame: Bytes, shared: &Shared) -> Result<(), End> {
+    match timeout(shared.config.stall_timeout(), writer.send(&[frame])).await {
         Ok(sent) => Ok(sent?),
         Err(_) => Err(STALLED),
     }
@@ -234,10 +231,10 @@ impl Wire {
                 return Err(CloseCode::Handshake.into());
             }
             match at.step(session, &frame)? {
-                Step::Send(frame) => send(writer, frame.encode()).await?,
+                Step::Send(frame) => send(writer, frame.encode(), at.shared).await?,
                 Step::Open(frame) => {
                     let opened = self.logged_in(session, at)?;
-                    send(writer, frame.encode()).await?;
+                    send(writer, frame.encode(), at.shared).await?;
                     return Ok(opened);
                 }
                 Step::Goodbye => return Err(CloseCode::Normal.into()),
@@ -351,11 +348,8 @@ impl Wire {
 /// Looks after the writing side and the deadline: shards that wait for room are told, and a peer that takes nothing, or says
 /// nothing, is given up.
 async fn look_after(session: &RefCell<Session>, link: &Link, at: &At<'_>) -> Result<Infallible, End> {
-    let mut gauge = OutboxGauge { metrics: &at.shared.metrics, counted: 0 };
     loop {
-        let heard = link.heard().await;
-        gauge.set(link.blocked_bytes());
-        match heard {
+        match link.heard().await {
             Heard::Relieved(shards) => {
                 let told = Box::pin(at.service.router.drained(shards, link.conn().id)).await;
                 told.map_err(|_| CloseCode::GoingAway)?;
@@ -369,28 +363,6 @@ async fn look_after(session: &RefCell<Session>, link: &Link, at: &At<'_>) -> Res
             Heard::Stop => return Err(CloseCode::GoingAway.into()),
             Heard::Failed(error) => return Err(error.into()),
         }
-    }
-}
-
-/// This connection's share of the metric.
-struct OutboxGauge<'a> {
-    metrics: &'a Metrics,
-    counted: i64,
-}
-
-impl OutboxGauge<'_> {
-    fn set(&mut self, bytes: usize) {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        if bytes != self.counted {
-            self.metrics.outbox_bytes.inc_by(bytes - self.counted);
-            self.counted = bytes;
-        }
-    }
-}
-
-impl Drop for OutboxGauge<'_> {
-    fn drop(&mut self) {
-        self.set(0);
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::link::{self, Links};
-use crate::router::outbox::ShardSet;
+use crate::{config::Config, metrics::Metrics, router::outbox::ShardSet};
 
 /// A home, on its own thread.
 #[derive(Debug)]
@@ -37,6 +37,7 @@ pub(super) struct Home {
     epoch: Instant,
     stopping: CancellationToken,
     lodgers: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
 }
 
 thread_local! {
@@ -58,10 +59,15 @@ impl Home {
     async fn keep(&self) {
         let mut ticks = tokio::time::interval(link::TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut stopped = false;
+        let (mut stopped, mut waiting) = (false, 0);
         loop {
             tokio::select! {
-                _ = ticks.tick() => self.links.tick(self.now_ms()),
+                _ = ticks.tick() => {
+                    let bytes = i64::try_from(self.links.tick(self.now_ms())).unwrap_or(i64::MAX);
+                    // Other homes have their shares in it.
+                    self.metrics.outbox_bytes.inc_by(bytes - waiting);
+                    waiting = bytes;
+                }
                 () = self.stopping.cancelled(), if !stopped => {
                     stopped = true;
                     self.links.stop();
@@ -121,21 +127,24 @@ pub(super) fn count(shards: u16) -> usize {
 }
 
 impl Homes {
-    /// Starts so many. Their connections are told when `stopping` is cancelled.
-    pub(super) fn start(count: usize, stopping: &CancellationToken) -> io::Result<(Self, Threads)> {
+    /// Starts as many as the configuration says. Their connections are told when `stopping` is cancelled.
+    pub(super) fn start(config: &Config, metrics: &Arc<Metrics>, stopping: &CancellationToken) -> io::Result<(Self, Threads)> {
         let mut all = Threads { halt: CancellationToken::new(), threads: Vec::new() };
         let mut doors = Vec::new();
-        for index in 0..count {
+        let stall_timeout = config.stall_timeout();
+        for index in 0..count(config.shards) {
             let (tell, told) = mpsc::sync_channel(1);
             let lodgers: Arc<AtomicUsize> = Arc::default();
-            let (halt, stopping, counted) = (all.halt.clone(), stopping.clone(), Arc::clone(&lodgers));
+            let (halt, stopping, metrics) = (all.halt.clone(), stopping.clone(), Arc::clone(metrics));
+            let counted = Arc::clone(&lodgers);
             let run = move || {
                 // A runtime of this kind cannot leave its thread.
                 let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
                     Ok(runtime) => runtime,
                     Err(error) => return drop(tell.send(Err(error))),
                 };
-                let home = Rc::new(Home { index, links: Links::default(), epoch: Instant::now(), stopping, lodgers: counted });
+                let links = Links::new(stall_timeout);
+                let home = Rc::new(Home { index, links, epoch: Instant::now(), stopping, lodgers: counted, metrics });
                 HOME.set(Some(Rc::clone(&home)));
                 if tell.send(Ok(runtime.handle().clone())).is_ok() {
                     runtime.block_on(async {

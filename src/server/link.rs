@@ -21,20 +21,26 @@ use crate::{
 
 /// How often deadlines are looked at.
 pub(super) const TICK: Duration = Duration::from_millis(250);
-/// A peer that takes nothing for so many ticks, a minute, is given up.
-const STALLED_TICKS: u32 = 240;
 /// Frames that a queue keeps room for when it is empty: one at a time is the rule, and a burst leaves no memory behind.
 const QUEUE_KEPT: usize = 1;
 
 /// The connections that live on one thread and are logged in.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Links {
     links: RefCell<HashMap<ConnId, Rc<Link>>>,
     /// Those that have something to be written in this turn.
     dirty: RefCell<Vec<Rc<Link>>>,
+    /// A peer that takes nothing for so many ticks is given up.
+    stalled_ticks: u128,
 }
 
 impl Links {
+    /// None yet. Those that take nothing for so long are given up.
+    pub(super) fn new(stall_timeout: Duration) -> Self {
+        let stalled_ticks = stall_timeout.as_millis().div_ceil(TICK.as_millis());
+        Self { links: RefCell::default(), dirty: RefCell::default(), stalled_ticks }
+    }
+
     pub(super) fn insert(&self, link: &Rc<Link>) {
         self.links.borrow_mut().insert(link.conn.id, Rc::clone(link));
     }
@@ -62,9 +68,10 @@ impl Links {
         self.dirty.replace(dirty);
     }
 
-    /// Time has passed: [`TICK`] since this was last called, and it is now `now_ms`.
-    pub(super) fn tick(&self, now_ms: u64) {
-        self.links.borrow().values().for_each(|link| link.tick(now_ms));
+    /// Time has passed: [`TICK`] since this was last called, and it is now `now_ms`. Returns how many bytes wait in all because peers
+    /// do not take them.
+    pub(super) fn tick(&self, now_ms: u64) -> usize {
+        self.links.borrow().values().map(|link| link.tick(self.stalled_ticks, now_ms)).sum()
     }
 
     /// The server stops: every connection is told.
@@ -137,17 +144,19 @@ impl Link {
         self.deadline_ms.set(at_ms);
     }
 
-    fn tick(&self, now_ms: u64) {
-        let stalled = {
+    /// Returns the bytes that wait because the peer does not take them.
+    fn tick(&self, stalled_ticks: u128, now_ms: u64) -> usize {
+        let (stalled, waiting) = {
             let mut out = self.out.borrow_mut();
             out.stalled = if out.blocked { out.stalled.saturating_add(1) } else { 0 };
-            out.stalled >= STALLED_TICKS
+            (u128::from(out.stalled) >= stalled_ticks, if out.blocked { self.conn.outbox.bytes() } else { 0 })
         };
         if stalled {
             self.remark(Remark::Stalled);
         } else if now_ms >= self.deadline_ms.get() {
             self.remark(Remark::Deadline);
         }
+        waiting
     }
 
     /// Tells the task. What ends the connection is not forgotten over what may not.
@@ -230,11 +239,6 @@ impl Link {
             })
         })
         .await
-    }
-
-    /// Bytes that wait because the transport takes no more now.
-    pub(super) fn blocked_bytes(&self) -> usize {
-        if self.out.borrow().blocked { self.conn.outbox.bytes() } else { 0 }
     }
 
     /// Waits until everything queued is written.

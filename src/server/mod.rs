@@ -268,7 +268,7 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, mut core: Opt
     let tcp_tls = tokio_rustls::TlsAcceptor::from(Arc::new(tcp_tls));
     let quic = udp::server_config(counting(&metrics, "udp"), identity, &config.limits)?;
     let stopping = CancellationToken::new();
-    let (homes, threads) = Homes::start(home::count(config.shards), &stopping)?;
+    let (homes, threads) = Homes::start(&config, &metrics, &stopping)?;
     let endpoints = udp::endpoints(sockets.udp, &quic, &homes)?;
 
     let addresses = sockets.addresses;

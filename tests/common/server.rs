@@ -101,9 +101,14 @@ impl Edge {
         self.running.addresses().tls[0]
     }
 
-    /// The value of a metric without labels.
+    /// Everything that is counted.
+    pub fn metrics(&self) -> String {
+        self.running.shared().metrics.encode()
+    }
+
+    /// The value of a metric; its labels belong to its name.
     pub fn metric(&self, name: &str) -> f64 {
-        let text = self.running.shared().metrics.encode();
+        let text = self.metrics();
         let line = text.lines().find(|line| line.split(' ').next() == Some(name));
         line.unwrap_or_else(|| panic!("no metric {name} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
     }
