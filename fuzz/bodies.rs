@@ -1,29 +1,27 @@
 //! What each fuzz target does with its bytes. The fuzz crate and `tests/corpus.rs` share this file, so that the committed
 //! corpus runs with the ordinary tests, on stable.
 
+mod logins;
 pub(crate) mod wal;
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::OnceLock,
-};
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
-use ed25519_dalek::{Signer as _, SigningKey};
 use waxwing::core::{
     chain,
-    close::{CloseCode, Refusal},
+    close::Refusal,
     envelope::{HEADER_LEN, Header, Kind, Suite, TAG_LEN},
-    frame::{self, ClientFrame, Hello, LogKind, PROTOCOL_VERSION, Publish, ServerFrame},
-    id::{AccessKey, DeviceKey, Digest, LogId, MessageId, Nonce, ProducerId, RoomId},
+    frame::{self, ClientFrame, LogKind, Publish, ServerFrame},
+    id::{AccessKey, DeviceKey, Digest, LogId, MessageId, ProducerId, RoomId},
     limits::Limits,
     log::{Append, LoadedLog, LogMeta, LogState, PRODUCER_RING, Producer, ProducerState, Stored},
-    login::Transcript,
     merge::{Merge, Origin, WAITING_BYTES_MAX},
     room::{RoomLog, Verdict},
-    session::{Action, Admission, RoomRequest, Session, Setup, Step},
+    session::{Action, RoomRequest, Session, Step},
 };
 use waxwing::engine::embedded::chunk::{self, Chunk};
+
+use self::logins::Logins;
 
 /// A fuzz target's name and body.
 pub(crate) type Target = (&'static str, fn(&[u8]));
@@ -164,41 +162,6 @@ pub(crate) fn chunk(data: &[u8]) {
 const ROOM: RoomId = RoomId([1; 16]);
 const EPOCH: u64 = 1;
 
-struct Anyone;
-
-impl Admission for Anyone {
-    fn admit(&self, _: &Hello, _: u64) -> Result<(), CloseCode> {
-        Ok(())
-    }
-}
-
-/// A session that is open; the login is always the same.
-fn open_session() -> (Session, DeviceKey) {
-    static LOGIN: OnceLock<(Hello, waxwing::core::id::Signature)> = OnceLock::new();
-    let nonce = Nonce([2; 32]);
-    let (hello, signature) = LOGIN.get_or_init(|| {
-        let key = SigningKey::from_bytes(&[3; 32]);
-        let hello = Hello {
-            version: PROTOCOL_VERSION,
-            nonce: Nonce([4; 32]),
-            device: DeviceKey(key.verifying_key().to_bytes()),
-            authority: "localhost".to_owned(),
-            exporter: false,
-            token: Bytes::new(),
-            agent: String::new(),
-        };
-        let message = Transcript { hello: &hello, challenge: nonce, exporter: None }.message();
-        let signature = key.sign(&message).to_bytes().into();
-        (hello, signature)
-    });
-    let mut session = Session::new(Setup { limits: Limits::default(), nonce, exporter: None, agent: String::new() }, 0);
-    let step = session.handle(ClientFrame::Hello(hello.clone()), 0, 0, &Anyone);
-    assert!(matches!(step, Ok(Step::Send(ServerFrame::Challenge { .. }))));
-    let step = session.handle(ClientFrame::Authenticate { signature: *signature }, 0, 0, &Anyone);
-    assert!(matches!(step, Ok(Step::Open(ServerFrame::Welcome { .. }))));
-    (session, hello.device)
-}
-
 /// A well-formed envelope whose content is `fill`.
 fn room_envelope(epoch: u64, fill: u8) -> Bytes {
     let header = Header { kind: Kind::Room, suite: Suite::X25519Psk, room: ROOM, epoch, leaf: 1, message: MessageId([fill; 16]) };
@@ -284,10 +247,14 @@ impl Model {
     }
 }
 
+/// Operations from here on are resumes.
+const RESUMES: u8 = 250;
+
 /// Operations on an open session and its room, checked against [`Model`]: publishes in and out of order, retries, other
-/// bytes under an old number, a wrong epoch, durable and failed appends, and arbitrary frames.
+/// bytes under an old number, a wrong epoch, durable and failed appends, arbitrary frames, and sessions that are resumed.
 pub(crate) fn session_ops(data: &[u8]) {
-    let (mut session, device) = open_session();
+    let mut logins = Logins::new();
+    let mut session = logins.log_in();
     let mut model = Model { records: Vec::new(), durable: 0, ring: HashMap::new(), chains: Vec::new() };
     let mut room = model.reload();
     let mut pending: VecDeque<Append> = VecDeque::new();
@@ -297,8 +264,14 @@ pub(crate) fn session_ops(data: &[u8]) {
         now_ms += 10;
         let mut byte = || input.next().unwrap_or_default();
         match op % 10 {
+            _ if op >= RESUMES => {
+                // Who is not let in comes on another connection; the former session goes on.
+                if let Some(resumed) = logins.resume(byte(), now_ms) {
+                    session = resumed;
+                }
+            }
             0..=4 => {
-                let producer = Producer { device, id: ProducerId([byte() % 3; 16]) };
+                let producer = Producer { device: logins.device(), id: ProducerId([byte() % 3; 16]) };
                 let (last, back) = (model.last(&producer), u64::from(byte() % 80));
                 let earlier = last.saturating_sub(back);
                 let old = model.records.iter().find(|record| record.0 == producer && record.1 == earlier);
@@ -310,7 +283,7 @@ pub(crate) fn session_ops(data: &[u8]) {
                     _ => (last + 1, room_envelope(EPOCH, byte())),
                 };
                 let publish = Publish { room: ROOM, producer: producer.id, client_seq, envelope };
-                if let Some(append) = publish_one(&mut session, &mut room, &mut model, device, &publish, now_ms) {
+                if let Some(append) = publish_one(&logins, &mut session, &mut room, &mut model, &publish, now_ms) {
                     pending.push_back(append);
                 }
             }
@@ -336,7 +309,7 @@ pub(crate) fn session_ops(data: &[u8]) {
             _ => {
                 let bytes: Vec<u8> = input.by_ref().take(usize::from(op)).collect();
                 if let Ok(frame) = ClientFrame::decode(&bytes)
-                    && session.handle(frame, now_ms, now_ms, &Anyone).is_err()
+                    && logins.handle(&mut session, frame, now_ms).is_err()
                 {
                     return;
                 }
@@ -347,15 +320,16 @@ pub(crate) fn session_ops(data: &[u8]) {
 }
 
 fn publish_one(
+    logins: &Logins,
     session: &mut Session,
     room: &mut RoomLog,
     model: &mut Model,
-    device: DeviceKey,
     publish: &Publish,
     now_ms: u64,
 ) -> Option<Append> {
+    let device = logins.device();
     let frame = ClientFrame::Publish(publish.clone());
-    match session.handle(frame, now_ms, now_ms, &Anyone) {
+    match logins.handle(session, frame, now_ms) {
         Ok(Step::Route(RoomRequest { room: ROOM, action: Action::Publish(routed) })) => assert_eq!(routed, *publish),
         other => panic!("unexpected {other:?}"),
     }

@@ -72,6 +72,11 @@ fn write_the_seeds() {
         ("conflicts", vec![0, 1, 0, 5, 2, 1, 0, 6, 3, 1, 2, 7, 4, 1, 0, 8, 5, 1, 1, 0]),
         ("taken-back", vec![0, 0, 0, 1, 0, 1, 0, 2, 7, 7, 0, 0, 0, 3, 5, 1, 0, 0]),
         ("failed", vec![0, 0, 0, 1, 0, 1, 0, 2, 0, 2, 0, 3, 8, 2, 1, 0, 0, 1, 1, 0, 0, 2, 0, 3, 5]),
+        ("resumes", {
+            let resume = |how: u8| [250, how, 0, 0, how];
+            [&publish_all[..20], &[5; 5], &(0..64).flat_map(resume).collect::<Vec<_>>(), &[250, 0, 250, 1, 250, 1, 1, 0, 3, 5]]
+                .concat()
+        }),
         ("frames", vec![19, 11, 0xef, 0xfd, 0xb6, 0xf5, 0x0d, 0, 0, 0, 1, 5, 9, 12]),
     ] {
         write("session_ops", format!("seed-{name}"), &ops);
