@@ -1,36 +1,16 @@
-//! Whole clients against the whole server side, without sockets: seeded schedules of messages, links that break, fall silent or
-//! stall, sessions that move between transports and resume, crashes of the server that lose what was not on disk, and crashes
-//! of clients between any two things that they do. At the end everyone has the same history, every message is in it exactly
-//! once, and nobody was alarmed.
-//!
-//! `WAXWING_TEST_SIM_SEEDS=100000 cargo test --release --features test-utils --test simulation` runs more schedules.
-#![allow(
-    clippy::unwrap_used,
-    clippy::unwrap_in_result,
-    clippy::indexing_slicing,
-    clippy::print_stdout,
-    reason = "a test fails by panicking, and says what it does"
-)]
-#![cfg(all(feature = "server", feature = "client"))]
-
-mod common;
+//! The server, its devices, and what happens between them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    convert::Infallible,
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
 };
 
 use bytes::Bytes;
-use common::{
-    engine::{Collector, ModelEngine},
-    home::Home,
-};
 use futures_util::FutureExt as _;
 use waxwing::{
     client::{
-        Client, LinkId, Output, Transport,
-        view::{Check, Command, ConnectionState, Event, Integrity, Level, Message, MessageKind, MessageState, Room, RoomState},
+        LinkId,
+        view::{Check, Command, RoomState},
     },
     core::{
         close::CloseCode,
@@ -48,44 +28,13 @@ use waxwing::{
     server::tickets::Tickets,
 };
 
-/// A deterministic source of randomness (SplitMix64): for schedules, and for keys that nobody has to keep secret.
-#[derive(Clone)]
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).unwrap()
-    }
-}
-
-impl rand_core::TryRng for Rng {
-    type Error = Infallible;
-
-    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
-        Ok(u32::try_from(self.next() >> 32).unwrap())
-    }
-
-    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
-        Ok(self.next())
-    }
-
-    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
-        for chunk in bytes.chunks_mut(8) {
-            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
-        }
-        Ok(())
-    }
-}
-
-impl rand_core::TryCryptoRng for Rng {}
+use super::{
+    common::{
+        engine::{Collector, ModelEngine},
+        home::Home,
+    },
+    device::{Device, Moves, Pipe, Rng, ServerEnd, client},
+};
 
 /// Everybody may log in, and resume with the tickets of this life of the server.
 struct Everybody(Tickets);
@@ -108,62 +57,7 @@ impl Admission for Everybody {
     }
 }
 
-/// The server's end of a link.
-struct ServerEnd {
-    session: Session,
-    conn: Option<Arc<Conn>>,
-    id: ConnId,
-    /// Answers of the session before the login.
-    early: VecDeque<Bytes>,
-    /// Bytes that came before the login.
-    strange: usize,
-}
-
-/// A link: what is under way on it, in order and without loss, for as long as anything gets through.
-struct Pipe {
-    transport: Transport,
-    /// `None` while it is being opened.
-    end: Option<ServerEnd>,
-    to_server: VecDeque<Bytes>,
-    to_client: VecDeque<Bytes>,
-    /// Nothing gets through any more, and nobody is told.
-    silent: bool,
-    /// Nothing but so many frames gets through to the client.
-    mute_after: Option<usize>,
-    /// The client has closed it: what it sent before may still arrive.
-    closed: bool,
-}
-
-/// One device: its client, what it has kept, and its links.
-struct Device {
-    client: Client,
-    stored: BTreeMap<String, Vec<u8>>,
-    links: BTreeMap<LinkId, Pipe>,
-    /// UDP stalls for this device.
-    udp_blocked: bool,
-    timer_ms: Option<u64>,
-    seed: u64,
-    /// As a person sees it.
-    room: Option<Room>,
-    messages: BTreeMap<String, Message>,
-    notices: Vec<(Level, String)>,
-    sent: Vec<String>,
-    online: Option<String>,
-    moves: Moves,
-}
-
-/// What happened over all schedules: a simulation in which nothing moves proves nothing.
-#[derive(Debug, Default, Clone, Copy)]
-struct Moves {
-    up: u32,
-    back: u32,
-    resumed: u32,
-    challenged: u32,
-    /// Resumes that were not accepted, with frames behind them.
-    dropped: u32,
-}
-
-struct World {
+pub struct World {
     rng: Rng,
     now_ms: u64,
     limits: Arc<Limits>,
@@ -172,122 +66,16 @@ struct World {
     shard: Shard,
     home: Home,
     admission: Everybody,
-    devices: Vec<Device>,
+    pub devices: Vec<Device>,
     next_conn: u64,
     lives: u8,
     /// No process dies; only links do, and there is time for sessions to move.
     calm: bool,
-    moves: Moves,
-}
-
-fn client(seed: u64) -> Client {
-    Client::new("http://localhost:8433", Bytes::new(), Box::new(Rng(seed)))
-}
-
-impl Device {
-    fn new(seed: u64, name: &str) -> Self {
-        let mut device = Self {
-            client: client(seed),
-            stored: BTreeMap::new(),
-            links: BTreeMap::new(),
-            udp_blocked: false,
-            timer_ms: None,
-            seed,
-            room: None,
-            messages: BTreeMap::new(),
-            notices: Vec::new(),
-            sent: Vec::new(),
-            online: None,
-            moves: Moves::default(),
-        };
-        device.client.start(1);
-        device.client.command(Command::Start { name: name.to_owned() }, 1);
-        device
-    }
-
-    /// Carries out at most `count` outputs, in order.
-    fn perform(&mut self, count: usize) {
-        for _ in 0..count {
-            let Some(output) = self.client.poll() else { return };
-            match output {
-                Output::Persist { key, value: Some(value) } => drop(self.stored.insert(key, value)),
-                Output::Persist { key, value: None } => drop(self.stored.remove(&key)),
-                Output::Open { link, transport, .. } => drop(self.links.insert(link, Pipe::new(transport))),
-                Output::Send { link, frame } => {
-                    let open = self.links.get_mut(&link).filter(|pipe| !pipe.closed && pipe.end.is_some());
-                    open.into_iter().for_each(|pipe| pipe.to_server.push_back(frame.clone()));
-                }
-                Output::Close { link } => {
-                    // A link that was lost meanwhile is gone; one that is being opened is given up.
-                    if let Some(pipe) = self.links.get_mut(&link) {
-                        pipe.closed = true;
-                        pipe.to_client.clear();
-                    }
-                }
-                Output::Timer { at_ms } => self.timer_ms = Some(at_ms),
-                Output::Event(event) => self.see(event),
-            }
-        }
-    }
-
-    fn see(&mut self, event: Event) {
-        match event {
-            Event::Room { room } => self.room = Some(room),
-            Event::Message { message, .. } => drop(self.messages.insert(message.key.clone(), message)),
-            Event::MessageRemoved { key, .. } => drop(self.messages.remove(&key)),
-            Event::Notice { level, text, .. } => self.notices.push((level, text)),
-            Event::Connection { state, transport, .. } => {
-                let before = self.online.take();
-                self.online = transport.filter(|_| state == ConnectionState::Online);
-                match (before.as_deref(), self.online.as_deref()) {
-                    (Some("ws"), Some("wt")) => self.moves.up += 1,
-                    (Some("wt"), Some("ws")) => self.moves.back += 1,
-                    _ => {}
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// What was said, as this device has it.
-    fn history(&self) -> Vec<(u64, String, String)> {
-        let mut history: Vec<_> = self
-            .messages
-            .values()
-            .filter(|message| message.kind == MessageKind::Text)
-            .filter_map(|message| Some((message.seq?, message.author.name.clone(), message.text.clone())))
-            .collect();
-        history.sort();
-        history
-    }
-}
-
-impl Pipe {
-    const fn new(transport: Transport) -> Self {
-        Self {
-            transport,
-            end: None,
-            to_server: VecDeque::new(),
-            to_client: VecDeque::new(),
-            silent: false,
-            mute_after: None,
-            closed: false,
-        }
-    }
-
-    fn stalls(&self, udp_blocked: bool) -> bool {
-        self.silent || (udp_blocked && self.transport == Transport::WebTransport)
-    }
-
-    /// Nothing is under way that could still arrive.
-    fn is_empty(&self) -> bool {
-        let idle = self.end.as_ref().and_then(|end| end.conn.as_ref()).is_some_and(|conn| conn.outbox.bytes() == 0);
-        self.silent || (self.to_server.is_empty() && (self.to_client.is_empty() || self.mute_after == Some(0)) && idle)
-    }
+    pub moves: Moves,
 }
 
 impl World {
-    fn new(seed: u64, devices: usize) -> Self {
+    pub fn new(seed: u64, devices: usize) -> Self {
         let limits = Arc::new(Limits {
             outbox_bytes_max: 16 << 10,
             page_bytes_max: 8 << 10,
@@ -517,7 +305,7 @@ impl World {
     }
 
     /// One thing happens somewhere.
-    fn step(&mut self, faults: bool) {
+    pub fn step(&mut self, faults: bool) {
         let index = self.rng.below(self.devices.len());
         match self.rng.below(if faults { 100 } else { 90 }) {
             0..20 => self.serve(index),
@@ -561,7 +349,7 @@ impl World {
     }
 
     /// Without faults, until nobody waits for anything.
-    fn quiesce(&mut self) {
+    pub fn quiesce(&mut self) {
         for device in &mut self.devices {
             device.udp_blocked = false;
         }
@@ -604,63 +392,4 @@ fn shard(engine: &Arc<ModelEngine>, mailbox: &Arc<Collector>, limits: &Arc<Limit
             LogId([life, made, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
         }),
     })
-}
-
-fn run(seed: u64, steps: usize) -> Moves {
-    let people = 2 + usize::try_from(seed % 2).unwrap();
-    let mut world = World::new(seed, people);
-    world.devices[0].client.command(Command::CreateRoom { title: "Sim".into() }, 1);
-    world.devices[0].perform(usize::MAX);
-    let link = world.devices[0].room.as_ref().expect("a room is shown as soon as it is made").link.clone();
-    for device in &mut world.devices[1..] {
-        device.client.command(Command::Join { link: link.clone() }, 1);
-        device.perform(usize::MAX);
-    }
-    for _ in 0..steps {
-        world.step(true);
-    }
-    world.quiesce();
-    let first = world.devices[0].history();
-    for (index, device) in world.devices.iter().enumerate() {
-        assert_eq!(device.history(), first, "device {index} has another history");
-        let mine: Vec<_> =
-            first.iter().filter(|(_, _, text)| text.starts_with(&format!("{index}-"))).map(|(_, _, text)| text).collect();
-        assert_eq!(mine, device.sent.iter().collect::<Vec<_>>(), "of device {index}: each exactly once, in order");
-        assert!(device.messages.values().all(|message| !matches!(message.state, MessageState::Pending | MessageState::Failed)));
-        assert!(device.messages.values().all(|message| message.check == Check::Matches));
-        let alarms: Vec<_> = device.notices.iter().filter(|(level, _)| *level == Level::Alarm).collect();
-        assert!(alarms.is_empty(), "{alarms:?}");
-        let Integrity { unchecked, contradicts, injected, .. } = device.room.as_ref().unwrap().integrity;
-        assert_eq!((unchecked, contradicts, injected), (0, 0, 0), "device {index}");
-        assert_eq!(device.room.as_ref().unwrap().members.len(), people);
-    }
-    let words: BTreeSet<_> = world.devices.iter().map(|device| device.room.as_ref().unwrap().words.clone()).collect();
-    assert_eq!(words.len(), 1, "everyone compares the same words");
-    world.devices.iter().fold(world.moves, |sum, Device { moves, .. }| sum.and(*moves))
-}
-
-impl Moves {
-    const fn and(self, other: Self) -> Self {
-        Self {
-            up: self.up + other.up,
-            back: self.back + other.back,
-            resumed: self.resumed + other.resumed,
-            challenged: self.challenged + other.challenged,
-            dropped: self.dropped + other.dropped,
-        }
-    }
-}
-
-#[test]
-fn everyone_has_everything_once_whatever_breaks() {
-    let seeds = std::env::var("WAXWING_TEST_SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(60);
-    let first = std::env::var("WAXWING_TEST_SIM_FIRST").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    let mut sum = Moves::default();
-    for seed in first..first + seeds {
-        println!("seed {seed} (again: WAXWING_TEST_SIM_FIRST={seed} WAXWING_TEST_SIM_SEEDS=1)");
-        sum = sum.and(run(seed, 2500));
-    }
-    println!("{sum:?}");
-    let Moves { up, back, resumed, challenged, dropped } = sum;
-    assert!(seeds < 60 || [up, back, resumed, challenged, dropped].iter().all(|count| *count > 0), "{sum:?}");
 }

@@ -1,0 +1,73 @@
+//! Whole clients against the whole server side, without sockets: seeded schedules of messages, links that break, fall silent or
+//! stall, sessions that move between transports and resume, crashes of the server that lose what was not on disk, and crashes
+//! of clients between any two things that they do. At the end everyone has the same history, every message is in it exactly
+//! once, and nobody was alarmed.
+//!
+//! `WAXWING_TEST_SIM_SEEDS=100000 cargo test --release --features test-utils --test simulation` runs more schedules.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it does"
+)]
+#![cfg(all(feature = "server", feature = "client"))]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod device;
+mod world;
+
+use std::collections::BTreeSet;
+
+use device::{Device, Moves};
+use waxwing::client::view::{Check, Command, Integrity, Level, MessageState};
+use world::World;
+
+fn run(seed: u64, steps: usize) -> Moves {
+    let people = 2 + usize::try_from(seed % 2).unwrap();
+    let mut world = World::new(seed, people);
+    world.devices[0].client.command(Command::CreateRoom { title: "Sim".into() }, 1);
+    world.devices[0].perform(usize::MAX);
+    let link = world.devices[0].room.as_ref().expect("a room is shown as soon as it is made").link.clone();
+    for device in &mut world.devices[1..] {
+        device.client.command(Command::Join { link: link.clone() }, 1);
+        device.perform(usize::MAX);
+    }
+    for _ in 0..steps {
+        world.step(true);
+    }
+    world.quiesce();
+    let first = world.devices[0].history();
+    for (index, device) in world.devices.iter().enumerate() {
+        assert_eq!(device.history(), first, "device {index} has another history");
+        let mine: Vec<_> =
+            first.iter().filter(|(_, _, text)| text.starts_with(&format!("{index}-"))).map(|(_, _, text)| text).collect();
+        assert_eq!(mine, device.sent.iter().collect::<Vec<_>>(), "of device {index}: each exactly once, in order");
+        assert!(device.messages.values().all(|message| !matches!(message.state, MessageState::Pending | MessageState::Failed)));
+        assert!(device.messages.values().all(|message| message.check == Check::Matches));
+        let alarms: Vec<_> = device.notices.iter().filter(|(level, _)| *level == Level::Alarm).collect();
+        assert!(alarms.is_empty(), "{alarms:?}");
+        let Integrity { unchecked, contradicts, injected, .. } = device.room.as_ref().unwrap().integrity;
+        assert_eq!((unchecked, contradicts, injected), (0, 0, 0), "device {index}");
+        assert_eq!(device.room.as_ref().unwrap().members.len(), people);
+    }
+    let words: BTreeSet<_> = world.devices.iter().map(|device| device.room.as_ref().unwrap().words.clone()).collect();
+    assert_eq!(words.len(), 1, "everyone compares the same words");
+    world.devices.iter().fold(world.moves, |sum, Device { moves, .. }| sum.and(*moves))
+}
+
+#[test]
+fn everyone_has_everything_once_whatever_breaks() {
+    let seeds = std::env::var("WAXWING_TEST_SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(60);
+    let first = std::env::var("WAXWING_TEST_SIM_FIRST").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let mut sum = Moves::default();
+    for seed in first..first + seeds {
+        println!("seed {seed} (again: WAXWING_TEST_SIM_FIRST={seed} WAXWING_TEST_SIM_SEEDS=1)");
+        sum = sum.and(run(seed, 2500));
+    }
+    println!("{sum:?}");
+    let Moves { up, back, resumed, challenged, dropped } = sum;
+    assert!(seeds < 60 || [up, back, resumed, challenged, dropped].iter().all(|count| *count > 0), "{sum:?}");
+}
