@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use anyhow::Context as _;
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 /// Named columns, rows of cells.
 #[derive(Debug, Default)]
@@ -69,7 +69,8 @@ impl Table {
         fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         fs::write(out.join(format!("{name}.md")), self.to_markdown())?;
         fs::write(out.join(format!("{name}.csv")), self.to_csv())?;
-        let all = json!({ "what": name, "settings": settings, "rounds": rounds });
+        let all = [("what", name.into()), ("settings", settings), ("rounds", rounds)];
+        let all: Map<String, Value> = all.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         fs::write(out.join(format!("{name}.json")), serde_json::to_string_pretty(&all)? + "\n")?;
         eprintln!("written: {}", out.join(name).display());
         Ok(())

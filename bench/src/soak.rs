@@ -327,7 +327,7 @@ impl Person {
     }
 
     /// Connects, and sends again whatever was not acked.
-    async fn enter(&mut self, way: &(Target, Kind), counters: &Counters) -> anyhow::Result<Client> {
+    async fn enter(&self, way: &(Target, Kind), counters: &Counters) -> anyhow::Result<Client> {
         let mut client = login(way, self.id).await?;
         client.enter_room(self.room).await;
         client.subscribe(self.room, self.cursor).await;
@@ -505,8 +505,8 @@ fn report(args: &SoakArgs, looks: &[Look], rest: Look, counters: &Counters, (ack
 fn slope(looks: &[Look]) -> f64 {
     let count = looks.len() as f64;
     let mean = |of: fn(&Look) -> f64| looks.iter().map(of).sum::<f64>() / count;
-    let (minute, memory): (fn(&Look) -> f64, fn(&Look) -> f64) = (|look| look.minute, |look| look.memory_kib as f64);
-    let (x, y) = (mean(minute), mean(memory));
+    let memory = |look: &Look| look.memory_kib as f64;
+    let (x, y) = (mean(|look| look.minute), mean(memory));
     let spread: f64 = looks.iter().map(|look| (look.minute - x).powi(2)).sum();
     let together: f64 = looks.iter().map(|look| (look.minute - x) * (memory(look) - y)).sum();
     if spread > 0.0 { together / spread } else { 0.0 }

@@ -251,11 +251,14 @@ async fn all(mut tasks: JoinSet<anyhow::Result<Client>>) -> anyhow::Result<Vec<C
     Ok(clients)
 }
 
+/// What a round took of one kind.
+type Figure = fn(&Round) -> Cost;
+
 fn report(args: &StormArgs, rounds: &[Round]) -> anyhow::Result<()> {
     let mut table = Table::new(&["what the server does", "CPU s", "of live", "wall s", "CPU-µs/delivery"]);
     #[expect(clippy::cast_precision_loss, reason = "a number of messages")]
     let deliveries = args.subscribers as f64 * args.behind as f64;
-    let rows: [(&str, fn(&Round) -> Cost); 3] = [
+    let rows: [(&str, Figure); 3] = [
         ("delivers live", |round| round.live),
         ("takes everybody back, each behind", |round| round.storm),
         ("takes everybody back, nobody behind", |round| round.logins),

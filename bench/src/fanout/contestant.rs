@@ -49,6 +49,8 @@ pub enum Who {
     WaxwingNoSync,
     /// Waxwing with one shard.
     WaxwingOneShard,
+    /// Waxwing with two shards.
+    WaxwingTwoShards,
     /// Waxwing with ephemeral messages, which are not stored.
     WaxwingEphemeral,
 }
@@ -60,7 +62,7 @@ pub struct Contestant {
     pub wire: Wire,
 }
 
-const WHO: [(&str, &str, Who); 9] = [
+const WHO: [(&str, &str, Who); 10] = [
     ("floor", "floor", Who::Floor),
     ("lean", "tokio-tungstenite, lean", Who::Lean),
     ("tutorial", "tokio-tungstenite, tutorial", Who::Tutorial),
@@ -69,13 +71,14 @@ const WHO: [(&str, &str, Who); 9] = [
     ("waxwing", "Waxwing", Who::Waxwing),
     ("waxwing-nosync", "Waxwing without syncs", Who::WaxwingNoSync),
     ("waxwing-1shard", "Waxwing, one shard", Who::WaxwingOneShard),
+    ("waxwing-2shards", "Waxwing, two shards", Who::WaxwingTwoShards),
     ("waxwing-ephemeral", "Waxwing, ephemeral", Who::WaxwingEphemeral),
 ];
 const WIRES: [(&str, Wire); 4] = [("ws", Wire::Ws), ("wss", Wire::Wss), ("wt", Wire::Wt), ("quic", Wire::Quic)];
 
 impl Contestant {
     /// Everybody, the floors first.
-    pub const ALL: [Self; 21] = {
+    pub const ALL: [Self; 22] = {
         const fn of(who: Who, wire: Wire) -> Contestant {
             Contestant { who, wire }
         }
@@ -98,6 +101,7 @@ impl Contestant {
             of(Who::WaxwingNoSync, Wire::Wss),
             of(Who::WaxwingNoSync, Wire::Wt),
             of(Who::WaxwingOneShard, Wire::Ws),
+            of(Who::WaxwingTwoShards, Wire::Ws),
             of(Who::WaxwingEphemeral, Wire::Ws),
             of(Who::WaxwingEphemeral, Wire::Wt),
             of(Who::WaxwingEphemeral, Wire::Quic),
@@ -143,9 +147,10 @@ impl Contestant {
 
     /// Whether the workload says something about it.
     pub fn plays(self, workload: Workload) -> bool {
+        use Who::{Floor, Waxwing, WaxwingEphemeral, WaxwingNoSync, WaxwingOneShard, WaxwingTwoShards};
         match workload {
-            Workload::W4 => matches!(self.who, Who::Floor | Who::Waxwing | Who::WaxwingNoSync | Who::WaxwingOneShard),
-            Workload::W3 => !matches!(self.who, Who::WaxwingNoSync | Who::WaxwingOneShard | Who::WaxwingEphemeral),
+            Workload::W4 => matches!(self.who, Floor | Waxwing | WaxwingNoSync | WaxwingOneShard | WaxwingTwoShards),
+            Workload::W3 => !matches!(self.who, WaxwingNoSync | WaxwingOneShard | WaxwingTwoShards | WaxwingEphemeral),
             Workload::W1 | Workload::W1Saturation | Workload::W2 => true,
         }
     }
@@ -323,6 +328,7 @@ impl Served {
         match contestant.who {
             Who::WaxwingNoSync => more.push("--no-sync"),
             Who::WaxwingOneShard => more.push("shards=1"),
+            Who::WaxwingTwoShards => more.push("shards=2"),
             _ => {}
         }
         if setup.count_allocations {

@@ -102,6 +102,7 @@ pub fn run(args: &FanoutArgs) -> anyhow::Result<()> {
                 let sample = measure(args, workload, contestant).with_context(|| format!("{} of {contestant}", workload.name()));
                 match sample {
                     Ok(sample) => {
+                        let sample = Sample { round, ..sample };
                         eprintln!(
                             "{:<14} {}/{}  {:<24} {}",
                             workload.name(),
@@ -156,9 +157,9 @@ pub fn connect(served: &Served, contestant: Contestant, shape: &Shape) -> anyhow
 fn measure(args: &FanoutArgs, workload: Workload, contestant: Contestant) -> anyhow::Result<Sample> {
     let setup = setup(args, workload == Workload::W4);
     meter::settle_disk();
-    let syncs = if workload == Workload::W4 { sample::syncs_per_second(&setup.dir)? } else { f64::NAN };
-    let served = Served::start(contestant, &setup)?;
     let time = Duration::from_secs_f64(args.seconds);
+    let syncs = if workload == Workload::W4 { sample::syncs_per_second(&setup.dir, time)? } else { f64::NAN };
+    let served = Served::start(contestant, &setup)?;
     let shape = workload.shape(contestant);
     let pace = match workload.pace() {
         Pace::Window(_) => Pace::Window(args.window),

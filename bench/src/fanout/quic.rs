@@ -273,7 +273,8 @@ async fn publish(
 }
 
 async fn send(board: &Board, (writer, outbox): &mut (FrameWriter, Outbox), stamp: u64) -> anyhow::Result<()> {
-    writer.send(&[outbox.publish(stamp).encode()]).await?;
+    // Ephemerals go as datagrams.
+    writer.send_requests(&[outbox.publish(stamp).encode()]).await?;
     board.with(|tally| tally.published += 1);
     Ok(())
 }

@@ -21,7 +21,7 @@ pub fn read(out: &Path, workload: Workload) -> BTreeMap<Contestant, Vec<Sample>>
     let text = fs::read_to_string(out.join(file(workload) + ".json")).unwrap_or_default();
     let all: Value = serde_json::from_str(&text).unwrap_or_default();
     let rounds = all["rounds"].as_object().into_iter().flatten();
-    let samples = |list: &Value| list.as_array().into_iter().flatten().map(Sample::from_json).collect();
+    let samples = |list: &Value| list.as_array().into_iter().flatten().enumerate().map(Sample::from_json).collect();
     rounds.filter_map(|(name, list)| Some((name.parse().ok()?, samples(list)))).collect()
 }
 
@@ -88,11 +88,13 @@ pub fn publish(args: &FanoutArgs, workload: Workload, results: &Results) -> anyh
 /// CPU time against the floor's of the same round (the same transport's, or TLS's): its own, without the store's.
 fn ratio(all: &BTreeMap<Contestant, Vec<Sample>>, contestant: Contestant) -> f64 {
     let (Some(own), Some(floor)) = (all.get(&contestant), all.get(&contestant.floor())) else { return f64::NAN };
-    if own.len() == floor.len() {
-        median(own.iter().zip(floor).map(|(own, floor)| own.cpu_us / floor.cpu_us))
-    } else {
-        middle(own, |sample| sample.cpu_us) / middle(floor, |sample| sample.cpu_us)
-    }
+    of_floor(own, floor)
+}
+
+/// The median of the ratios of CPU time, over the rounds in which both were measured: what the machine does meanwhile happens to both.
+pub fn of_floor(own: &[Sample], floor: &[Sample]) -> f64 {
+    let beside = |own: &Sample| floor.iter().find(|floor| floor.round == own.round);
+    median(own.iter().filter_map(|own| Some(own.cpu_us / beside(own)?.cpu_us)))
 }
 
 fn draw(out: &Path, workload: Workload, all: &BTreeMap<Contestant, Vec<Sample>>) -> anyhow::Result<()> {
@@ -117,4 +119,29 @@ fn draw(out: &Path, workload: Workload, all: &BTreeMap<Contestant, Vec<Sample>>)
     let series = titles.iter().map(|(title, value)| (title.as_str(), vec![*value])).collect();
     let log = matches!(workload, Workload::W1Saturation | Workload::W3);
     Bars { title, unit, groups: vec![String::new()], series, log, mark: None }.write(out, &file(workload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_compared_with_themselves() {
+        let sample = |round, cpu_us| Sample { round, cpu_us, ..Sample::default() };
+        let floor = [sample(0, 1.0), sample(1, 10.0), sample(2, 2.0)];
+        // The ratio of the medians is 12 / 2.
+        assert_eq!(of_floor(&[sample(0, 2.0), sample(1, 12.0), sample(2, 30.0)], &floor), 2.0);
+        assert_eq!(of_floor(&[sample(1, 12.0)], &floor), 1.2, "one that failed twice");
+        assert!(of_floor(&[sample(3, 1.0)], &floor).is_nan() && of_floor(&[], &floor).is_nan());
+    }
+
+    #[test]
+    fn samples_are_read_as_they_were_written() {
+        let sample = Sample { round: 4, deliveries: 7, cpu_us: 1.5, sync_us: [1.0, 2.0, 3.0], ..Sample::default() };
+        let written = sample.to_json();
+        let read = Sample::from_json((0, &written));
+        assert_eq!((read.round, read.deliveries, read.cpu_us, read.sync_us), (4, 7, 1.5, [1.0, 2.0, 3.0]));
+        assert!(read.rate.is_nan(), "what was not measured");
+        assert_eq!(read.to_json(), written);
+    }
 }

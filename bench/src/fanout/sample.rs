@@ -75,6 +75,8 @@ impl Marks {
 /// What one measurement of one contestant found. What was not measured is NaN.
 #[derive(Debug, Clone)]
 pub struct Sample {
+    /// The round: what is compared was measured in the same one.
+    pub round: usize,
     pub deliveries: u64,
     /// A second.
     pub rate: f64,
@@ -104,6 +106,7 @@ impl Default for Sample {
     fn default() -> Self {
         let none = f64::NAN;
         Self {
+            round: 0,
             deliveries: 0,
             rate: none,
             cpu_us: none,
@@ -175,18 +178,19 @@ impl Sample {
 
     pub fn to_json(&self) -> Value {
         json!({
-            "deliveries": self.deliveries, "rate": self.rate, "cpu_us": self.cpu_us, "store_us": self.store_us,
+            "round": self.round, "deliveries": self.deliveries, "rate": self.rate, "cpu_us": self.cpu_us, "store_us": self.store_us,
             "latency_us": self.latency_us, "ack_us": self.ack_us, "sync_us": self.sync_us, "per_sync": self.per_sync,
             "sleeps": self.sleeps, "idle_kib": self.idle_kib, "after_kib": self.after_kib,
             "syncs_per_second": self.syncs_per_second, "generator_cores": self.generator,
         })
     }
 
-    /// As [`Sample::to_json`] wrote it.
-    pub fn from_json(value: &Value) -> Self {
+    /// As [`Sample::to_json`] wrote it, and as the first versions did, which left the round to the place in the list.
+    pub fn from_json((place, value): (usize, &Value)) -> Self {
         let number = |name: &str| value[name].as_f64().unwrap_or(f64::NAN);
         let three = |name: &str| [0, 1, 2].map(|index| value[name][index].as_f64().unwrap_or(f64::NAN));
         Self {
+            round: value["round"].as_u64().and_then(|round| round.try_into().ok()).unwrap_or(place),
             deliveries: value["deliveries"].as_u64().unwrap_or_default(),
             rate: number("rate"),
             cpu_us: number("cpu_us"),
@@ -210,15 +214,16 @@ pub fn per_connection(pid: u32, empty: u64, shape: &Shape) -> anyhow::Result<f64
     Ok((meter::memory_kib(pid)? as f64 - empty as f64) / shape.connections as f64)
 }
 
-/// How often this disk syncs one message, one after the other.
-pub fn syncs_per_second(dir: &Path) -> anyhow::Result<f64> {
+/// How often this disk syncs one message, one after the other, in so much time. It varies, so that it wants as long as what it is
+/// compared with.
+pub fn syncs_per_second(dir: &Path, time: Duration) -> anyhow::Result<f64> {
     std::fs::create_dir_all(dir)?;
     let path = dir.join("syncs");
     let file = OpenOptions::new().create(true).truncate(true).write(true).open(&path)?;
     file.write_all_at(&vec![0; 4 << 20], 0)?;
     file.sync_all()?;
     let (begin, mut count) = (Instant::now(), 0_u32);
-    while begin.elapsed() < Duration::from_millis(700) {
+    while begin.elapsed() < time {
         file.write_all_at(&[0x5a; 256], u64::from(count % 16_000) * 256)?;
         file.sync_data()?;
         count += 1;

@@ -8,7 +8,7 @@ use crate::report::{Table, number};
 
 use super::{
     contestant::{Contestant, Who, Wire},
-    report::{middle, read},
+    report::{middle, of_floor, read},
     sample::Sample,
     workload::Workload,
 };
@@ -22,11 +22,14 @@ struct Row {
     stretch: f64,
     /// More is better.
     at_least: bool,
-    /// What the floor took where the target was set, and where to find what it takes here: with it, figures of two machines
-    /// compare.
+    /// For CPU time of Waxwing: what the floor took where the target was set, and where to find what both take here. With it, figures
+    /// of two machines compare.
     floor: Option<(f64, Workload, Wire)>,
-    find: Box<dyn Fn(&Found) -> f64>,
+    find: Find,
 }
+
+/// Finds a figure.
+type Find = Box<dyn Fn(&Found) -> f64>;
 
 fn of(workload: Workload, who: Who, wire: Wire, figure: fn(&Sample) -> f64) -> impl Fn(&Found) -> f64 {
     move |found| found.get(&(workload, Contestant { who, wire })).map_or(f64::NAN, |samples| middle(samples, figure))
@@ -35,19 +38,18 @@ fn of(workload: Workload, who: Who, wire: Wire, figure: fn(&Sample) -> f64) -> i
 fn rows() -> Vec<Row> {
     use Workload::{W1, W1Saturation, W2, W3, W4};
     let mut rows = Vec::new();
-    let mut row = |what, target, stretch, find: Box<dyn Fn(&Found) -> f64>| {
-        rows.push(Row { what, target, stretch, at_least: false, floor: None, find })
-    };
+    let mut row =
+        |what, target, stretch, find: Find| rows.push(Row { what, target, stretch, at_least: false, floor: None, find });
     let cpu: fn(&Sample) -> f64 = |sample| sample.cpu_us;
-    let waxwing = |workload, wire, figure| Box::new(of(workload, Who::Waxwing, wire, figure)) as Box<dyn Fn(&Found) -> f64>;
-    let ephemeral = |workload, wire| Box::new(of(workload, Who::WaxwingEphemeral, wire, cpu)) as Box<dyn Fn(&Found) -> f64>;
+    let waxwing = |workload, wire, figure| Box::new(of(workload, Who::Waxwing, wire, figure)) as Find;
+    let ephemeral = |workload, wire| Box::new(of(workload, Who::WaxwingEphemeral, wire, cpu)) as Find;
     row("W1 rate, ws, CPU-µs", 9.0, 8.5, waxwing(W1, Wire::Ws, cpu));
     row("W1 rate, wss, CPU-µs", 10.3, 9.3, waxwing(W1, Wire::Wss, cpu));
     row("W1 saturation, ws, CPU-µs", 1.2, 1.0, waxwing(W1Saturation, Wire::Ws, cpu));
     row("W1 saturation, wss, CPU-µs", 1.6, 1.3, waxwing(W1Saturation, Wire::Wss, cpu));
     row("W2 rate, ws, CPU-µs", 15.0, 13.5, waxwing(W2, Wire::Ws, cpu));
     row("W2 rate, wss, CPU-µs", 18.0, 16.5, waxwing(W2, Wire::Wss, cpu));
-    let nosync: fn(usize) -> Box<dyn Fn(&Found) -> f64> = |index| match index {
+    let nosync: fn(usize) -> Find = |index| match index {
         0 => Box::new(of(W2, Who::WaxwingNoSync, Wire::Ws, |sample| sample.latency_us[0])),
         1 => Box::new(of(W2, Who::WaxwingNoSync, Wire::Ws, |sample| sample.latency_us[1])),
         _ => Box::new(of(W2, Who::WaxwingNoSync, Wire::Ws, |sample| sample.latency_us[2])),
@@ -64,7 +66,7 @@ fn rows() -> Vec<Row> {
     row("WebTransport, W2 rate, CPU-µs", 54.0, 44.0, waxwing(W2, Wire::Wt, cpu));
     row("WebTransport datagrams, W1 rate, CPU-µs", 22.0, 16.0, ephemeral(W1, Wire::Wt));
     row("WebTransport datagrams, W1 saturation, CPU-µs", 3.0, 1.8, ephemeral(W1Saturation, Wire::Wt));
-    let wt_latency: fn(usize) -> Box<dyn Fn(&Found) -> f64> = |index| match index {
+    let wt_latency: fn(usize) -> Find = |index| match index {
         0 => Box::new(of(W2, Who::WaxwingNoSync, Wire::Wt, |sample| sample.latency_us[0])),
         _ => Box::new(of(W2, Who::WaxwingNoSync, Wire::Wt, |sample| sample.latency_us[1])),
     };
@@ -127,8 +129,8 @@ pub fn publish(out: &Path) -> anyhow::Result<()> {
         let sign = if row.at_least { "≥" } else { "≤" };
         let asked = format!("{sign} {}", number(row.target));
         let floor = |(there, workload, wire): (f64, Workload, Wire)| {
-            let here = of(workload, Who::Floor, wire, |sample| sample.cpu_us)(&found);
-            (measured / here, row.target / there)
+            let samples = |who| found.get(&(workload, Contestant { who, wire })).map_or(&[][..], Vec::as_slice);
+            (of_floor(samples(Who::Waxwing), samples(Who::Floor)), row.target / there)
         };
         let (of_floor, asked_of_floor) = row.floor.map_or((f64::NAN, f64::NAN), floor);
         table.row([

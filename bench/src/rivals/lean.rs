@@ -42,12 +42,12 @@ pub fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> anyhow::R
 
 async fn handle(socket: impl AsyncRead + AsyncWrite + Unpin, id: u64, rooms: Rooms) -> anyhow::Result<()> {
     let mut room = String::new();
+    #[expect(clippy::result_large_err, reason = "the library's own type")]
     let look = |request: &Request, response| {
         room = request.uri().path().to_owned();
         Ok(response)
     };
     let config = WebSocketConfig::default().read_buffer_size(4 << 10).write_buffer_size(16 << 10).max_write_buffer_size(1 << 20);
-    #[expect(clippy::result_large_err, reason = "the library's own type")]
     let socket = tokio_tungstenite::accept_hdr_async_with_config(socket, look, Some(config)).await?;
     let (send, mut receive) = channel(QUEUE);
     rooms.borrow_mut().entry(room.clone()).or_default().insert(id, send);

@@ -42,11 +42,11 @@ pub fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> anyhow::R
 
 async fn handle(socket: impl AsyncRead + AsyncWrite + Unpin + Send, address: SocketAddr, peers: Peers) -> anyhow::Result<()> {
     let mut room = String::new();
+    #[expect(clippy::result_large_err, reason = "the library's own type")]
     let look = |request: &Request, response| {
         room = request.uri().path().to_owned();
         Ok(response)
     };
-    #[expect(clippy::result_large_err, reason = "the library's own type")]
     let socket = tokio_tungstenite::accept_hdr_async(socket, look).await?;
     let (send, mut receive) = unbounded_channel();
     let lock = || peers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -201,6 +201,7 @@ impl Writer {
     }
 
     /// One message of this kind, as it is.
+    #[cfg(feature = "test-utils")]
     pub(super) async fn message(&self, kind: Data, payload: &[u8]) -> Result<(), Error> {
         {
             let mut out = lock(&self.out);
@@ -281,7 +282,7 @@ pub(in crate::transport) struct Reader {
     fragmented: bool,
     takes_text: bool,
     /// The present message is text, or the last one was.
-    #[cfg_attr(not(feature = "test-utils"), expect(dead_code, reason = "the product takes no text"))]
+    #[cfg_attr(not(feature = "test-utils"), allow(dead_code, reason = "the product takes no text"))]
     text: bool,
     state: State,
     out: Arc<Mutex<Outgoing>>,
