@@ -137,13 +137,14 @@ impl<'t> Apply<'t> {
     }
 
     /// The rows that are moved together with the new records, which take `new` bytes, and the first seq of them: all open ones if they fill a chunk
-    /// for good, or else those that fill no page.
+    /// for good, or else the loose ones.
     fn movable(&self, row: &LogRow, new: u64) -> Result<(Seq, Rows), Error> {
         let (open, head, mut rows) = (row.open, row.state.head, Vec::new());
         let all = open.bytes + new > open.goal;
         let log = &row.meta.log.0;
-        if all && open.first < open.tails {
-            for entry in self.chunks.range((log, open.first)..=(log, open.tails - 1))? {
+        let first = if all { open.first } else { open.loose };
+        if first < open.tails {
+            for entry in self.chunks.range((log, first)..=(log, open.tails - 1))? {
                 let (key, row) = entry?;
                 rows.push((key.value().1, row.value().to_vec()));
             }
@@ -154,7 +155,7 @@ impl<'t> Apply<'t> {
                 rows.push((key.value().1, row.value().to_vec()));
             }
         }
-        Ok((if all { open.first } else { open.tails }, rows))
+        Ok((first, rows))
     }
 
     fn remove(&mut self, row: &LogRow, old: &Rows) -> Result<(), Error> {
@@ -175,12 +176,12 @@ impl<'t> Apply<'t> {
         items: &[Item<'_>],
         layout: &Layout,
     ) -> Result<(), Error> {
-        let fills = layout.full.iter().chain(&layout.open).map(|chunk| (chunk, true));
-        for (chunk, fills) in fills.chain(layout.small.iter().map(|chunk| (chunk, false))) {
+        let alone = layout.full.iter().chain(&layout.open).chain(&layout.loose).map(|chunk| (chunk, true));
+        for (chunk, alone) in alone.chain(layout.small.iter().map(|chunk| (chunk, false))) {
             let seq = first + chunk.start as u64;
             let before = chain_before(room, first, before, items, chunk.start);
             let items = items.get(chunk.clone()).unwrap_or_default();
-            let table = if fills { &mut self.chunks } else { &mut self.tails };
+            let table = if alone { &mut self.chunks } else { &mut self.tails };
             let mut place = table.insert_reserve((&log.0, seq), chunk::encoded_len(seq, items))?;
             chunk::encode(log, seq, before, items, place.as_mut());
         }
@@ -245,21 +246,22 @@ fn chain_before(room: RoomId, first: Seq, before: Digest, items: &[Item<'_>], in
     items.fold(value, |value, (seq, item)| chain::next(room, value, seq, item.envelope))
 }
 
-/// Notes the new records in the log's row. The layout begins at `first`; it is of all open records, or of those that fill no
-/// page and the new ones, which take so many bytes.
+/// Notes the new records in the log's row. The layout begins at `first`; it is of all open records, or of the loose ones
+/// and the new ones, which take so many bytes.
 fn note(row: &mut LogRow, records: &[Handle], layout: &Layout, first: Seq, new: Option<u64>) {
     let Some(last) = records.last() else { return };
     let at = |chunk: Option<&std::ops::Range<usize>>| chunk.map(|chunk| first + chunk.start as u64);
-    let (open, small) = (at(layout.open.first()), at(layout.small.first()));
+    let (open, loose, small) = (at(layout.open.first()), at(layout.loose.as_ref()), at(layout.small.first()));
     let end = last.seq() + 1;
     row.state.head = last.seq();
     row.state.chain = last.chain();
     row.state.bytes += records.iter().map(|record| record.envelope_len() as u64).sum::<u64>();
     row.open.tails = small.unwrap_or(end);
+    row.open.loose = loose.unwrap_or(row.open.tails);
     if let Some(new) = new {
         row.open.bytes += new;
     } else {
-        row.open.first = open.or(small).unwrap_or(end);
+        row.open.first = open.unwrap_or(row.open.loose);
         row.open.bytes = layout.bytes;
         row.open.goal = layout.goal;
     }

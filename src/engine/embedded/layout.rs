@@ -3,8 +3,8 @@
 //! redb gives a value that is larger than its page of 4 KiB a page of its own, of the next power of two. A chunk is made for
 //! good when its records fill such a page, the smallest that they fill well, from 16 KiB up to 1 MiB: the larger the records
 //! are, the larger the page. What is left over is *open*: it is put on small pages that it fills and will be moved once it
-//! fills a large one with what follows; and what does not even fill one of 4 KiB is divided into rows of which several lie
-//! on one page.
+//! fills a large one with what follows; and what does not even fill one of 4 KiB is *loose*, moved by whatever follows: on a
+//! page of its own where it takes most of one, or else divided into rows of which several lie on one page.
 
 use std::ops::Range;
 
@@ -15,6 +15,9 @@ const PAGE_MIN: u64 = 16 << 10;
 const PAGE_MAX: u64 = 1 << 20;
 /// What a page that holds one chunk has besides the chunk's records: redb's header, length and key, and the chunk's header.
 const PAGE_OVERHEAD: u64 = 32 + super::chunk::HEADER_LEN as u64;
+/// The least part of a page, in 1/256, for which a chunk that may still be moved has one of its own: small rows fill less of
+/// theirs, as trees that grow at random do (ln 2).
+const LOOSE_MIN: u64 = 180;
 /// A small row has so many bytes at most, if it has more than one record. Three of them fit a page of 4 KiB, which is what
 /// keeps redb from dividing a page so that one half does not fit a page.
 const SMALL_MAX: u64 = 1280;
@@ -32,7 +35,9 @@ pub(super) struct Layout {
     pub(super) full: Vec<Range<usize>>,
     /// Open ones that fill a smaller page.
     pub(super) open: Vec<Range<usize>>,
-    /// Open ones that fill no page.
+    /// A loose one on a page of its own; then there are no others.
+    pub(super) loose: Option<Range<usize>>,
+    /// Loose ones that share pages.
     pub(super) small: Vec<Range<usize>>,
     /// What the open ones take.
     pub(super) bytes: u64,
@@ -123,6 +128,11 @@ impl Sizes {
             layout.open.push(at..end);
             at = end;
         }
+        let left = at..self.len();
+        if (LOOSE_MIN..=256).contains(&self.use_of(left.clone(), OPEN_PAGE_MIN)) {
+            layout.loose = Some(left);
+            return layout;
+        }
         while at < self.len() {
             let end = self.reach(at, SMALL_MAX).max(at + 1);
             layout.small.push(at..end);
@@ -154,7 +164,7 @@ mod tests {
         {
             let sizes = Sizes::new(costs.iter().copied());
             let layout = sizes.all();
-            let chunks: Vec<_> = layout.full.iter().chain(&layout.open).chain(&layout.small).cloned().collect();
+            let chunks: Vec<_> = layout.full.iter().chain(&layout.open).chain(&layout.loose).chain(&layout.small).cloned().collect();
             let mut at = 0;
             for chunk in &chunks {
                 prop_assert_eq!(chunk.start, at);
@@ -162,12 +172,15 @@ mod tests {
                 at = chunk.end;
             }
             prop_assert_eq!(at, costs.len());
-            let open: u64 = layout.open.iter().chain(&layout.small).map(|chunk| sizes.bytes(chunk.clone())).sum();
+            let open: u64 = layout.open.iter().chain(&layout.loose).chain(&layout.small).map(|chunk| sizes.bytes(chunk.clone())).sum();
             prop_assert_eq!(open, layout.bytes);
             prop_assert!(layout.bytes <= layout.goal && layout.goal < PAGE_MAX);
             for chunk in &layout.open {
                 let bytes = sizes.bytes(chunk.clone()) + PAGE_OVERHEAD;
                 prop_assert!(bytes * 8 >= bytes.next_power_of_two() * 7, "{} bytes", bytes);
+            }
+            if let Some(chunk) = &layout.loose {
+                prop_assert!(layout.small.is_empty() && sizes.bytes(chunk.clone()) + PAGE_OVERHEAD <= OPEN_PAGE_MIN);
             }
             for chunk in &layout.full {
                 prop_assert!(sizes.bytes(chunk.clone()) + PAGE_OVERHEAD > PAGE_MIN / 2);

@@ -67,6 +67,7 @@ impl Apply<'_> {
         row.state.floor_chain = chain;
         row.state.bytes = row.state.bytes.saturating_sub(dropped.bytes);
         row.open.first = row.open.first.max(row.state.floor);
+        row.open.loose = row.open.loose.max(row.state.floor);
         row.open.tails = row.open.tails.max(row.state.floor);
         row.open.bytes = row.open.bytes.saturating_sub(dropped.open);
         self.put(room, &row)?;

@@ -6,7 +6,7 @@
 //! | `meta` | name | bytes: `format` = u32, `applied` = u64, the newest entry of the write-ahead log that is in the tables |
 //! | `logs` | room id, 16 | postcard ([`LogMeta`], [`LogState`], [`Open`]) |
 //! | `chunks` | (log id, 16; first seq, u64) | a chunk (see `chunk`) that fills the pages it lies in |
-//! | `tails` | (log id, 16; first seq, u64) | a chunk that fills no page |
+//! | `tails` | (log id, 16; first seq, u64) | a chunk that shares its page |
 //! | `stranded` | (log id, 16; first seq, u64) | postcard ([`Stranded`]): acked records that a damaged log could not take |
 //! | `producers` | log id, 16 ‖ device, 32 ‖ producer, 16 | postcard (last number, its time, [(seq less the one before, [`EnvelopeHash`](crate::core::log::EnvelopeHash))]), see `rows` |
 //! | `deleting` | log id, 16 | nothing |
@@ -52,6 +52,9 @@ pub(super) const STRANDED: TableDefinition<'_, ChunkKey, &[u8]> = TableDefinitio
 pub(super) struct Open {
     /// Its first seq; one more than the head when it is empty.
     pub(super) first: Seq,
+    /// Where the loose chunks begin, which are moved by whatever follows: one that does not fill its page, or those in `tails`.
+    /// One more than the head when there are none.
+    pub(super) loose: Seq,
     /// Where the chunks in `tails` begin; one more than the head when there are none.
     pub(super) tails: Seq,
     /// What its records take, in bytes (see `chunk::cost`).
@@ -71,7 +74,7 @@ pub(super) struct LogRow {
 impl LogRow {
     /// A new log's.
     pub(super) fn new(room: RoomId, meta: LogMeta) -> Self {
-        Self { meta, state: LogState::empty(room), open: Open { first: 1, tails: 1, bytes: 0, goal: 0 } }
+        Self { meta, state: LogState::empty(room), open: Open { first: 1, loose: 1, tails: 1, bytes: 0, goal: 0 } }
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
@@ -79,7 +82,7 @@ impl LogRow {
         let (state, open) = (&row.state, &row.open);
         let end = state.head.saturating_add(1);
         // What follows reckons with these.
-        let plausible = (1..=open.first).contains(&state.floor) && open.first <= open.tails && open.tails <= end;
+        let plausible = [1, state.floor, open.first, open.loose, open.tails, end].is_sorted();
         if plausible && state.head < SEQ_END { Ok(row) } else { Err(Error::Row("logs")) }
     }
 

@@ -21,7 +21,7 @@ use crate::{
         embedded::{
             apply,
             chunk::{self, Item},
-            layout::{Layout, Sizes},
+            layout::Sizes,
             read,
             tables::{self, CHUNKS, LOGS, LogRow, META, Open, PRODUCERS, STRANDED, TAILS},
         },
@@ -469,9 +469,9 @@ impl Pending {
             records.iter().map(|(time_ms, chain, envelope)| Item { time_ms: *time_ms, envelope, chain: Some(*chain) }).collect();
         let layout = Sizes::new(apply::costs(self.first, &items)).all();
         let (first, before) = (self.first, self.before);
-        let Layout { full, open, small, .. } = &layout;
-        let kinds = [(full, Place::Chunks), (open, Place::Chunks), (small, Place::Tails)];
-        for (ranges, place) in kinds.into_iter().take(if all { 3 } else { 1 }) {
+        let (full, open, loose, small) = (&*layout.full, &*layout.open, layout.loose.as_slice(), &*layout.small);
+        let kinds = [(full, Place::Chunks), (open, Place::Chunks), (loose, Place::Chunks), (small, Place::Tails)];
+        for (ranges, place) in kinds.into_iter().take(if all { kinds.len() } else { 1 }) {
             for range in ranges {
                 let seq = first + range.start as u64;
                 let before = range.start.checked_sub(1).and_then(|last| records.get(last)).map_or(before, |(_, chain, _)| *chain);
@@ -484,7 +484,8 @@ impl Pending {
         let at = |ranges: &[std::ops::Range<usize>]| ranges.first().map(|range| first + range.start as u64);
         let end = first + records.len() as u64;
         let tails = at(small).unwrap_or(end);
-        let place = Open { first: at(open).unwrap_or(tails), tails, bytes: layout.bytes, goal: layout.goal };
+        let loose = at(loose).unwrap_or(tails);
+        let place = Open { first: at(open).unwrap_or(loose), loose, tails, bytes: layout.bytes, goal: layout.goal };
         let done = full.last().map_or(0, |range| range.end);
         if let Some((_, chain, _)) = done.checked_sub(1).and_then(|last| records.get(last)) {
             self.before = *chain;
