@@ -17,6 +17,7 @@ command -v "${REDIS_SERVER:-redis-server}" >/dev/null || echo "no redis-server (
 store() {
   $bench store acks
   $bench store bytes
+  $bench store size
   $bench store open
   $bench store scan
   $bench store rooms

@@ -26,6 +26,7 @@ mod report;
 mod rivals;
 mod scan;
 mod server;
+mod size;
 mod soak;
 mod storm;
 mod volume;
@@ -85,6 +86,8 @@ enum Store {
     Acks(acks::AcksArgs),
     /// Bytes written for each message, to files and to the device, until everything has settled; size on disk.
     Bytes(volume::BytesArgs),
+    /// What rooms of a given size take on the disk, and after they were compacted.
+    Size(size::SizeArgs),
     /// Time to open a store, and to answer a first read, after its process was killed with SIGKILL while it wrote.
     Open(reopen::OpenArgs),
     /// Reads a whole room (beside the same loop over memory), and the last 50 messages of a warm one.
@@ -158,6 +161,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Store(Store::Acks(args)) => acks::run(&args),
         Command::Store(Store::Bytes(args)) => volume::run(&args),
+        Command::Store(Store::Size(args)) => size::run(&args),
         Command::Store(Store::Open(args)) => reopen::run(&args),
         Command::Store(Store::Scan(args)) => scan::run(&args),
         Command::Store(Store::Write(args)) => reopen::write(&args),
