@@ -10,7 +10,7 @@ mod writer;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use quinn::{SendStream, VarInt};
+use quinn::VarInt;
 
 use self::streams::Send;
 pub(super) use self::{
@@ -40,9 +40,10 @@ const STREAMS_UNI: u32 = 4;
 const SERVER_STREAMS_UNI: u32 = 64;
 
 /// A connection over raw QUIC streams.
+#[cfg(feature = "client")]
 pub(super) fn connection(
     streams: Streams,
-    (send, receive): (SendStream, quinn::RecvStream),
+    (send, receive): (quinn::SendStream, quinn::RecvStream),
     lanes: Lanes,
     info: Info,
     frame_max: u32,
@@ -68,6 +69,7 @@ pub(super) enum Lanes {
     /// Everything on one stream.
     None,
     /// The client's end of a connection that has some.
+    #[cfg_attr(not(feature = "client"), expect(dead_code, reason = "a server alone has no such end"))]
     Client,
     /// The server's.
     Server,
