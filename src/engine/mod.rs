@@ -4,6 +4,7 @@
 //! survive a crash; completions of one log's appends come in the order of their seqs, and one failure fails all that
 //! were submitted behind it, so that a log never has a gap.
 
+mod crc;
 pub mod embedded;
 mod jobs;
 mod queue;

@@ -206,7 +206,7 @@ fn what_is_not_a_log_of_this_format_is_not_touched() {
     for at in [0, 512] {
         disk.alter(&name, |bytes| {
             bytes[at + 8] = 2;
-            let crc = crc32c::crc32c(&bytes[at..at + 40]).to_le_bytes();
+            let crc = crc_fast::crc32_iscsi(&bytes[at..at + 40]).to_le_bytes();
             bytes[at + 40..at + 44].copy_from_slice(&crc);
         });
         let ops = disk.ops();

@@ -15,10 +15,13 @@
 
 use bytes::Bytes;
 
-use crate::core::{
-    chain,
-    id::{Digest, LogId, RoomId, Seq, UnixMillis},
-    log::Record,
+use crate::{
+    core::{
+        chain,
+        id::{Digest, LogId, RoomId, Seq, UnixMillis},
+        log::Record,
+    },
+    engine::crc,
 };
 
 /// Bytes before the index.
@@ -118,8 +121,8 @@ pub fn seal(log: LogId, first: Seq, row: &mut [u8]) {
 }
 
 fn checksum(log: LogId, first: Seq, body: &[u8]) -> u32 {
-    let key = crc32c::crc32c_append(crc32c::crc32c(&log.0), &first.to_le_bytes());
-    crc32c::crc32c_append(key, body)
+    let key = crc::append(crc::of(&log.0), &first.to_le_bytes());
+    crc::append(key, body)
 }
 
 struct Writer<'a>(&'a mut [u8]);
@@ -163,6 +166,21 @@ impl<'a> Reader<'a> {
     }
 
     fn varint(&mut self) -> Result<u64, DecodeError> {
+        // Nearly all have one byte or two.
+        match self.0 {
+            [a @ ..0x80, rest @ ..] => {
+                self.0 = rest;
+                Ok(u64::from(*a))
+            }
+            [a, b @ 1..0x80, rest @ ..] => {
+                self.0 = rest;
+                Ok(u64::from(a & 0x7f) | u64::from(*b) << 7)
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u64, DecodeError> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let (byte, rest) = self.0.split_first().ok_or(DecodeError::Truncated)?;

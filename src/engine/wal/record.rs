@@ -3,10 +3,13 @@
 use bytes::Bytes;
 
 use super::{Entry, Lsn};
-use crate::core::{
-    chain,
-    id::{DeviceKey, LogId, ProducerId, RoomId},
-    log::{Append, LogMeta, Producer},
+use crate::{
+    core::{
+        chain,
+        id::{DeviceKey, LogId, ProducerId, RoomId},
+        log::{Append, LogMeta, Producer},
+    },
+    engine::crc,
 };
 
 /// Bytes before a record's body.
@@ -38,18 +41,18 @@ pub(super) struct Key(u32);
 
 impl Key {
     pub(super) fn new(salt: u64, generation: u64) -> Self {
-        Self(crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), &generation.to_le_bytes()))
+        Self(crc::append(crc::of(&salt.to_le_bytes()), &generation.to_le_bytes()))
     }
 
     /// The checksum of the rest of a record's head, so that a search need not read a body for each head it takes for one.
     fn check(self, head: &[u8; HEAD_LEN]) -> u16 {
         let [_, _, _, _, fields @ .., _, _] = head;
-        let [a, b, c, d] = crc32c::crc32c_append(self.0, fields).to_le_bytes();
+        let [a, b, c, d] = crc::append(self.0, fields).to_le_bytes();
         u16::from_le_bytes([a ^ c, b ^ d])
     }
 
     fn crc(self, record: &[u8]) -> u32 {
-        crc32c::crc32c_append(self.0, record)
+        crc::append(self.0, record)
     }
 }
 

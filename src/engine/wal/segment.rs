@@ -1,6 +1,7 @@
 //! The header of a segment. Its layout is in the documentation of [`super`].
 
 use super::{Lsn, record::Key};
+use crate::engine::crc;
 
 /// Bytes before the first record.
 pub(super) const HEADER_LEN: usize = 4096;
@@ -55,7 +56,7 @@ impl Header {
             &self.salt.to_le_bytes(),
         ]
         .concat();
-        let crc = crc32c::crc32c(&fields).to_le_bytes();
+        let crc = crc::of(&fields).to_le_bytes();
         for (to, from) in copy.iter_mut().zip(fields.iter().chain(&crc)) {
             *to = *from;
         }
@@ -91,7 +92,7 @@ fn read_copy(bytes: &[u8]) -> State {
         let (fields, rest) = bytes.split_first_chunk::<40>()?;
         let crc = u32::from_le_bytes(*rest.first_chunk()?);
         let (magic, rest) = fields.split_first_chunk::<8>()?;
-        if *magic != MAGIC || crc != crc32c::crc32c(fields) {
+        if *magic != MAGIC || crc != crc::of(fields) {
             return None;
         }
         let (format, rest) = rest.split_first_chunk::<8>()?;
@@ -138,7 +139,7 @@ mod tests {
         let mut block = vec![0; HEADER_LEN];
         Header { generation: 7, base: 100, salt: 9 }.put(&mut block);
         block[8] = 2;
-        let crc = crc32c::crc32c(&block[..40]).to_le_bytes();
+        let crc = crc::of(&block[..40]).to_le_bytes();
         block[40..44].copy_from_slice(&crc);
         assert_eq!(Header::read(&block), State::Newer(2));
     }
