@@ -8,6 +8,8 @@ pub mod core;
 
 #[cfg(feature = "seal")]
 pub mod client;
+#[cfg(feature = "groups")]
+pub mod group;
 #[cfg(feature = "seal")]
 pub mod seal;
 #[cfg(feature = "net")]

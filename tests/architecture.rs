@@ -21,6 +21,7 @@ const LINES_MAX: usize = 800;
 const ARROWS: &[(&str, &[&str])] = &[
     ("core", &[]),
     ("seal", &["core"]),
+    ("group", &["core", "seal"]),
     ("client", &["core", "seal", "transport"]),
     ("web", &["core", "client"]),
     ("transport", &["core"]),

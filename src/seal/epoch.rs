@@ -93,11 +93,11 @@ impl Epoch {
         &self.secrets
     }
 
-    pub(super) const fn private(&self) -> &X25519Private {
+    pub(crate) const fn private(&self) -> &X25519Private {
         &self.private
     }
 
-    pub(super) const fn public(&self) -> &X25519Public {
+    pub(crate) const fn public(&self) -> &X25519Public {
         &self.public
     }
 

@@ -15,6 +15,9 @@ use rand_core::CryptoRng;
 /// Exporter context of the binder (RFC 9180 §5.3).
 const BINDER_CONTEXT: &[u8] = b"waxwing binder v1";
 
+/// Exporter context of a shared secret.
+const SHARED_CONTEXT: &[u8] = b"waxwing shared v1";
+
 /// 32 bytes that both ends of an encapsulation know: what the inner signature is tied to.
 pub type Binder = [u8; 32];
 
@@ -61,6 +64,22 @@ impl X25519Private {
     pub fn derive(ikm: &[u8; 32]) -> (Self, X25519Public) {
         let (private, public) = X25519HkdfSha256::derive_keypair(ikm);
         (Self(private), X25519Public(public))
+    }
+}
+
+impl X25519Public {
+    /// The encoding.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; 32] {
+        self.0.to_bytes().into()
+    }
+
+    /// Reads an encoding.
+    ///
+    /// # Errors
+    /// [`HpkeError::Key`] when it is none.
+    pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, HpkeError> {
+        <X25519HkdfSha256 as Kem>::PublicKey::from_bytes(bytes).map(Self).map_err(|_| HpkeError::Key)
     }
 }
 
@@ -168,6 +187,39 @@ pub fn open_xwing(
     ciphertext: &[u8],
 ) -> Result<(Vec<u8>, Binder), HpkeError> {
     open::<XWing>(&OpModeR::Base, &with.0, enc, info, aad, ciphertext)
+}
+
+/// A secret that nobody has but the holders of `from` and of `to`'s private key: HPKE's auth mode (RFC 9180 §5.1.3) in suite 1,
+/// exported. Returns (enc, secret). It proves to `to`'s holder that the other one holds `from`.
+///
+/// # Errors
+/// [`HpkeError::Key`] when the recipient's key is degenerate.
+pub fn share_secret(
+    from: (&X25519Private, &X25519Public),
+    to: &X25519Public,
+    info: &[u8],
+    rng: &mut impl CryptoRng,
+) -> Result<([u8; 32], [u8; 32]), HpkeError> {
+    let mode = OpModeS::Auth((from.0.0.clone(), from.1.0.clone()));
+    let (enc, context) =
+        setup_sender_with_rng::<AesGcm128, HkdfSha256, X25519HkdfSha256>(&mode, &to.0, info, rng).map_err(|_| HpkeError::Key)?;
+    let mut secret = [0; 32];
+    context.export(SHARED_CONTEXT, &mut secret).map_err(|_| HpkeError::Key)?;
+    Ok((enc.to_bytes().into(), secret))
+}
+
+/// The secret that [`share_secret`] made.
+///
+/// # Errors
+/// [`HpkeError::Key`].
+pub fn shared_secret(with: &X25519Private, from: &X25519Public, enc: &[u8; 32], info: &[u8]) -> Result<[u8; 32], HpkeError> {
+    let enc = <X25519HkdfSha256 as Kem>::EncappedKey::from_bytes(enc).map_err(|_| HpkeError::Key)?;
+    let mode = OpModeR::Auth(from.0.clone());
+    let context =
+        setup_receiver::<AesGcm128, HkdfSha256, X25519HkdfSha256>(&mode, &with.0, &enc, info).map_err(|_| HpkeError::Key)?;
+    let mut secret = [0; 32];
+    context.export(SHARED_CONTEXT, &mut secret).map_err(|_| HpkeError::Key)?;
+    Ok(secret)
 }
 
 fn seal<K: Kem>(

@@ -25,6 +25,8 @@ use crate::core::{
 const LENGTH_LEN: usize = 4;
 /// Largest envelope that this build makes, in bytes: the last bucket.
 pub const ENVELOPE_LEN_MAX: usize = 64 << 10;
+/// Largest change of a group, in bytes: a commit over a tree that has no inner keys yet seals to every member.
+pub const HANDSHAKE_LEN_MAX: usize = 1 << 20;
 /// Largest ephemeral envelope that this build makes: the last bucket below the limit.
 const EPHEMERAL_BUCKET: usize = 1024;
 
@@ -109,7 +111,11 @@ fn assemble(header: &[u8; HEADER_LEN], enc: &[u8], ciphertext: &[u8]) -> Bytes {
 }
 
 fn check_size(suite: Suite, kind: Kind, body: &[u8]) -> Result<(), SealError> {
-    let envelope_max = if kind == Kind::Ephemeral { EPHEMERAL_BUCKET } else { ENVELOPE_LEN_MAX };
+    let envelope_max = match kind {
+        Kind::Ephemeral => EPHEMERAL_BUCKET,
+        Kind::Handshake => HANDSHAKE_LEN_MAX,
+        _ => ENVELOPE_LEN_MAX,
+    };
     let max = envelope_max - (HEADER_LEN + suite.enc_len() + TAG_LEN + Signature::LEN + LENGTH_LEN);
     if body.len() <= max { Ok(()) } else { Err(SealError::TooLarge { len: body.len(), max }) }
 }
@@ -127,13 +133,39 @@ pub fn seal(
     body: &Body,
     rng: &mut impl Random,
 ) -> Result<Bytes, SealError> {
-    let body = body.encode();
+    seal_to_epoch(epoch, kind, leaf, message, identity, &body.encode(), rng)
+}
+
+/// Seals a change of the group, kind 4, by a member, to the epoch that it ends.
+///
+/// # Errors
+/// [`SealError::TooLarge`] when it does not fit.
+pub fn seal_handshake(
+    epoch: &Epoch,
+    leaf: u32,
+    identity: &Identity,
+    body: &[u8],
+    rng: &mut impl Random,
+) -> Result<Bytes, SealError> {
+    let message = MessageId(rng.bytes());
+    seal_to_epoch(epoch, Kind::Handshake, leaf, message, identity, body, rng)
+}
+
+fn seal_to_epoch(
+    epoch: &Epoch,
+    kind: Kind,
+    leaf: u32,
+    message: MessageId,
+    identity: &Identity,
+    body: &[u8],
+    rng: &mut impl Random,
+) -> Result<Bytes, SealError> {
     let header = Header { kind, suite: Suite::X25519Psk, room: epoch.room, epoch: epoch.number, leaf, message };
-    check_size(header.suite, kind, &body)?;
+    check_size(header.suite, kind, body)?;
     let info = info(&header, &epoch.authenticator.0);
     let header = header.to_bytes();
     let (enc, ciphertext) = seal_x25519(epoch.public(), epoch.psk(), &info, &header, rng, |enc, binder| {
-        plaintext(identity, &header, enc, binder, &body)
+        plaintext(identity, &header, enc, binder, body)
     })?;
     Ok(assemble(&header, &enc, &ciphertext))
 }
@@ -165,6 +197,34 @@ pub fn seal_hand_over(
     Ok(assemble(&header, &enc, &ciphertext))
 }
 
+/// Seals a change of the group, kind 4, by a device that is not a member and comes in by itself: to the X-Wing key of the
+/// epoch that it ends. `context` is bound by `info`.
+///
+/// # Errors
+/// [`SealError`].
+pub fn seal_external(
+    to: &XWingPublic,
+    (room, epoch): (RoomId, u64),
+    context: &[u8],
+    identity: &Identity,
+    body: &[u8],
+    rng: &mut impl Random,
+) -> Result<Bytes, SealError> {
+    let header = Header {
+        kind: Kind::Handshake,
+        suite: Suite::XWing,
+        room,
+        epoch,
+        leaf: crate::core::envelope::NOT_A_MEMBER,
+        message: MessageId(rng.bytes()),
+    };
+    check_size(header.suite, header.kind, body)?;
+    let info = info(&header, context);
+    let header = header.to_bytes();
+    let (enc, ciphertext) = seal_xwing(to, &info, &header, rng, |enc, binder| plaintext(identity, &header, enc, binder, body))?;
+    Ok(assemble(&header, &enc, &ciphertext))
+}
+
 /// An envelope that opened, and whose sender is not yet known: its body cannot be had without naming the sender's key.
 #[derive(Debug)]
 #[must_use = "what opened is not verified yet"]
@@ -175,7 +235,7 @@ pub struct Opened {
     body: Vec<u8>,
 }
 
-/// Opens an envelope of kind 1 or 7 with its epoch.
+/// Opens an envelope of kind 1 or 7, or a member's of kind 4, with its epoch.
 ///
 /// # Errors
 /// [`OpenError`]: whatever it is, the envelope is not a message.
@@ -209,6 +269,23 @@ pub fn open_hand_over(
     let info = info(&header, &hand_over(issuer, public, purpose));
     let (aad, enc, ciphertext) = split(envelope, header.suite)?;
     let (plaintext, binder) = open_xwing(with, enc, &info, aad, ciphertext)?;
+    Opened::new(header, aad, enc, &binder, &plaintext)
+}
+
+/// Opens an envelope that [`seal_external`] made for the epoch.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn open_external(epoch: &Epoch, context: &[u8], envelope: &[u8]) -> Result<Opened, OpenError> {
+    let header = Header::parse(envelope)?;
+    let foreign = header.room != epoch.room || header.epoch != epoch.number;
+    if foreign || header.kind != Kind::Handshake || header.suite != Suite::XWing {
+        return Err(OpenError::Foreign);
+    }
+    let info = info(&header, context);
+    let (aad, enc, ciphertext) = split(envelope, header.suite)?;
+    let (private, _) = XWingPrivate::from_seed(&epoch.secrets().xwing);
+    let (plaintext, binder) = open_xwing(&private, enc, &info, aad, ciphertext)?;
     Opened::new(header, aad, enc, &binder, &plaintext)
 }
 

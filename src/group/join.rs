@@ -1,0 +1,345 @@
+//! Coming into a group: by a welcome (RFC 9420 §12.4.3.1), or by oneself with a link or to take one's own place again (external
+//! commits, §12.4.3.2).
+
+use aes_gcm::{
+    Aes256Gcm, KeyInit as _,
+    aead::{Aead as _, Payload},
+};
+use bytes::Bytes;
+use openmls::{
+    group::{MlsGroup, ProposalStore, PublicGroup, StagedWelcome},
+    messages::group_info::VerifiableGroupInfo,
+    prelude::{
+        GroupContext, LeafNodeParameters, MlsMessageBodyIn, MlsMessageIn, PreSharedKeyProposal, ProcessedWelcome,
+        tls_codec::DeserializeBytes as _,
+    },
+    schedule::PreSharedKeyId,
+};
+use openmls_traits::{OpenMlsProvider as _, storage::StorageProvider as _};
+
+use super::{
+    Applied, CommitError, Event, Group, KeyPackages, LinkId, LinkKeys, Policy, Record, SealedGroupInfo, SealedKey, SnapshotError,
+    commit::{assemble, encode, join_context},
+    device::{DeviceSigner, Provider, capabilities, credential, leaf_extensions, member},
+    epoch_of, group_id, join_config, policy_in,
+    record::{GroupInfoBody, Handshake, Joiner},
+};
+use crate::{
+    core::id::{DeviceKey, RoomId},
+    seal::{
+        Random, derive,
+        epoch::Epoch,
+        hpke::{HpkeError, X25519Public, XWingPrivate, XWingPublic, open_xwing, seal_xwing, share_secret},
+        identity::Identity,
+        message::{SealError, bucket, seal_external},
+    },
+};
+
+/// Why a device does not come in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// The record has nothing for this device: no welcome or group info, or none that its keys open.
+    #[error("the record has nothing for this device")]
+    NotForUs,
+    /// What opened is not a group of this room, or not one of ours.
+    #[error("the group is not as it must be")]
+    Group,
+    /// Another commit took the epoch: the join must be made anew from the newest group info.
+    #[error("another commit came first")]
+    Overtaken,
+    /// The commit was not made.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The stored state is damaged.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+}
+
+impl From<SealError> for JoinError {
+    fn from(error: SealError) -> Self {
+        Self::Commit(error.into())
+    }
+}
+
+/// The pre-shared key (RFC 9420 §8.4) by which a commit proves a link.
+pub(super) fn link_psk(id: LinkId, nonce: &[u8]) -> PreSharedKeyId {
+    PreSharedKeyId::external(id.0.to_vec(), nonce.to_vec())
+}
+
+/// What a link's secret is bound to.
+pub(super) fn link_info(room: RoomId, epoch: u64, id: LinkId, device: DeviceKey) -> Vec<u8> {
+    [&b"waxwing join v1"[..], &room.0, &epoch.to_le_bytes(), &id.0, &device.0].concat()
+}
+
+/// The key of an epoch's group info, and what is authenticated with it.
+fn info_key(epoch: &Epoch) -> ([u8; 32], Vec<u8>) {
+    let context = [&epoch.room.0[..], &epoch.number.to_le_bytes()].concat();
+    (derive(&epoch.secrets().psk, "waxwing group info v1", &context), context)
+}
+
+/// What a link's key envelope is bound to.
+fn key_info(context: &[u8], id: LinkId) -> Vec<u8> {
+    [b"waxwing link key v1", context, &id.0].concat()
+}
+
+/// Seals an epoch's group info. The key encrypts once, so that its nonce is zero.
+pub(super) fn seal_group_info(
+    epoch: &Epoch,
+    policy: &Policy,
+    group_info: Bytes,
+    rng: &mut impl Random,
+) -> Result<SealedGroupInfo, SealError> {
+    let (_, xwing) = XWingPrivate::from_seed(&epoch.secrets().xwing);
+    let body = GroupInfoBody { group_info, x25519: epoch.public().to_bytes(), xwing: xwing.to_bytes().into() };
+    let mut plaintext = body.encode();
+    plaintext.resize(bucket(plaintext.len()), 0);
+    let (key, context) = info_key(epoch);
+    let payload = Payload { msg: &plaintext, aad: &context };
+    let info = Aes256Gcm::new(&key.into()).encrypt(&[0; 12].into(), payload).map_err(|_| HpkeError::Key)?;
+    let mut keys = Vec::new();
+    for link in policy.links() {
+        let id = link.id();
+        let to = XWingPublic::from_bytes(&link.xwing)?;
+        let (enc, ciphertext) = seal_xwing(&to, &key_info(&context, id), &[], rng, |_, _| key.to_vec())?;
+        keys.push(SealedKey { link: id, enc: enc.into(), ciphertext: ciphertext.into() });
+    }
+    Ok(SealedGroupInfo { keys, info: info.into() })
+}
+
+fn open_info(key: &[u8; 32], context: &[u8], info: &[u8]) -> Option<GroupInfoBody> {
+    let payload = Payload { msg: info, aad: context };
+    let plaintext = Aes256Gcm::new(key.into()).decrypt(&[0; 12].into(), payload).ok()?;
+    let (body, padding) = postcard::take_from_bytes(&plaintext).ok()?;
+    padding.iter().all(|byte| *byte == 0).then_some(body)
+}
+
+/// Whether a sealed group info is the epoch's, for every link that is live. That the keys for links open can be seen only by
+/// who holds them.
+pub(super) fn group_info_matches(sealed: &SealedGroupInfo, epoch: &Epoch, policy: &Policy, context: &GroupContext) -> bool {
+    let links = policy.links().iter().map(super::LiveLink::id);
+    let for_all = links.eq(sealed.keys.iter().map(|key| key.link));
+    let (key, aad) = info_key(epoch);
+    let Some(body) = open_info(&key, &aad, &sealed.info) else { return false };
+    let (_, xwing) = XWingPrivate::from_seed(&epoch.secrets().xwing);
+    let keys = body.x25519 == epoch.public().to_bytes() && body.xwing == xwing.to_bytes();
+    for_all && keys && verifiable(&body.group_info).is_some_and(|info| info.group_context() == context)
+}
+
+fn verifiable(message: &[u8]) -> Option<VerifiableGroupInfo> {
+    match MlsMessageIn::tls_deserialize_exact_bytes(message).ok()?.extract() {
+        MlsMessageBodyIn::GroupInfo(info) => Some(info),
+        _ => None,
+    }
+}
+
+/// Whether a group that somebody else described is one of ours: this room's, with a policy, and each leaf a person's.
+fn is_proper(room: RoomId, mls: &MlsGroup) -> bool {
+    let leaf = |index| mls.public_group().leaf(index);
+    let proper = mls.members().all(|found| leaf(found.index).is_some_and(|leaf| member(found.index.u32(), leaf).is_some()));
+    *mls.group_id() == group_id(room) && policy_in(mls.extensions()).is_some() && proper
+}
+
+/// The link by which this device had come in, as its old leaf says.
+fn own_via(info: &VerifiableGroupInfo, device: DeviceKey, rng: &mut (impl Random + Send)) -> Result<Option<LinkId>, JoinError> {
+    let storage = super::Storage::default();
+    let provider = Provider::new(&storage, rng);
+    let tree = info.extensions().ratchet_tree().ok_or(JoinError::Group)?.ratchet_tree().clone();
+    let group = PublicGroup::from_external(provider.crypto(), &storage, tree, info.clone(), ProposalStore::new());
+    let (group, _) = group.map_err(|_| JoinError::Group)?;
+    let mut members = group.members().filter_map(|found| member(found.index.u32(), group.leaf(found.index)?));
+    Ok(members.find(|member| member.device == device).ok_or(JoinError::NotForUs)?.via)
+}
+
+impl Group {
+    /// Comes in by a record's welcome. The key package is used up, unless it is of last resort.
+    ///
+    /// # Errors
+    /// [`JoinError`]: the key packages are as they were.
+    pub fn join(
+        room: RoomId,
+        record: &Record,
+        keys: &mut KeyPackages,
+        rng: &mut (impl Random + Send),
+    ) -> Result<Self, JoinError> {
+        let welcome = record.welcome.as_deref().ok_or(JoinError::NotForUs)?;
+        let message = MlsMessageIn::tls_deserialize_exact_bytes(welcome).map_err(|_| JoinError::NotForUs)?;
+        let MlsMessageBodyIn::Welcome(welcome) = message.extract() else { return Err(JoinError::NotForUs) };
+        let storage = keys.storage.clone();
+        let provider = Provider::new(&storage, rng);
+        let welcome = ProcessedWelcome::new_from_welcome(&provider, &join_config(), welcome).map_err(|_| JoinError::NotForUs)?;
+        let staged = openmls::group::JoinBuilder::new(&provider, welcome).skip_lifetime_validation().build();
+        let mls = staged.and_then(|staged: StagedWelcome| staged.into_group(&provider)).map_err(|_| JoinError::Group)?;
+        if !is_proper(room, &mls) || mls.epoch().as_u64() != record.epoch {
+            return Err(JoinError::Group);
+        }
+        // What is left of the key packages stays with the device, and everything else is the group's.
+        let rest = storage.split_key_packages();
+        let group = Self::with(room, mls, storage, None, rng)?;
+        keys.storage = rest;
+        Ok(group)
+    }
+
+    /// The group info, for a device of the group that cannot follow it any more. It is in the clear: to be sealed to that device.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub fn group_info(&self, identity: &Identity, rng: &mut (impl Random + Send)) -> Result<GroupInfo, CommitError> {
+        let provider = Provider::new(&self.storage, rng);
+        let info = self.mls.export_group_info(provider.crypto(), &DeviceSigner(identity), true).map_err(|_| CommitError::Mls)?;
+        let (_, xwing) = XWingPrivate::from_seed(&self.epoch.secrets().xwing);
+        let body =
+            GroupInfoBody { group_info: encode(&info)?, x25519: self.epoch.public().to_bytes(), xwing: xwing.to_bytes().into() };
+        Ok(GroupInfo { body })
+    }
+}
+
+/// The group as it is described to who comes in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupInfo {
+    body: GroupInfoBody,
+}
+
+impl GroupInfo {
+    /// Opens a record's group info with a link.
+    ///
+    /// # Errors
+    /// [`JoinError::NotForUs`].
+    pub fn open(room: RoomId, record: &Record, link: &LinkKeys) -> Result<Self, JoinError> {
+        let sealed = record.group_info.as_ref().ok_or(JoinError::NotForUs)?;
+        let id = link.id();
+        let for_link = sealed.keys.iter().find(|key| key.link == id).ok_or(JoinError::NotForUs)?;
+        let context = [&room.0[..], &record.epoch.to_le_bytes()].concat();
+        let info = key_info(&context, id);
+        let opened = open_xwing(&link.xwing.0, &for_link.enc, &info, &[], &for_link.ciphertext);
+        let (key, _) = opened.map_err(|_| JoinError::NotForUs)?;
+        let key = key.try_into().map_err(|_| JoinError::NotForUs)?;
+        let body = open_info(&key, &context, &sealed.info).ok_or(JoinError::NotForUs)?;
+        Ok(Self { body })
+    }
+
+    /// The bytes, to be sealed to the device that asked.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        self.body.encode()
+    }
+
+    /// As a member sent it.
+    ///
+    /// # Errors
+    /// [`JoinError::NotForUs`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, JoinError> {
+        postcard::from_bytes(bytes).map(|body| Self { body }).map_err(|_| JoinError::NotForUs)
+    }
+
+    /// Makes the commit by which this device comes in: with a link, or without one to take its own place again.
+    ///
+    /// # Errors
+    /// [`JoinError`].
+    pub fn join(
+        &self,
+        room: RoomId,
+        link: Option<&LinkKeys>,
+        identity: &Identity,
+        rng: &mut (impl Random + Send),
+    ) -> Result<Joining, JoinError> {
+        let info = verifiable(&self.body.group_info).ok_or(JoinError::Group)?;
+        let context = join_context(info.group_context()).ok_or(JoinError::Group)?;
+        let (epoch, suite) = (info.epoch().as_u64(), info.ciphersuite());
+        let policy = policy_in(info.group_context().extensions()).ok_or(JoinError::Group)?;
+        let proof = link.map(|link| self.prove(room, epoch, link, identity.device(), rng)).transpose()?;
+        let via = match proof {
+            Some((id, ..)) => Some(id),
+            None => own_via(&info, identity.device(), rng)?,
+        };
+        let storage = super::Storage::default();
+        let nonce: [u8; 32] = rng.bytes();
+        let provider = Provider::new(&storage, rng);
+        let leaf =
+            LeafNodeParameters::builder().with_capabilities(capabilities(suite)).with_extensions(leaf_extensions(via)).build();
+        let mut builder = MlsGroup::external_commit_builder()
+            .with_config(join_config())
+            .skip_lifetime_validation()
+            .build_group(&provider, info, credential(identity))
+            .map_err(|_| JoinError::Group)?
+            .leaf_node_parameters(leaf);
+        if let Some((id, _, secret)) = proof {
+            let psk = link_psk(id, &nonce);
+            psk.store(&provider, &secret).map_err(|_| JoinError::Group)?;
+            builder = builder.add_psk_proposal(PreSharedKeyProposal::new(psk));
+        }
+        let (mls, bundle) = builder
+            .load_psks(&storage)
+            .map_err(|_| JoinError::Group)?
+            .use_ratchet_tree_extension(true)
+            .create_group_info(!policy.links().is_empty())
+            .build(provider.rand(), provider.crypto(), &DeviceSigner(identity), |_| true)
+            .map_err(|_| JoinError::Group)?
+            .finalize(&provider)
+            .map_err(|_| JoinError::Group)?;
+        if let Some((id, ..)) = proof {
+            storage.delete_psk(link_psk(id, &[]).psk())?;
+        }
+        if !is_proper(room, &mls) {
+            return Err(JoinError::Group);
+        }
+        let new = epoch_of(room, &mls, rng).ok_or(JoinError::Group)?;
+        let joiner = Joiner { device: identity.device(), link: proof.map(|(id, enc, _)| (id, enc)) };
+        let to = XWingPublic::from_bytes(&self.body.xwing).map_err(|_| JoinError::Group)?;
+        let record = assemble(&bundle, &new, &policy, rng, |welcome, group_info, rng| {
+            let commit = encode(bundle.commit())?;
+            let handshake = Handshake { commit, leaves: Vec::new(), welcome, group_info, joiner: Some(joiner) };
+            Ok(seal_external(&to, (room, epoch), &context.0, identity, &handshake.encode(), rng)?)
+        })?;
+        let group = Group::with(room, mls, storage, None, rng)?;
+        Ok(Joining { group, record, rejoins: proof.is_none() })
+    }
+
+    /// The link's secret for this epoch and device: (link, encapsulation, secret).
+    fn prove(
+        &self,
+        room: RoomId,
+        epoch: u64,
+        link: &LinkKeys,
+        device: DeviceKey,
+        rng: &mut impl Random,
+    ) -> Result<(LinkId, [u8; 32], [u8; 32]), JoinError> {
+        let id = link.id();
+        let to = X25519Public::from_bytes(&self.body.x25519).map_err(|_| JoinError::Group)?;
+        let (private, public) = &link.x25519;
+        let info = link_info(room, epoch, id, device);
+        let (enc, secret) = share_secret((private, public), &to, &info, rng).map_err(|_| JoinError::Group)?;
+        Ok((id, enc, secret))
+    }
+}
+
+/// A commit by which a device comes in, until the log has ordered it.
+#[derive(Debug)]
+pub struct Joining {
+    group: Group,
+    record: Record,
+    rejoins: bool,
+}
+
+impl Joining {
+    /// What is given to the log.
+    #[must_use]
+    pub const fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The log's record for that epoch: the group if it is this one's.
+    ///
+    /// # Errors
+    /// [`JoinError::Overtaken`].
+    pub fn confirm(self, record: &Record) -> Result<(Group, Applied), JoinError> {
+        if record.hash() != self.record.hash() {
+            return Err(JoinError::Overtaken);
+        }
+        let group = self.group;
+        let me = group.members().into_iter().find(|member| member.leaf == group.leaf()).ok_or(JoinError::Group)?;
+        let event = if self.rejoins { Event::Rejoined(me) } else { Event::Joined(me) };
+        let applied = Applied { epoch: group.epoch.number, by: me.device, events: vec![event], rebase: None };
+        Ok((group, applied))
+    }
+}
