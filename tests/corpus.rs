@@ -4,6 +4,9 @@
 
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
+#[cfg(feature = "groups")]
+#[path = "../fuzz/group.rs"]
+mod group;
 #[path = "wire/samples.rs"]
 mod samples;
 
@@ -17,7 +20,10 @@ fn corpus(target: &str) -> PathBuf {
 
 #[test]
 fn the_committed_corpus_passes() {
-    for (target, body) in bodies::TARGETS {
+    let targets = bodies::TARGETS.into_iter();
+    #[cfg(feature = "groups")]
+    let targets = targets.chain([("group", group::group as fn(&[u8]))]);
+    for (target, body) in targets {
         let mut files: Vec<PathBuf> = fs::read_dir(corpus(target)).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
         assert!(!files.is_empty(), "no corpus for {target}");
@@ -80,6 +86,18 @@ fn write_the_seeds() {
         ("frames", vec![19, 11, 0xef, 0xfd, 0xb6, 0xf5, 0x0d, 0, 0, 0, 1, 5, 9, 12]),
     ] {
         write("session_ops", format!("seed-{name}"), &ops);
+    }
+    #[cfg(feature = "groups")]
+    {
+        let scene = group::scene();
+        for (number, record) in [0, 1].into_iter().zip(&scene.records) {
+            write("group", format!("seed-record-{number}"), &[&[0], &record.encode()[..]].concat());
+        }
+        for what in 1..6 {
+            write("group", format!("seed-whole-{what}"), &[what]);
+            write("group", format!("seed-begin-{what}"), &[what, 5, 0, 1]);
+            write("group", format!("seed-middle-{what}"), &[what, 100, 1, 0x80, 200, 2, 4]);
+        }
     }
     for (name, bytes) in lanes() {
         write("merge", format!("seed-{name}"), &bytes);

@@ -1,5 +1,7 @@
 //! Members, joiners and servers that do what they must not.
 
+use std::sync::OnceLock;
+
 use openmls::{group::CommitMessageBundle, prelude::tls_codec::SecretVLBytes};
 use openmls_traits::{
     OpenMlsProvider,
@@ -8,6 +10,8 @@ use openmls_traits::{
         AeadType, CryptoError, ExporterSecret, HashType, HpkeCiphertext, HpkeConfig, HpkeKeyPair, KemOutput, SignatureScheme,
     },
 };
+
+use proptest::prelude::*;
 
 use super::{Rng, *};
 use crate::{
@@ -245,6 +249,36 @@ fn a_link_is_proven_for_one_device_in_one_epoch() {
     let mut record = proven.record().clone();
     record.commit = commit;
     world.assert_skipped(3, &record, Invalid::Commit);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// A member that seals and signs something else than its commit: MLS itself has to see that.
+    #[test]
+    fn every_byte_of_a_commit_counts(edits in proptest::collection::vec((any::<u16>(), 1..=255_u8), 1..4), cut in 0..3_usize) {
+        static SCENE: OnceLock<(Identity, Vec<u8>, Record)> = OnceLock::new();
+        let (alice, kept, record) = SCENE.get_or_init(|| {
+            let mut world = Three::new(8);
+            let record = world.forge(0, &Forged { remove: vec![2], ..Forged::default() });
+            (world.people[0].clone(), world.groups[1].snapshot(), record)
+        });
+        let rng = &mut Rng(80);
+        let mut group = Group::restore(kept, rng).unwrap();
+        let mut handshake = group.open(record).unwrap().0;
+        let mut bytes = handshake.commit.to_vec();
+        for (at, difference) in &edits {
+            let at = usize::from(*at) % bytes.len();
+            bytes[at] ^= difference;
+        }
+        bytes.truncate(bytes.len() - if cut == 0 { edits.len() } else { 0 });
+        prop_assume!(bytes != handshake.commit);
+        handshake.commit = bytes.into();
+        let mut changed = record.clone();
+        changed.commit = seal_handshake(group.epoch(), 0, alice, &handshake.encode(), rng).unwrap();
+        prop_assert!(group.process(&changed, rng).is_err());
+        prop_assert!(group.snapshot() == *kept);
+    }
 }
 
 /// Seals rubbish to some public keys.
