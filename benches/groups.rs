@@ -56,7 +56,7 @@ impl Grown {
 
     fn without_link(mut self) -> Self {
         let revoke = Change { revoke: vec![self.link.id()], ..Change::default() };
-        self.newest = self.commit(revoke);
+        self.newest = self.group.commit(revoke, &self.owner, &mut rng()).expect("the owner may");
         self.group.process(&self.newest, &mut rng()).expect("its own record");
         let mut other = Group::restore(&self.other, &mut rng()).expect("its own snapshot");
         other.process(&self.newest, &mut rng()).expect("the owner's record");

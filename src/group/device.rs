@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use openmls::prelude::{
-    BasicCredential, Capabilities, Ciphersuite, Credential, CredentialType, CredentialWithKey, Extension, ExtensionType,
-    Extensions, KeyPackageIn, LeafNode, Lifetime, MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, ProposalType, ProtocolVersion,
+    BasicCredential, Capabilities, Ciphersuite, CredentialType, CredentialWithKey, Extension, ExtensionType, Extensions,
+    KeyPackageIn, LeafNode, Lifetime, MlsMessageBodyIn, MlsMessageIn, MlsMessageOut, ProposalType, ProtocolVersion,
     RequiredCapabilitiesExtension, UnknownExtension, tls_codec::DeserializeBytes as _,
 };
 use openmls_traits::{
@@ -84,18 +84,23 @@ pub(super) fn credential(identity: &Identity) -> CredentialWithKey {
     CredentialWithKey { credential: BasicCredential::new(statement).into(), signature_key: identity.device().0.as_slice().into() }
 }
 
-/// The device and person of a leaf, if the person signed that.
-pub(super) fn person(credential: &Credential, signature_key: &[u8]) -> Option<(DeviceKey, UserKey)> {
-    let device = DeviceKey(signature_key.try_into().ok()?);
-    let basic = BasicCredential::try_from(credential.clone()).ok()?;
-    let statement: Statement = postcard::from_bytes(basic.identity()).ok()?;
-    statement.verify(device).ok()?;
-    Some((device, statement.user))
+/// The device of a leaf, and what a person says of it.
+fn statement(leaf: &LeafNode) -> Option<(DeviceKey, Statement)> {
+    let device = DeviceKey(leaf.signature_key().as_slice().try_into().ok()?);
+    let basic = BasicCredential::try_from(leaf.credential().clone()).ok()?;
+    Some((device, postcard::from_bytes(basic.identity()).ok()?))
 }
 
-/// What a leaf says.
+/// What a leaf says, if the person that it names signed that.
 pub(super) fn member(index: u32, leaf: &LeafNode) -> Option<Member> {
-    let (device, user) = person(leaf.credential(), leaf.signature_key().as_slice())?;
+    let (device, statement) = statement(leaf)?;
+    statement.verify(device).ok()?;
+    known_member(index, leaf)
+}
+
+/// What a leaf says that was verified when it came into the tree.
+pub(super) fn known_member(index: u32, leaf: &LeafNode) -> Option<Member> {
+    let (device, Statement { user, .. }) = statement(leaf)?;
     let via = match leaf.extensions().unknown(VIA) {
         Some(extension) => Some(LinkId(extension.0.as_slice().try_into().ok()?)),
         None => None,
@@ -190,7 +195,7 @@ fn verify<R: Random + Send>(
         return Err(KeyPackageError::Suite);
     }
     let leaf = inner.leaf_node();
-    let (device, user) = person(leaf.credential(), leaf.signature_key().as_slice()).ok_or(KeyPackageError::Credential)?;
+    let Member { device, user, .. } = member(0, leaf).ok_or(KeyPackageError::Credential)?;
     if *inner.life_time() != lifetime() || *leaf.capabilities() != capabilities(suite.mls()) {
         return Err(KeyPackageError::Malformed);
     }

@@ -36,7 +36,7 @@ pub use self::{
     storage::SnapshotError,
 };
 use self::{
-    device::{DeviceSigner, POLICY, Provider, capabilities, credential, leaf_extensions, lifetime, member, required},
+    device::{DeviceSigner, POLICY, Provider, capabilities, credential, known_member, leaf_extensions, lifetime, required},
     storage::Storage,
 };
 use crate::{
@@ -210,7 +210,7 @@ impl Group {
     #[must_use]
     pub fn members(&self) -> Vec<Member> {
         let leaf = |index: LeafNodeIndex| Some((index.u32(), self.mls.public_group().leaf(index)?));
-        self.mls.members().filter_map(|found| leaf(found.index)).filter_map(|(index, leaf)| member(index, leaf)).collect()
+        self.mls.members().filter_map(|found| leaf(found.index)).filter_map(|(index, leaf)| known_member(index, leaf)).collect()
     }
 
     /// Roles and live links.
