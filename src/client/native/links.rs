@@ -216,6 +216,9 @@ impl Link {
     async fn next(&mut self) -> Result<Option<Bytes>, String> {
         let Self { reader, received, frames, backlog, writing } = self;
         tokio::select! {
+            // What the server said before it closed, its reason above all, comes before the writer's complaint that it did.
+            biased;
+            _ = frames.reserve(), if !backlog.is_empty() => Ok(None),
             frame = reader.recv() => match frame {
                 Ok(Some(frame)) => {
                     *received = reader.received_bytes();
@@ -228,7 +231,6 @@ impl Link {
                 Ok(Err(error)) => error,
                 _ => "the connection's writer ended".to_owned(),
             }),
-            _ = frames.reserve(), if !backlog.is_empty() => Ok(None),
         }
     }
 
