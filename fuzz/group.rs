@@ -128,13 +128,14 @@ pub(crate) fn group(data: &[u8]) {
 
 fn record(bytes: &[u8], rng: &mut Rng) {
     let scene = scene();
-    let Ok(record) = Record::decode(bytes) else { return };
+    let Ok(record) = Record::decode(&Bytes::copy_from_slice(bytes)) else { return };
     assert_eq!(Record::decode(&record.encode()), Ok(record.clone()));
     let mut group = Group::restore(&scene.bob, rng).expect("its own snapshot");
     if group.process(&record, rng).is_err() {
         assert!(group.snapshot() == scene.bob, "what is skipped changes nothing");
     } else {
-        assert!(scene.records.contains(&record), "every byte of a record is bound to its commit");
+        let hash = record.hash();
+        assert!(scene.records.iter().any(|good| good.hash() == hash), "every byte of a record is bound to its commit");
     }
     let _ = GroupInfo::open(ROOM, &record, &scene.link);
     welcomed(&record, rng);

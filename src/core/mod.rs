@@ -7,6 +7,7 @@ pub mod chain;
 pub mod close;
 pub mod envelope;
 pub mod frame;
+pub mod handshake;
 pub mod id;
 pub mod lane;
 pub mod limits;

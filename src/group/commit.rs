@@ -17,10 +17,13 @@ use super::{
     record::{Handshake, Record},
 };
 use crate::{
-    core::{chain, id::DeviceKey},
+    core::{
+        chain,
+        id::{AccessKey, DeviceKey},
+    },
     seal::{
         Random,
-        epoch::Epoch,
+        epoch::{Epoch, access_key},
         identity::{Identity, UserKey},
         message::{SealError, seal_handshake},
     },
@@ -190,9 +193,10 @@ impl Group {
             _ => CommitError::Mls,
         })?;
         policy::check(&self.policy(), &self.members(), &proposed)?;
-        let after = proposed.policy.unwrap_or_else(|| self.policy());
         let epoch = epoch_after(self, staged, rng).ok_or(CommitError::Mls)?;
-        assemble(bundle, &epoch, &after, rng, |welcome, group_info, rng| {
+        let access = policy::rotates(&proposed).then(|| access_of(&epoch));
+        let after = proposed.policy.unwrap_or_else(|| self.policy());
+        assemble(bundle, &epoch, &after, access, rng, |welcome, group_info, rng| {
             let handshake = Handshake { commit: encode(bundle.commit())?, leaves, welcome, group_info, joiner: None };
             Ok(seal_handshake(&self.epoch, self.leaf(), identity, &handshake.encode(), rng)?)
         })
@@ -226,12 +230,13 @@ pub(super) fn encode(message: &MlsMessageOut) -> Result<Bytes, CommitError> {
     Ok(message.to_bytes().map_err(|_| CommitError::Mls)?.into())
 }
 
-/// The record of a commit that leads to `epoch`, with policy `after`. `seal` seals the commit together with the hashes of what stands
+/// The record of a commit that leads to `epoch`, with policy `after`, and `access` if somebody goes. `seal` seals the commit together with the hashes of what stands
 /// beside it.
 pub(super) fn assemble<R: Random + Send>(
     bundle: &CommitMessageBundle,
     epoch: &Epoch,
     after: &Policy,
+    access: Option<AccessKey>,
     rng: &mut R,
     seal: impl FnOnce(Option<crate::core::id::Digest>, Option<crate::core::id::Digest>, &mut R) -> Result<Bytes, CommitError>,
 ) -> Result<Record, CommitError> {
@@ -240,7 +245,12 @@ pub(super) fn assemble<R: Random + Send>(
     let group_info = info.map(|info| Ok::<_, CommitError>(seal_group_info(epoch, after, encode(&info)?, rng)?)).transpose()?;
     let welcome_hash = welcome.as_deref().map(chain::digest);
     let commit = seal(welcome_hash, group_info.as_ref().map(super::SealedGroupInfo::hash), rng)?;
-    Ok(Record::new(epoch.number, commit, welcome, group_info))
+    Ok(Record { epoch: epoch.number, after: 0, access, commit, welcome, group_info })
+}
+
+/// What opens the room from this epoch on, when somebody went with the commit that led to it.
+pub(super) fn access_of(epoch: &Epoch) -> AccessKey {
+    access_key(&epoch.secrets().access_seed(epoch.room))
 }
 
 /// What a joiner's envelope is bound to: SHA-256 of the group context that it joins.

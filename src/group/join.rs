@@ -286,7 +286,7 @@ impl GroupInfo {
         let new = epoch_of(room, &mls, rng).ok_or(JoinError::Group)?;
         let joiner = Joiner { device: identity.device(), link: proof.map(|(id, enc, _)| (id, enc)) };
         let to = XWingPublic::from_bytes(&self.body.xwing).map_err(|_| JoinError::Group)?;
-        let record = assemble(&bundle, &new, &policy, rng, |welcome, group_info, rng| {
+        let record = assemble(&bundle, &new, &policy, None, rng, |welcome, group_info, rng| {
             let commit = encode(bundle.commit())?;
             let handshake = Handshake { commit, leaves: Vec::new(), welcome, group_info, joiner: Some(joiner) };
             Ok(seal_external(&to, (room, epoch), &context.0, identity, &handshake.encode(), rng)?)

@@ -32,7 +32,7 @@ pub use self::{
     join::{GroupInfo, JoinError, Joining},
     policy::{Forbidden, LINKS_MAX, LinkId, LinkKeys, LiveLink, MEMBERS_MAX, Member, Policy, Role},
     process::{Applied, Event, Invalid, Skipped},
-    record::{RECORD_LEN_MAX, Record, RecordError, SealedGroupInfo, SealedKey},
+    record::{Record, RecordError, SealedGroupInfo, SealedKey},
     storage::SnapshotError,
 };
 use self::{

@@ -268,6 +268,12 @@ pub(super) fn check(policy: &Policy, members: &[Member], proposed: &Proposed) ->
     Ok(())
 }
 
+/// Whether the room's access key changes: whoever goes is not to come back to the server either.
+pub(super) const fn rotates(proposed: &Proposed) -> bool {
+    let goes = !proposed.removed.is_empty() || !proposed.left.is_empty();
+    goes && matches!(proposed.committer, Committer::Member { .. })
+}
+
 /// Roles and links after a member's commit.
 fn changes(policy: &Policy, remaining: &[Member], proposed: &Proposed, own: Option<Role>) -> Result<(), Forbidden> {
     let after = proposed.policy.as_ref().unwrap_or(policy);

@@ -12,7 +12,7 @@ use openmls_traits::{OpenMlsProvider as _, storage::StorageProvider as _};
 
 use super::{
     Change, Forbidden, Group, LinkId, Member, Policy, Record,
-    commit::join_context,
+    commit::{access_of, join_context},
     crypto::Crypto,
     device::{Provider, capabilities, lifetime, member},
     epoch_of, epoch_secrets,
@@ -111,6 +111,9 @@ pub enum Invalid {
     /// The group's rules do not allow it.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
+    /// Somebody goes and the room's access key does not change to the new epoch's, or it changes and nobody goes.
+    #[error("the room's access key is not the new epoch's")]
+    Access,
     /// The group info for links is missing, or another group's.
     #[error("the group info is not the new epoch's")]
     GroupInfo,
@@ -170,7 +173,7 @@ impl Group {
         policy::check(&self.policy(), &members, &proposed).map_err(Invalid::Forbidden)?;
         if !staged.self_removed() {
             let after = proposed.policy.clone().unwrap_or_else(|| self.policy());
-            self.check_group_info(record, &staged, &after, rng)?;
+            self.check_beside(record, &staged, &after, policy::rotates(&proposed), rng)?;
         }
         let events = events(&members, &proposed);
         self.mls.merge_staged_commit(&Provider::new(&self.storage, rng), staged).map_err(|_| Skipped::Lost)?;
@@ -261,16 +264,21 @@ impl Group {
         }
     }
 
-    /// A link that is live after the commit needs the group info; where none is, there is none.
-    fn check_group_info(
+    /// A link that is live after the commit needs the group info; where none is, there is none. The same holds for the access key when
+    /// somebody goes.
+    fn check_beside(
         &self,
         record: &Record,
         staged: &StagedCommit,
         after: &Policy,
+        rotates: bool,
         rng: &mut (impl Random + Send),
     ) -> Result<(), Skipped> {
         let (secrets, authenticator) = exported(staged, rng).ok_or(Skipped::Lost)?;
         let epoch = Epoch::new(self.room, record.epoch, authenticator, secrets);
+        if record.access != rotates.then(|| access_of(&epoch)) {
+            return Err(Invalid::Access.into());
+        }
         let good = match &record.group_info {
             Some(info) => !after.links().is_empty() && group_info_matches(info, &epoch, after, staged.group_context()),
             None => after.links().is_empty(),

@@ -7,20 +7,20 @@ use serde::{Deserialize, Serialize};
 use super::policy::LinkId;
 use crate::core::{
     chain,
-    id::{DeviceKey, Digest},
+    handshake::{HandshakeError, Trailer},
+    id::{AccessKey, DeviceKey, Digest, Seq},
 };
 
-/// Largest record, in bytes.
-pub const RECORD_LEN_MAX: usize = 3 << 20;
-/// Format of a record.
-const FORMAT: u8 = 1;
-
-/// Leads from an epoch to the next. postcard, in this order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Leads from an epoch to the next. [`crate::core::handshake`] gives the bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    format: u8,
     /// The epoch that it leads to: one more than the one it ends.
     pub epoch: u64,
+    /// The seq of the last record that the committer had taken from the log, valid or not. Whoever publishes says it: it
+    /// is the log's, not the commit's.
+    pub after: Seq,
+    /// What opens the room at the server from here on; present if, and only if, somebody goes.
+    pub access: Option<AccessKey>,
     /// The commit, in an envelope of kind 4: a [`Handshake`] inside.
     pub commit: Bytes,
     /// For who is added: an MLS Welcome (RFC 9420 §12.4.3.1), which is sealed to their key packages.
@@ -94,51 +94,50 @@ pub(super) struct Joiner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecordError {
-    /// More bytes than any record has.
-    #[error("a record of {0} bytes is too large")]
-    TooLarge(usize),
     /// Not laid out as a record.
-    #[error("malformed record")]
-    Malformed,
-    /// A format that this build does not know.
-    #[error("record format {0} is not known")]
-    Format(u8),
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    /// The sealed group info is not laid out as one.
+    #[error("malformed group info")]
+    GroupInfo,
+    /// No epoch follows the last one.
+    #[error("the record ends the last epoch that can be")]
+    Epoch,
 }
 
 impl Record {
-    pub(super) const fn new(epoch: u64, commit: Bytes, welcome: Option<Bytes>, group_info: Option<SealedGroupInfo>) -> Self {
-        Self { format: FORMAT, epoch, commit, welcome, group_info }
-    }
-
     /// The bytes that the log keeps.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        postcard::to_allocvec(self).expect("a record encodes into memory").into()
+        let welcome = self.welcome.clone().unwrap_or_default();
+        let info = self.group_info.as_ref().map(SealedGroupInfo::encode).unwrap_or_default();
+        let len = |part: &[u8]| u32::try_from(part.len()).unwrap_or(u32::MAX);
+        let trailer = Trailer { after: self.after, access: self.access, welcome_len: len(&welcome), group_info_len: len(&info) };
+        [&self.commit[..], &welcome, &info, &trailer.to_bytes()].concat().into()
     }
 
     /// Reads one.
     ///
     /// # Errors
     /// [`RecordError`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
-        if bytes.len() > RECORD_LEN_MAX {
-            return Err(RecordError::TooLarge(bytes.len()));
-        }
-        match bytes.first() {
-            Some(&FORMAT) => {}
-            Some(&other) => return Err(RecordError::Format(other)),
-            None => return Err(RecordError::Malformed),
-        }
-        match postcard::take_from_bytes::<Self>(bytes) {
-            Ok((record, [])) => Ok(record),
-            _ => Err(RecordError::Malformed),
-        }
+    pub fn decode(bytes: &Bytes) -> Result<Self, RecordError> {
+        let (header, trailer) = Trailer::parse(bytes)?;
+        let (commit, welcome, info) = trailer.split(bytes);
+        let group_info = (!info.is_empty()).then(|| SealedGroupInfo::decode(&info).ok_or(RecordError::GroupInfo)).transpose()?;
+        Ok(Self {
+            epoch: header.epoch.checked_add(1).ok_or(RecordError::Epoch)?,
+            after: trailer.after,
+            access: trailer.access,
+            commit,
+            welcome: (!welcome.is_empty()).then_some(welcome),
+            group_info,
+        })
     }
 
-    /// Names the record: SHA-256 of its encoding.
+    /// Names the change: SHA-256 of all that its committer made.
     #[must_use]
     pub fn hash(&self) -> Digest {
-        chain::digest(&self.encode())
+        chain::digest(&Self { after: 0, ..self.clone() }.encode())
     }
 }
 
@@ -149,7 +148,17 @@ impl Handshake {
 }
 
 impl SealedGroupInfo {
+    fn encode(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).expect("a group info encodes into memory")
+    }
+
+    /// Reads one that is spelled in the one way that there is.
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let info: Self = postcard::from_bytes(bytes).ok()?;
+        (info.encode() == bytes).then_some(info)
+    }
+
     pub(super) fn hash(&self) -> Digest {
-        chain::digest(&postcard::to_allocvec(self).expect("a group info encodes into memory"))
+        chain::digest(&self.encode())
     }
 }

@@ -26,7 +26,7 @@ const LENGTH_LEN: usize = 4;
 /// Largest envelope that this build makes, in bytes: the last bucket.
 pub const ENVELOPE_LEN_MAX: usize = 64 << 10;
 /// Largest change of a group, in bytes: a commit over a tree that has no inner keys yet seals to every member.
-pub const HANDSHAKE_LEN_MAX: usize = 1 << 20;
+pub const HANDSHAKE_LEN_MAX: usize = crate::core::handshake::COMMIT_LEN_MAX;
 /// Largest ephemeral envelope that this build makes: the last bucket below the limit.
 const EPHEMERAL_BUCKET: usize = 1024;
 

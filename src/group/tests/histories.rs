@@ -371,7 +371,7 @@ impl World {
         let mut bytes = record.encode().to_vec();
         let at = self.rng.below(bytes.len());
         bytes[at] ^= 1 << (number % 8);
-        if let Ok(mut record) = Record::decode(&bytes) {
+        if let Ok(mut record) = Record::decode(&bytes.into()) {
             record.epoch = self.head + 1;
             self.log.push(record);
         }

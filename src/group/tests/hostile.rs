@@ -15,8 +15,9 @@ use proptest::prelude::*;
 
 use super::{Rng, *};
 use crate::{
+    core::id::AccessKey,
     group::{
-        commit::{assemble, join_context},
+        commit::{access_of, assemble, join_context},
         crypto::Crypto,
         process::exported,
         record::{Handshake, Joiner},
@@ -35,6 +36,8 @@ struct Forged {
     policy: Option<Policy>,
     /// Seals the group info of the epoch with another policy's links.
     links_of: Option<Policy>,
+    /// Changes the access key, or not, whoever goes.
+    rotates: Option<bool>,
 }
 
 impl Forged {
@@ -69,7 +72,8 @@ impl Forged {
         let (secrets, authenticator) = exported(staged, rng).unwrap();
         let epoch = Epoch::new(ROOM, group.epoch().number + 1, authenticator, secrets);
         let policy = self.links_of.clone().or_else(|| self.policy.clone()).unwrap_or_else(|| group.policy());
-        let record = assemble(bundle, &epoch, &policy, rng, |welcome, group_info, rng| {
+        let access = self.rotates.unwrap_or(!self.remove.is_empty()).then(|| access_of(&epoch));
+        let record = assemble(bundle, &epoch, &policy, access, rng, |welcome, group_info, rng| {
             let commit = bundle.commit().to_bytes().unwrap().into();
             let handshake = Handshake { commit, leaves: Vec::new(), welcome, group_info, joiner: None };
             Ok(seal_handshake(group.epoch(), group.leaf(), who, &handshake.encode(), rng).unwrap())
@@ -159,6 +163,21 @@ fn members_skip_a_removal_that_leaves_a_link_live() {
     world.change(0, Change { list: vec![link.listed(false, 0)], ..Change::default() });
     let record = world.forge(0, &Forged { remove: vec![2], ..Forged::default() });
     world.assert_skipped(0, &record, forbidden(Forbidden::AfterRemoval));
+}
+
+#[test]
+fn members_skip_a_removal_that_leaves_the_door_open_and_a_lock_that_nobody_needs() {
+    let mut world = Three::new(9);
+    let locked = world.forge(1, &Forged { rotates: Some(true), ..Forged::default() });
+    world.assert_skipped(1, &locked, Invalid::Access);
+    let open = world.forge(0, &Forged { remove: vec![2], rotates: Some(false), ..Forged::default() });
+    let mut foreign = world.forge(0, &Forged { remove: vec![2], ..Forged::default() });
+    foreign.access = Some(AccessKey([7; 32]));
+    // Whoever is put out does not have the new epoch to compare with.
+    for record in [open, foreign] {
+        assert_eq!(world.groups[1].process(&record, &mut world.rng), Err(Skipped::Invalid(Invalid::Access)));
+    }
+    world.assert_well();
 }
 
 #[test]
