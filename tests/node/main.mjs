@@ -2,8 +2,8 @@
 // node main.mjs write FILE   seals envelopes to the keys of that file, and prints them in the same form
 //
 // The form: {"room": {"keys": {room, epoch, authenticator, x25519, psk}, "sender", "envelopes": [{"body", "envelope"}]},
-//            "hand_over": {"keys": {inbox, seed, public, issuer, purpose}, "sender", "envelopes": [...]}}, all hex but numbers
-// and the purpose.
+//            "hand_over": {"keys": {inbox, seed, public, issuer, purpose}, "sender", "envelopes": [...]},
+//            "joining": {"keys": {room, epoch, context, seed, public}, "sender", "envelopes": [...]}}, all hex but numbers and the purpose.
 
 import {readFileSync} from 'node:fs';
 import {randomBytes} from 'node:crypto';
@@ -53,8 +53,11 @@ async function write() {
   const inRoom = (kind, text) => sealed(room, {kind, suite: 1, room: room.room, epoch: room.epoch, leaf: 7}, textBody(about(), text));
   const hand = keysOf(vectors.hand_over);
   const handed = (text) => sealed(hand, {kind: 6, suite: 2, room: hand.inbox, epoch: 0, leaf: 0xffffffff}, postcard.text(text));
+  const join = keysOf(vectors.joining);
+  const joined = (text) => sealed(join, {kind: 4, suite: 2, room: join.room, epoch: join.epoch, leaf: 0xffffffff}, postcard.text(text));
   console.log(JSON.stringify({
     room: {...vectors.room, sender: hex(publicOf(signer)), envelopes: [await inRoom(1, 'from node'), await inRoom(1, 'ü'.repeat(700)), await inRoom(7, '')]},
+    joining: {...vectors.joining, sender: hex(publicOf(signer)), envelopes: [await joined('a change'), await joined('of the group '.repeat(900))]},
     hand_over: {...vectors.hand_over, sender: hex(publicOf(signer)), envelopes: [await handed('keys, for instance'), await handed('')]},
   }));
 }

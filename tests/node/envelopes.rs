@@ -1,17 +1,6 @@
-//! Envelopes against an independent implementation: npm's `@hpke/core` reads ours, and we read its (`tests/node`).
-#![allow(
-    clippy::unwrap_used,
-    clippy::unwrap_in_result,
-    clippy::indexing_slicing,
-    clippy::print_stdout,
-    reason = "a test fails by panicking, and says what it does"
-)]
-#![cfg(feature = "client")]
+//! Envelopes: `@hpke/core` reads ours, and we read its.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use waxwing::{
@@ -20,7 +9,7 @@ use waxwing::{
         id::{DeviceKey, Digest, LogId, MessageId, ProducerId, RoomId},
     },
     seal::{
-        Random as _,
+        Random,
         body::{Body, Content, Message, Seen},
         epoch::{Epoch, EpochSecrets},
         hpke::XWingPrivate,
@@ -29,11 +18,14 @@ use waxwing::{
     },
 };
 
+use crate::{array, hex, installed, root, unhex};
+
 /// The vector file: all bytes in hex.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Vectors {
     room: Group<RoomKeys>,
     hand_over: Group<HandOverKeys>,
+    joining: Group<JoinKeys>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,34 +54,37 @@ struct HandOverKeys {
     purpose: String,
 }
 
+/// Who comes into a group by itself seals to the epoch's X-Wing key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct JoinKeys {
+    room: String,
+    epoch: u64,
+    /// SHA-256 of the group's context.
+    context: String,
+    seed: String,
+    public: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Sealed {
     body: String,
     envelope: String,
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    text.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
-}
-
-fn array<const N: usize>(text: &str) -> [u8; N] {
-    unhex(text).try_into().unwrap()
-}
-
 impl RoomKeys {
     fn epoch(&self) -> Epoch {
-        // Suite 2 is not used with an epoch yet, so its secret is not in the vectors.
+        // Only joiners use suite 2 with an epoch.
         let secrets = EpochSecrets { x25519: array(&self.x25519), xwing: [0; 32], psk: array(&self.psk) };
         Epoch::new(RoomId(array(&self.room)), self.epoch, Digest(array(&self.authenticator)), secrets)
     }
 }
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
+impl JoinKeys {
+    fn epoch(&self) -> Epoch {
+        // Only the X-Wing secret and the names of the epoch take part.
+        let secrets = EpochSecrets { x25519: [0; 32], xwing: array(&self.seed), psk: [0; 32] };
+        Epoch::new(RoomId(array(&self.room)), self.epoch, Digest([0; 32]), secrets)
+    }
 }
 
 fn committed() -> Vectors {
@@ -137,15 +132,31 @@ fn fresh() -> Vectors {
         issuer,
         purpose: "a purpose".into(),
     };
+    let joining = joining(&identity, &mut rng);
     Vectors {
+        joining,
         room: Group { keys, sender: sender.clone(), envelopes: in_room.into() },
         hand_over: Group { keys: hand_over, sender, envelopes: handed.into() },
     }
 }
 
+/// Envelopes by which a device comes into a group.
+fn joining(identity: &Identity, rng: &mut impl Random) -> Group<JoinKeys> {
+    let (seed, room, context): ([u8; 32], _, [u8; 32]) = (rng.bytes(), RoomId(rng.bytes()), rng.bytes());
+    let (_, public) = XWingPrivate::from_seed(&seed);
+    let epoch = 70_000;
+    let envelopes = ["a change", &"of the group ".repeat(900)].map(|text| {
+        let body = postcard::to_allocvec(text).unwrap();
+        let envelope = message::seal_external(&public, (room, epoch), &context, identity, &body, rng).unwrap();
+        Sealed { body: hex(&body), envelope: hex(&envelope) }
+    });
+    let keys = JoinKeys { room: hex(&room.0), epoch, context: hex(&context), seed: hex(&seed), public: hex(&public.to_bytes()) };
+    Group { keys, sender: hex(&identity.device().0), envelopes: envelopes.into() }
+}
+
 /// Opens and verifies every envelope, and compares what is inside.
 fn open_all(vectors: &Vectors) {
-    let Vectors { room, hand_over } = vectors;
+    let Vectors { room, hand_over, joining } = vectors;
     let epoch = room.keys.epoch();
     for sealed in &room.envelopes {
         let opened = message::open(&epoch, &unhex(&sealed.envelope)).unwrap();
@@ -160,18 +171,17 @@ fn open_all(vectors: &Vectors) {
         let body: String = opened.verify_with(|_| Some(DeviceKey(array(&hand_over.sender)))).unwrap();
         assert_eq!(hex(&postcard::to_allocvec(&body).unwrap()), sealed.body);
     }
+    let epoch = joining.keys.epoch();
+    for sealed in &joining.envelopes {
+        let opened = message::open_external(&epoch, &unhex(&joining.keys.context), &unhex(&sealed.envelope)).unwrap();
+        let body: String = opened.verify_with(|_| Some(DeviceKey(array(&joining.sender)))).unwrap();
+        assert_eq!(hex(&postcard::to_allocvec(&body).unwrap()), sealed.body);
+    }
 }
 
-/// Runs `tests/node/main.mjs`, with its locked packages installed; returns what it printed.
+/// Runs `tests/node/main.mjs`; returns what it printed.
 fn node(mode: &str, file: &Path) -> String {
-    let dir = root().join("node");
-    let (lock, installed) = (dir.join("package-lock.json"), dir.join("node_modules/.package-lock.json"));
-    let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
-    if changed(&installed) < changed(&lock) {
-        let status = Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&dir).status().expect("npm runs");
-        assert!(status.success(), "npm ci failed in {}", dir.display());
-    }
-    let output = Command::new("node").arg("main.mjs").arg(mode).arg(file).current_dir(&dir).output().expect("node runs");
+    let output = installed("main.mjs").arg(mode).arg(file).output().expect("node runs");
     assert!(output.status.success(), "node {mode}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -194,7 +204,7 @@ fn another_implementation_reads_and_writes_the_same_envelopes() {
     let file = dir.path().join("envelopes.json");
     std::fs::write(&file, serde_json::to_vec(&fresh()).unwrap()).unwrap();
     for file in [&file, &root().join("vectors/envelopes.json")] {
-        assert_eq!(node("read", file).trim(), "5 envelopes opened");
+        assert_eq!(node("read", file).trim(), "7 envelopes opened");
         let theirs: Vectors = serde_json::from_str(&node("write", file)).unwrap();
         assert_ne!(theirs, committed());
         open_all(&theirs);
