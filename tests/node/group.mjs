@@ -9,10 +9,10 @@
 //   rejoin info      out: a record by which it takes its own place again
 
 import {createInterface} from 'node:readline';
-import {randomBytes} from 'node:crypto';
+import {hkdfSync, randomBytes} from 'node:crypto';
 import {clientStateEncoder, createCommit, decode, encode, getGroupMembers, joinGroup, joinGroupExternal, mlsExporter, mlsMessageDecoder,
   mlsMessageEncoder, processMessage} from 'ts-mls';
-import {Reader, concat, hex, open, parseHeader, postcard, seal, sha256, unhex} from './envelope.mjs';
+import {Reader, concat, hex, open, parseHeader, postcard, publicOf, seal, sha256, u64, unhex} from './envelope.mjs';
 import {authService, cipherSuite, keyPackage, newDevice} from './mls.mjs';
 
 const room = unhex(process.argv[2]);
@@ -50,12 +50,15 @@ async function enter(next) {
   return {epoch: Number(number), members, ...Object.fromEntries(Object.entries(secrets).map(([name, value]) => [name, hex(value)]))};
 }
 
+// A record: the commit's envelope, welcome, group info, trailer.
 function readRecord(bytes) {
-  const reader = new Reader(bytes);
-  const [[format], leadsTo, commit, welcome] = [reader.raw(1), reader.varint(), reader.bytes(), reader.option(() => reader.bytes())];
-  const groupInfo = reader.option(() => reader.raw(reader.rest.length));
-  reader.end();
-  return format === 1 ? {leadsTo, commit, welcome, groupInfo} : fail(`record format ${format}`);
+  const trailer = new Reader(bytes.slice(-48));
+  const [, access, lengths] = [trailer.raw(8), trailer.raw(32), trailer.raw(8)];
+  const [welcomeLength, infoLength] = [0, 4].map((at) => Buffer.from(lengths).readUInt32LE(at));
+  const reader = new Reader(bytes.slice(0, -48));
+  const part = (length) => length > 0 ? reader.raw(length) : undefined;
+  const commit = reader.raw(reader.rest.length - welcomeLength - infoLength);
+  return {commit, welcome: part(welcomeLength), groupInfo: part(infoLength), access: access.some((byte) => byte !== 0) ? access : undefined};
 }
 
 function readHandshake(bytes) {
@@ -72,14 +75,16 @@ function readHandshake(bytes) {
   return handshake;
 }
 
-// A record without welcome and group info.
-async function record(keys, header, commit, joiner) {
+// A record without welcome and group info. `access` opens the room from then on, when somebody goes.
+async function record(keys, header, commit, {joiner, access = new Uint8Array(32)}) {
   const none = postcard.option();
   const handshake = concat(postcard.bytes(commit), postcard.list([]), none, none, postcard.option(joiner));
-  const fields = {kind: 4, room, message: randomBytes(16), ...header};
-  const envelope = await seal(keys, me.seed, fields, handshake);
-  return hex(concat([1], postcard.varint(header.epoch + 1n), postcard.bytes(envelope), none, none));
+  const envelope = await seal(keys, me.seed, {kind: 4, room, message: randomBytes(16), ...header}, handshake);
+  return hex(concat(envelope, u64(0), access, u64(0)));
 }
+
+// The room's access key that an epoch's secrets give.
+const accessKey = ({psk}) => publicOf(Buffer.from(hkdfSync('sha256', psk, 'waxwing room access v1', room, 32)));
 
 const commands = {
   async package() {
@@ -94,9 +99,9 @@ const commands = {
   },
 
   async process({record: bytes}) {
-    const {leadsTo, commit: envelope, welcome, groupInfo} = readRecord(unhex(bytes));
+    const {commit: envelope, welcome, groupInfo, access} = readRecord(unhex(bytes));
     const {kind, suite: envelopeSuite, epoch: ends, leaf} = parseHeader(envelope);
-    if (kind !== 4 || ends !== epoch.number || leadsTo !== ends + 1n) {
+    if (kind !== 4 || ends !== epoch.number) {
       fail('not a change of this epoch');
     }
     const keys = {...epoch, seed: epoch.xwing, context: sha256(groupContext(encode(clientStateEncoder, state)))};
@@ -110,16 +115,22 @@ const commands = {
     if (beside(welcome) !== (handshake.welcome && hex(handshake.welcome)) || beside(groupInfo) !== (handshake.groupInfo && hex(handshake.groupInfo))) {
       fail('put together from several records');
     }
+    const members = getGroupMembers(state).length;
     const {newState} = await processMessage({context, state, message: parsed(handshake.commit)});
-    return {group: await enter(newState)};
+    const group = await enter(newState);
+    if (access ? hex(access) !== hex(accessKey(epoch)) : group.members.length < members) {
+      fail('the room\'s access key is not the epoch\'s');
+    }
+    return {group};
   },
 
   async commit({remove}) {
     const extraProposals = remove.map((device) => ({proposalType: 3, remove: {removed: leafOf(device)}}));
     const {commit, newState} = await createCommit({context, state, wireAsPublicMessage: true, extraProposals});
-    const header = {suite: 1, epoch: epoch.number, leaf: state.privatePath.leafIndex};
-    const out = await record(epoch, header, encode(mlsMessageEncoder, commit));
-    return {out, group: await enter(newState)};
+    const [ends, header] = [epoch, {suite: 1, epoch: epoch.number, leaf: state.privatePath.leafIndex}];
+    const group = await enter(newState);
+    const access = remove.length > 0 ? accessKey(epoch) : undefined;
+    return {out: await record(ends, header, encode(mlsMessageEncoder, commit), {access}), group};
   },
 
   async rejoin({info}) {
@@ -131,7 +142,7 @@ const commands = {
     const {publicMessage, newState} = await joinGroupExternal({context, groupInfo, keyPackage: publicPackage, privateKeys, resync: true});
     const keys = {context: sha256(groupContext(message.slice(4))), public: xwing};
     const header = {suite: 2, epoch: groupInfo.groupContext.epoch, leaf: NOT_A_MEMBER};
-    const out = await record(keys, header, wire(1, {publicMessage}), concat(me.device, postcard.option()));
+    const out = await record(keys, header, wire(1, {publicMessage}), {joiner: concat(me.device, postcard.option())});
     return {out, group: await enter(newState)};
   },
 };

@@ -96,7 +96,7 @@ impl Theirs {
 }
 
 fn made(answer: Answer) -> (Record, State) {
-    (Record::decode(&unhex(&answer.out.unwrap())).unwrap(), answer.group.unwrap())
+    (Record::decode(&unhex(&answer.out.unwrap()).into()).unwrap(), answer.group.unwrap())
 }
 
 impl Drop for Theirs {
