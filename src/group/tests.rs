@@ -12,6 +12,7 @@ use crate::{
 
 mod histories;
 mod hostile;
+mod vectors;
 
 /// Seeded, and the same on every machine (splitmix64).
 pub(super) struct Rng(pub(super) u64);

@@ -254,3 +254,6 @@ fn open<K: Kem>(
     let plaintext = context.open(ciphertext, aad).map_err(|_| HpkeError::Open)?;
     Ok((plaintext, binder))
 }
+
+#[cfg(test)]
+mod vectors;
