@@ -94,7 +94,8 @@ fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, Wal
 
 fn frames(criterion: &mut Criterion) {
     let envelope = Writer::new().seal(&Writer::body());
-    let publish = ClientFrame::Publish(Publish { room: ROOM, producer: PRODUCER, client_seq: 7, envelope: envelope.clone() });
+    let publish =
+        ClientFrame::Publish(Publish { room: ROOM, producer: PRODUCER, client_seq: 7, handshake: 0, envelope: envelope.clone() });
     let page = ServerFrame::Deliver(Page {
         room: ROOM,
         position: Position { log: LOG, head: 1_000_000, floor: 1 },
@@ -140,7 +141,7 @@ fn sealing(criterion: &mut Criterion) {
 
 fn room(criterion: &mut Criterion) {
     let envelope = Writer::new().seal(&Writer::body());
-    let meta = LogMeta { log: LOG, kind: LogKind::Room, access: AccessKey([8; 32]), creator: DEVICE, epoch: 1, created_ms: 0 };
+    let meta = LogMeta { log: LOG, kind: LogKind::Room, access: AccessKey([8; 32]), creator: DEVICE, created_ms: 0 };
     let mut log = RoomLog::new(ROOM, LoadedLog { meta, state: LogState::empty(ROOM), producers: Vec::new() });
     let limits = Limits { room_bytes_max: u64::MAX, ..Limits::default() };
     let mut client_seq = 0;
@@ -150,7 +151,7 @@ fn room(criterion: &mut Criterion) {
     group.bench_function("publish and persisted", |bench| {
         bench.iter(|| {
             client_seq += 1;
-            let publish = Publish { room: ROOM, producer: PRODUCER, client_seq, envelope: envelope.clone() };
+            let publish = Publish { room: ROOM, producer: PRODUCER, client_seq, handshake: 0, envelope: envelope.clone() };
             let verdict = log.publish(DEVICE, publish, 0, &limits);
             assert!(matches!(verdict, Verdict::Append(_)), "{verdict:?}");
             log.persisted(limits.recent_bytes_max)

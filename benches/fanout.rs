@@ -82,7 +82,6 @@ impl World {
             kind: LogKind::Room,
             access: AccessKey(access.verifying_key().to_bytes()),
             creator: DeviceKey([1; 32]),
-            epoch: 1,
             created_ms: 0,
         };
         let limits = Arc::new(Limits { room_bytes_max: u64::MAX, presence_sessions_max: 0, ..Limits::default() });
@@ -143,7 +142,10 @@ impl World {
         for _ in 0..count {
             self.client_seq += 1;
             let (client_seq, envelope) = (self.client_seq, envelope.clone());
-            self.ask(&conn, Action::Publish(Publish { room: ROOM, producer: ProducerId([1; 16]), client_seq, envelope }));
+            self.ask(
+                &conn,
+                Action::Publish(Publish { room: ROOM, producer: ProducerId([1; 16]), client_seq, handshake: 0, envelope }),
+            );
         }
         self.turn();
     }

@@ -56,7 +56,7 @@ impl Store {
         let engine = RedbEngine::open(path, Config::default(), Arc::new(())).expect("a fresh store opens");
         let store = Self { engine, sink: Arc::new(Sink(sender)), completions, head: 0, chain: chain::start(Self::ROOM) };
         let (access, creator) = (AccessKey([1; 32]), DeviceKey([1; 32]));
-        let meta = LogMeta { log: LogId([1; 16]), kind: LogKind::Room, access, creator, epoch: 1, created_ms: 0 };
+        let meta = LogMeta { log: LogId([1; 16]), kind: LogKind::Room, access, creator, created_ms: 0 };
         store.submit(Request::Create { room: Self::ROOM, meta });
         store.wait(1);
         store

@@ -10,9 +10,10 @@ use bytes::Bytes;
 use waxwing::core::{
     chain,
     close::Refusal,
-    envelope::{HEADER_LEN, Header, Kind, Suite, TAG_LEN},
+    envelope::{self, HEADER_LEN, Header, Kind, Suite, TAG_LEN},
     frame::{self, ClientFrame, LogKind, Publish, ServerFrame},
-    id::{AccessKey, DeviceKey, Digest, LogId, MessageId, ProducerId, RoomId},
+    handshake::Trailer,
+    id::{AccessKey, DeviceKey, Digest, LogId, MessageId, ProducerId, RoomId, Seq},
     limits::Limits,
     log::{Append, LoadedLog, LogMeta, LogState, PRODUCER_RING, Producer, ProducerState, Stored},
     merge::{Merge, Origin, WAITING_BYTES_MAX},
@@ -170,6 +171,15 @@ fn room_envelope(epoch: u64, fill: u8) -> Bytes {
     bytes.into()
 }
 
+/// A well-formed handshake record that follows the one at `after`.
+fn change(after: Seq, fill: u8) -> Bytes {
+    let mut bytes = room_envelope(EPOCH, fill).to_vec();
+    bytes[1] = Kind::Handshake as u8;
+    bytes.extend_from_slice(&[fill; 5]);
+    bytes.extend_from_slice(&Trailer { after, access: None, welcome_len: 2, group_info_len: 3 }.to_bytes());
+    bytes.into()
+}
+
 /// A log as a list, and what contract points 2 and 3 say about it.
 struct Model {
     /// (producer, number, envelope), by seq; the first `durable` are on disk.
@@ -185,14 +195,21 @@ impl Model {
         self.records.iter().filter(|record| record.0 == *producer).count() as u64
     }
 
-    fn expected(&self, producer: &Producer, number: u64, envelope: &Bytes) -> Result<u64, Option<Refusal>> {
+    /// The newest handshake record of the first `count`.
+    fn handshake(&self, count: usize) -> Seq {
+        let newest = self.records.iter().take(count).rposition(|record| envelope::is_handshake(&record.2));
+        newest.map_or(0, |at| at as u64 + 1)
+    }
+
+    fn expected(&self, producer: &Producer, publish: &Publish) -> Result<u64, Option<Refusal>> {
+        let (number, envelope) = (publish.client_seq, &publish.envelope);
         let last = self.last(producer);
         if number == 0 || number > last + 1 {
             return Err(Some(Refusal::OutOfOrder { expected: last + 1 }));
         }
         if number == last + 1 {
-            let stale = Header::parse(envelope).is_ok_and(|header| header.epoch != EPOCH);
-            return Err(stale.then_some(Refusal::StaleEpoch { epoch: EPOCH }));
+            let handshake = self.handshake(self.records.len());
+            return Err((publish.handshake != handshake).then_some(Refusal::StaleEpoch { handshake }));
         }
         if last - number >= self.ring.get(producer).copied().unwrap_or_default() as u64 {
             return Err(Some(Refusal::Expired));
@@ -236,12 +253,12 @@ impl Model {
             kind: LogKind::Room,
             access: AccessKey([1; 32]),
             creator: DeviceKey([1; 32]),
-            epoch: EPOCH,
             created_ms: 0,
         };
         let mut state = LogState::empty(ROOM);
         state.head = self.durable as u64;
         state.chain = self.chains.last().copied().unwrap_or(state.chain);
+        state.handshake = self.handshake(self.durable);
         state.bytes = self.records.iter().map(|record| record.2.len() as u64).sum();
         RoomLog::new(ROOM, LoadedLog { meta, state, producers: producers.into_iter().collect() })
     }
@@ -251,7 +268,7 @@ impl Model {
 const RESUMES: u8 = 250;
 
 /// Operations on an open session and its room, checked against [`Model`]: publishes in and out of order, retries, other
-/// bytes under an old number, a wrong epoch, durable and failed appends, arbitrary frames, and sessions that are resumed.
+/// bytes under an old number, handshake records and whoever knows others, durable and failed appends, arbitrary frames, and sessions that are resumed.
 pub(crate) fn session_ops(data: &[u8]) {
     let mut logins = Logins::new();
     let mut session = logins.log_in();
@@ -275,14 +292,17 @@ pub(crate) fn session_ops(data: &[u8]) {
                 let (last, back) = (model.last(&producer), u64::from(byte() % 80));
                 let earlier = last.saturating_sub(back);
                 let old = model.records.iter().find(|record| record.0 == producer && record.1 == earlier);
-                let (client_seq, envelope) = match op % 10 {
-                    1 => (earlier, old.map_or_else(|| room_envelope(EPOCH, 0), |record| record.2.clone())),
-                    2 => (earlier, room_envelope(EPOCH, byte())),
-                    3 => (last + back, room_envelope(EPOCH, byte())),
-                    4 => (last + 1, room_envelope(EPOCH + 1, byte())),
-                    _ => (last + 1, room_envelope(EPOCH, byte())),
+                let known = model.handshake(model.records.len());
+                let (client_seq, handshake, envelope) = match op % 10 {
+                    1 => (earlier, known, old.map_or_else(|| room_envelope(EPOCH, 0), |record| record.2.clone())),
+                    2 => (earlier, known, room_envelope(EPOCH, byte())),
+                    3 => (last + back, known, room_envelope(EPOCH, byte())),
+                    4 if back % 4 == 0 => (last + 1, known, change(known, byte())),
+                    4 if back % 4 == 1 => (last + 1, known + back, change(known + back, byte())),
+                    4 => (last + 1, back, room_envelope(EPOCH + 1, byte())),
+                    _ => (last + 1, known, room_envelope(EPOCH, byte())),
                 };
-                let publish = Publish { room: ROOM, producer: producer.id, client_seq, envelope };
+                let publish = Publish { room: ROOM, producer: producer.id, client_seq, handshake, envelope };
                 if let Some(append) = publish_one(&logins, &mut session, &mut room, &mut model, &publish, now_ms) {
                     pending.push_back(append);
                 }
@@ -334,7 +354,7 @@ fn publish_one(
         other => panic!("unexpected {other:?}"),
     }
     let producer = Producer { device, id: publish.producer };
-    let expected = model.expected(&producer, publish.client_seq, &publish.envelope);
+    let expected = model.expected(&producer, publish);
     let verdict = room.publish(device, publish.clone(), now_ms, &Limits::default());
     match (expected, verdict) {
         (Err(None), Verdict::Append(append)) => {
@@ -355,6 +375,7 @@ fn publish_one(
 fn check(room: &RoomLog, model: &Model) {
     let durable = model.records.get(..model.durable).unwrap_or_default();
     assert_eq!(room.durable().head, durable.len() as u64);
+    assert_eq!(room.durable().handshake, model.handshake(model.durable));
     assert_eq!(room.durable().bytes, durable.iter().map(|record| record.2.len() as u64).sum::<u64>());
     assert_eq!(room.is_quiet(), model.records.len() == model.durable);
     // The ends, and where the recent tail is likely to begin.

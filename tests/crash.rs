@@ -28,7 +28,7 @@ use common::{
 use waxwing::{
     core::{
         close::Refusal,
-        envelope::{HEADER_LEN, Header, Kind as EnvelopeKind},
+        envelope::Kind as EnvelopeKind,
         frame::{ClientFrame, LogKind, Publish, ServerFrame},
         id::{ProducerId, RoomId},
         log::PRODUCER_RING,
@@ -71,7 +71,12 @@ async fn what_was_acked_survives_kill_minus_nine() {
 }
 
 async fn say(client: &mut Client, client_seq: u64, envelope: Bytes) -> Result<u64, Refusal> {
-    let publish = Publish { room: ROOM, producer: ProducerId([3; 16]), client_seq, envelope };
+    say_after(client, client_seq, 0, envelope).await
+}
+
+/// Says it as one who has processed the handshake record at `handshake`.
+async fn say_after(client: &mut Client, client_seq: u64, handshake: u64, envelope: Bytes) -> Result<u64, Refusal> {
+    let publish = Publish { room: ROOM, producer: ProducerId([3; 16]), client_seq, handshake, envelope };
     client.send(&ClientFrame::Publish(publish)).await;
     match client.until(|frame| matches!(frame, ServerFrame::Ack { .. } | ServerFrame::Refused { .. })).await {
         ServerFrame::Ack { seq, .. } => Ok(seq),
@@ -93,14 +98,6 @@ async fn decided(client: &mut Client, client_seq: u64, envelope: Bytes) -> Resul
 
 fn sealed(text: &str) -> Bytes {
     envelope(EnvelopeKind::Room, ROOM, text.as_bytes())
-}
-
-/// The same, in an epoch that the room does not have.
-fn sealed_early(text: &str) -> Bytes {
-    let bytes = sealed(text);
-    let mut header = Header::parse(&bytes).unwrap();
-    header.epoch += 1;
-    [&header.to_bytes()[..], &bytes[HEADER_LEN..]].concat().into()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,8 +123,8 @@ async fn the_answers_to_a_publisher_stay_the_same_over_kills_and_restarts() {
         for n in [oldest, last - 1, last] {
             assert_eq!(say(&mut client, n, sealed(&n.to_string())).await, Ok(n), "a duplicate: the first one's seq");
             assert_eq!(say(&mut client, n, sealed("other")).await, Err(Refusal::Conflict), "other bytes under {n}");
-            // Recognised before the epoch is looked at.
-            assert_eq!(say(&mut client, n, sealed_early("other")).await, Err(Refusal::Conflict));
+            // Recognised before it is asked what its sender has processed.
+            assert_eq!(say_after(&mut client, n, 7, sealed("other")).await, Err(Refusal::Conflict));
         }
         for n in [1, expired] {
             assert_eq!(say(&mut client, n, sealed(&n.to_string())).await, Err(Refusal::Expired));
@@ -137,8 +134,8 @@ async fn the_answers_to_a_publisher_stay_the_same_over_kills_and_restarts() {
         for n in [0, last + 2, last + 100] {
             assert_eq!(say(&mut client, n, sealed("ahead")).await, Err(next));
         }
-        let stale = Refusal::StaleEpoch { epoch: common::EPOCH };
-        assert_eq!(say(&mut client, last + 1, sealed_early("new")).await, Err(stale));
+        let stale = Refusal::StaleEpoch { handshake: 0 };
+        assert_eq!(say_after(&mut client, last + 1, 7, sealed("new")).await, Err(stale));
         last += 1;
         assert_eq!(say(&mut client, last, sealed(&last.to_string())).await, Ok(last), "a refusal stored nothing");
     }
@@ -267,4 +264,49 @@ async fn a_history_that_cannot_grow_is_told_apart_from_a_store_that_cannot_write
     assert!(tried.is_some(), "it comes back by itself");
     client.subscribe(ROOM, 0).await;
     Seen::new(ROOM).read(&mut client, n).await;
+}
+
+/// The newest handshake record of the room, as who asks for it alone gets it; nothing when there is none.
+async fn newest(client: &mut Client) -> Option<(u64, Bytes)> {
+    client.send(&ClientFrame::Handshake { request: 1, room: ROOM, before: u64::MAX }).await;
+    let ServerFrame::Fetched { page, .. } = client.until(|frame| matches!(frame, ServerFrame::Fetched { .. })).await else {
+        panic!("no page")
+    };
+    page.items.first().map(|item| (page.first, item.envelope.clone()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_order_of_handshakes_survives_kills_and_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(&mut serve(dir.path())).await;
+    let mut client = server.login(Kind::WebSocket, 1).await;
+    client.create(ROOM, LogKind::Room).await;
+    client.enter_room(ROOM).await;
+    let change = |after, large: bool| common::handshake(ROOM, after, None, b"change", (if large { 2 << 20 } else { 10 }, 9));
+    let mut last = 0;
+    let mut handshake = 0;
+    for (turn, stop) in [Server::kill, Server::stop, Server::kill, Server::kill, Server::stop].into_iter().enumerate() {
+        let record = change(handshake, turn % 2 == 1);
+        last += 1;
+        assert_eq!(say_after(&mut client, last, handshake, record.clone()).await, Ok(last));
+        let before = std::mem::replace(&mut handshake, last);
+        last += 1;
+        let message = sealed(&last.to_string());
+        assert_eq!(say_after(&mut client, last, before, message.clone()).await, Err(Refusal::StaleEpoch { handshake }));
+        assert_eq!(say_after(&mut client, last, handshake, message).await, Ok(last));
+        drop(client);
+        stop(&mut server);
+        server = Server::start(&mut serve(dir.path())).await;
+        client = server.login(Kind::Quic, 1).await;
+        let proof = common::proof(ROOM, client.binding);
+        client.send(&ClientFrame::Enter { room: ROOM, proof }).await;
+        let entered = client.until(|frame| matches!(frame, ServerFrame::Entered { .. })).await;
+        assert!(matches!(entered, ServerFrame::Entered { handshake: known, .. } if known == handshake), "{entered:?}");
+        assert_eq!(newest(&mut client).await, Some((handshake, record.clone())));
+        assert_eq!(say_after(&mut client, handshake, before, record).await, Ok(handshake), "recognised, and stored once");
+        for rival in [change(before, false), sealed("left behind")] {
+            let stale = Err(Refusal::StaleEpoch { handshake });
+            assert_eq!(say_after(&mut client, last + 1, before, rival).await, stale);
+        }
+    }
 }

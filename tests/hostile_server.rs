@@ -233,7 +233,7 @@ impl Server {
                 self.logs.entry(room).or_default();
                 vec![ServerFrame::Created { room, log: self.position(room).log }]
             }
-            ClientFrame::Enter { room, .. } => vec![ServerFrame::Entered { room, position: self.position(room), epoch: 1 }],
+            ClientFrame::Enter { room, .. } => vec![ServerFrame::Entered { room, position: self.position(room), handshake: 0 }],
             ClientFrame::Subscribe { room, after } => {
                 let position = self.position(room);
                 if after > position.head {

@@ -72,7 +72,7 @@ fn resume(key: &SigningKey, left: &Left, exporter: Option<[u8; 32]>, nonce: u8) 
 fn publish(key: &SigningKey, client_seq: u64) -> ClientFrame {
     let producer = ProducerId(*device_of(key).0.first_chunk().unwrap());
     let envelope = common::envelope(waxwing::core::envelope::Kind::Room, ROOM, &client_seq.to_le_bytes());
-    ClientFrame::Publish(Publish { room: ROOM, producer, client_seq, envelope })
+    ClientFrame::Publish(Publish { room: ROOM, producer, client_seq, handshake: 0, envelope })
 }
 
 /// Everything that a client comes back with, in one flight.

@@ -283,9 +283,7 @@ async fn a_session_without_proof_gets_refusals_and_nobody_else_is_affected() {
         stranger.subscribe(ROOM, 0).await;
         stranger.send(&ClientFrame::Enter { room: ROOM, proof: common::proof(ROOM, waxwing::core::id::Digest([1; 32])) }).await;
         stranger.send(&ClientFrame::Ephemeral { envelope: envelope(EnvelopeKind::Room, ROOM, b"") }).await;
-        stranger
-            .send(&ClientFrame::Create { room: ROOM, access: common::access_of(&key(9)), kind: LogKind::Room, epoch: 1 })
-            .await;
+        stranger.send(&ClientFrame::Create { room: ROOM, access: common::access_of(&key(9)), kind: LogKind::Room }).await;
         let mut refusals = Vec::new();
         while refusals.len() < 5 {
             match stranger.recv().await {
@@ -339,7 +337,15 @@ async fn ephemerals_presence_inboxes_fetch_and_deletion_work_end_to_end() {
         let mut poster = Client::login(&edge, kind, &key(3)).await;
         let keyring = envelope(EnvelopeKind::Keyring, inbox, b"keys");
         let producer = ProducerId([3; 16]);
-        poster.send(&ClientFrame::Publish(Publish { room: inbox, producer, client_seq: 1, envelope: keyring.clone() })).await;
+        poster
+            .send(&ClientFrame::Publish(Publish {
+                room: inbox,
+                producer,
+                client_seq: 1,
+                handshake: 0,
+                envelope: keyring.clone(),
+            }))
+            .await;
         let delivered = one.until(|f| matches!(f, ServerFrame::Deliver(page) if page.room == inbox)).await;
         assert!(matches!(delivered, ServerFrame::Deliver(page) if page.items[0].envelope == keyring));
         one.send(&ClientFrame::Delete { room: ROOM }).await;
@@ -367,5 +373,40 @@ async fn a_stopping_server_says_so_and_its_rooms_are_there_again_afterwards() {
     client.subscribe(ROOM, 0).await;
     let mut seen = Seen::new(ROOM);
     seen.read(&mut client, 40).await;
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_of_any_size_reach_everybody_over_every_transport() {
+    let edge = edge().await;
+    let mut reader = Client::login(&edge, Kind::WebSocket, &key(1)).await;
+    reader.create(ROOM, LogKind::Room).await;
+    reader.enter_room(ROOM).await;
+    reader.subscribe(ROOM, 0).await;
+    let mut records = Vec::new();
+    for (seq, kind) in (1..).zip(Kind::ALL) {
+        let mut client = Client::enter(&edge, kind, &key(2), ROOM).await;
+        // As large as it may be.
+        let record = common::handshake(ROOM, seq - 1, None, b"", (1 << 20, (2 << 20) - 48 - 48 - 48));
+        let (producer, envelope) = (ProducerId([1; 16]), record.clone());
+        let publish = Publish { room: ROOM, producer, client_seq: seq, handshake: seq - 1, envelope };
+        client.send(&ClientFrame::Publish(publish)).await;
+        let answer = client.until(|frame| matches!(frame, ServerFrame::Ack { .. } | ServerFrame::Refused { .. })).await;
+        assert!(matches!(answer, ServerFrame::Ack { seq: at, .. } if at == seq), "{kind}: {answer:?}");
+        records.push(record);
+        for (before, expected) in [(u64::MAX, seq), (seq, seq - 1)] {
+            client.send(&ClientFrame::Handshake { request: 5, room: ROOM, before }).await;
+            let fetched = client.until(|frame| matches!(frame, ServerFrame::Fetched { .. })).await;
+            let ServerFrame::Fetched { request: 5, page } = fetched else { panic!("{fetched:?}") };
+            let found = page.items.first().map(|item| &item.envelope);
+            assert_eq!(found, expected.checked_sub(1).map(|index| &records[usize::try_from(index).unwrap()]), "{kind}");
+        }
+    }
+    let mut seen = Vec::new();
+    while seen.len() < records.len() {
+        let ServerFrame::Deliver(page) = reader.until(|frame| matches!(frame, ServerFrame::Deliver(_))).await else { panic!() };
+        seen.extend(page.items.into_iter().map(|item| item.envelope));
+    }
+    assert_eq!(seen, records);
     edge.stop().await;
 }

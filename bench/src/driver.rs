@@ -154,7 +154,6 @@ impl Driver {
                 kind: LogKind::Room,
                 access: AccessKey([1; 32]),
                 creator: DeviceKey([1; 32]),
-                epoch: 1,
                 created_ms: 0,
             };
             self.submit(Request::Create { room, meta }, 0)?;

@@ -185,7 +185,13 @@ impl Outbox {
             if let (false, Some((client_seq, envelope))) = (item.sent, &item.out.sealed) {
                 item.sent = true;
                 let (client_seq, envelope) = (*client_seq, envelope.clone());
-                pumped.publish.push(Publish { room: self.log, producer: self.record.producer, client_seq, envelope });
+                pumped.publish.push(Publish {
+                    room: self.log,
+                    producer: self.record.producer,
+                    client_seq,
+                    handshake: 0,
+                    envelope,
+                });
             }
         }
         (pumped, failed)

@@ -175,7 +175,7 @@ impl Client {
             ServerFrame::Deliver(page) => self.on_page(&page, now_ms),
             ServerFrame::Ack { room, producer, client_seq, seq } => self.on_ack(room, producer, client_seq, seq, now_ms),
             ServerFrame::Refused { room, producer, client_seq, why } => {
-                let publish = Publish { room, producer, client_seq, envelope: bytes::Bytes::new() };
+                let publish = Publish { room, producer, client_seq, handshake: 0, envelope: bytes::Bytes::new() };
                 self.on_refused(&publish, why, now_ms);
             }
             ServerFrame::Failed { room, what, why } => match self.own_inbox(room) {
@@ -200,7 +200,7 @@ impl Client {
         let Some(me) = &self.me else { return };
         let (room, seed) = (me.identity.inbox_id(), me.identity.inbox_access_seed());
         let after = me.record.inbox.map_or(0, |(_, seq)| seq);
-        self.send(&ClientFrame::Create { room, access: access_key(&seed), kind: LogKind::Inbox, epoch: 0 });
+        self.send(&ClientFrame::Create { room, access: access_key(&seed), kind: LogKind::Inbox });
         self.enter(room, &seed);
         self.send(&ClientFrame::Subscribe { room, after });
         let rooms: Vec<_> = self.rooms.keys().copied().collect();

@@ -66,6 +66,8 @@ fn each_bad_value_names_its_key_its_value_and_what_is_allowed() {
         ("limits.envelope_bytes_max", "5000000000", "4294967295"),
         ("limits.envelope_bytes_max", "1", "at least 2048"),
         ("limits.frame_bytes_max", "5000", "limits.envelope_bytes_max"),
+        ("limits.handshake_bytes_max", "3145729", "at most 3145728"),
+        ("limits.frame_bytes_max", "70000", "limits.handshake_bytes_max"),
         ("limits.idle_timeout_ms", "10", "at least 1000"),
         ("store.commit_wait_us", "2001", "from 0 to 2000"),
         ("store.wal_bytes_max", "1000", "at least 33554432"),

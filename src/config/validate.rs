@@ -148,15 +148,17 @@ impl Check<'_> {
         if shards > 64 {
             self.refuse("shards", &shards, "a whole number from 0 (one for each core) to 64");
         }
-        if limits.frame_bytes_max < limits.envelope_bytes_max.saturating_add(1024) {
-            self.refuse(
-                "limits.frame_bytes_max",
-                &limits.frame_bytes_max,
-                format!("at least limits.envelope_bytes_max + 1024 = {}", limits.envelope_bytes_max.saturating_add(1024)),
-            );
+        for (key, bytes) in
+            [("limits.envelope_bytes_max", limits.envelope_bytes_max), ("limits.handshake_bytes_max", limits.handshake_bytes_max)]
+        {
+            let least = bytes.saturating_add(1024);
+            if limits.frame_bytes_max < least {
+                self.refuse("limits.frame_bytes_max", &limits.frame_bytes_max, format!("at least {key} + 1024 = {least}"));
+            }
         }
         for (key, value, most) in [
             ("limits.envelope_bytes_max", limits.envelope_bytes_max, 3 << 20),
+            ("limits.handshake_bytes_max", limits.handshake_bytes_max, 3 << 20),
             ("limits.page_bytes_max", limits.page_bytes_max, 3 << 20),
             ("limits.frame_bytes_max", limits.frame_bytes_max, 4 << 20),
             ("limits.unauthenticated_bytes_max", limits.unauthenticated_bytes_max, 64 << 10),
@@ -168,6 +170,7 @@ impl Check<'_> {
         for (key, value, least) in [
             ("limits.unauthenticated_bytes_max", limits.unauthenticated_bytes_max, 1024),
             ("limits.envelope_bytes_max", limits.envelope_bytes_max, 2048),
+            ("limits.handshake_bytes_max", limits.handshake_bytes_max, 2048),
             ("limits.handshake_timeout_ms", limits.handshake_timeout_ms, 100),
             ("limits.idle_timeout_ms", limits.idle_timeout_ms, 1000),
         ] {

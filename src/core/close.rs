@@ -137,11 +137,11 @@ pub enum Refusal {
     /// Too long ago to say whether it was stored. It is not stored now.
     #[error("too old to decide whether it was stored")]
     Expired,
-    /// The envelope's epoch is not the room's. Proves that nothing was stored.
-    #[error("the room is at epoch {epoch}")]
+    /// The sender had not processed the room's newest handshake record. Proves that nothing was stored.
+    #[error("the newest handshake of the room is {handshake}")]
     StaleEpoch {
-        /// The room's epoch.
-        epoch: u64,
+        /// The seq of that record; 0 when there is none.
+        handshake: Seq,
     },
     /// The device uses too many outboxes in this room.
     #[error("too many producers of this device in this room")]

@@ -121,6 +121,12 @@ pub enum EnvelopeError {
     EphemeralTooLarge(usize),
 }
 
+/// Whether bytes begin as an envelope of kind 4 does: with these a log's newest handshake record is told from the others.
+#[must_use]
+pub const fn is_handshake(envelope: &[u8]) -> bool {
+    matches!(envelope, [VERSION, kind, ..] if *kind == Kind::Handshake as u8)
+}
+
 impl Header {
     /// Reads the header of `envelope` and checks all that can be checked without keys: version, kind, suite, the pair of
     /// both, flags, and that `enc` and an AEAD tag fit.

@@ -46,8 +46,6 @@ pub enum ClientFrame {
         access: AccessKey,
         /// Room or inbox.
         kind: LogKind,
-        /// The epoch of its first messages.
-        epoch: u64,
     },
     /// Proves access; needed before any frame below that names the room.
     Enter {
@@ -114,6 +112,16 @@ pub enum ClientFrame {
     },
     /// First frame of a connection, instead of the hello: the client was here before, and proves it at once.
     Resume(Resume),
+    /// Asks for a handshake record, without reading the log.
+    Handshake {
+        /// Chosen by the client, echoed.
+        request: u32,
+        /// The room.
+        room: RoomId,
+        /// [`u64::MAX`], or anything beyond the newest, for the newest one. Else the record at `before − 1`, if it is one: each
+        /// names the one before it.
+        before: Seq,
+    },
 }
 
 /// The first frame.
@@ -157,7 +165,9 @@ pub struct Publish {
     pub producer: ProducerId,
     /// Its number there.
     pub client_seq: ClientSeq,
-    /// The sealed bytes.
+    /// The newest handshake record that the sender has processed; 0 when none. Stored only if it is the log's newest.
+    pub handshake: Seq,
+    /// The sealed bytes; of a handshake record all of it.
     pub envelope: Bytes,
 }
 
@@ -193,8 +203,8 @@ pub enum ServerFrame {
         room: RoomId,
         /// The state of its log.
         position: Position,
-        /// The epoch that publishes must name.
-        epoch: u64,
+        /// The seq of its newest handshake record, which publishes must name; 0 when there was none.
+        handshake: Seq,
     },
     /// Delivery begins after `page.after`.
     Subscribed {
@@ -209,11 +219,11 @@ pub enum ServerFrame {
     },
     /// Records of a subscription: live ones and older ones alike.
     Deliver(Page),
-    /// Answer to a fetch.
+    /// Answer to a fetch, and to [`ClientFrame::Handshake`].
     Fetched {
         /// The request.
         request: u32,
-        /// The records; empty when there are none before.
+        /// The records; empty when there are none before, or no handshake record there.
         page: Page,
     },
     /// The publish is on disk.
@@ -307,6 +317,8 @@ pub enum Operation {
     Delete,
     /// [`ClientFrame::Seek`].
     Seek,
+    /// [`ClientFrame::Handshake`].
+    Handshake,
 }
 
 /// Where a log stands.

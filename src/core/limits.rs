@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 pub struct Limits {
     /// Largest envelope, in bytes. Default 65,536.
     pub envelope_bytes_max: u32,
-    /// Largest frame, in bytes: an envelope and what surrounds it. Default 69,632.
+    /// Largest handshake record (kind 4), in bytes: commit, welcome and group info. Default 3 MiB, which is the most.
+    pub handshake_bytes_max: u32,
+    /// Largest frame, in bytes: an envelope or a handshake record, and what surrounds it. Default 3 MiB + 4,096.
     pub frame_bytes_max: u32,
     /// Bytes that a connection may send before it is authenticated. Default 4,096.
     pub unauthenticated_bytes_max: u32,
@@ -24,6 +26,8 @@ pub struct Limits {
     pub publishes_per_second_max: u32,
     /// Publishes that one device may make at once, above that rate. Default 400.
     pub publish_burst_max: u32,
+    /// Handshake records that one device may publish in a minute, and as many at once, over all of its sessions. Default 30.
+    pub handshakes_per_minute_max: u32,
     /// Ephemeral envelopes per second that one session may send. Default 20.
     pub ephemerals_per_second_max: u32,
     /// Outboxes (producers) that one device may use in one room. Default 64. One that was idle for 30 days is forgotten.
@@ -48,7 +52,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             envelope_bytes_max: 64 << 10,
-            frame_bytes_max: 68 << 10,
+            handshake_bytes_max: 3 << 20,
+            frame_bytes_max: (3 << 20) + (4 << 10),
             unauthenticated_bytes_max: 4 << 10,
             handshake_timeout_ms: 10_000,
             idle_timeout_ms: 60_000,
@@ -56,6 +61,7 @@ impl Default for Limits {
             rooms_created_per_hour_max: 256,
             publishes_per_second_max: 200,
             publish_burst_max: 400,
+            handshakes_per_minute_max: 30,
             ephemerals_per_second_max: 20,
             producers_per_device_max: 64,
             room_bytes_max: 1 << 30,
@@ -69,21 +75,33 @@ impl Default for Limits {
     }
 }
 
-/// A token bucket: `rate` tokens a second, `burst` at once. Pure: the time is an argument.
+/// A token bucket: `rate` tokens a second or a minute, `burst` at once. Pure: the time is an argument.
 #[derive(Debug, Clone)]
 pub struct TokenBucket {
-    /// Thousandths of a token in hand.
+    /// What is in hand; a token is as much of it as its period has milliseconds.
     level: u64,
     rate: u64,
     burst: u64,
+    period_ms: u64,
     at_ms: u64,
 }
 
 impl TokenBucket {
-    /// A full bucket.
+    /// A full bucket that gains `rate` tokens a second.
     #[must_use]
     pub const fn new(rate: u32, burst: u32, now_ms: u64) -> Self {
-        Self { level: burst as u64 * 1000, rate: rate as u64, burst: burst as u64, at_ms: now_ms }
+        Self::every(1000, rate, burst, now_ms)
+    }
+
+    /// A full bucket that gains `rate` tokens a minute.
+    #[must_use]
+    pub const fn per_minute(rate: u32, burst: u32, now_ms: u64) -> Self {
+        Self::every(60_000, rate, burst, now_ms)
+    }
+
+    const fn every(period_ms: u64, rate: u32, burst: u32, now_ms: u64) -> Self {
+        let (rate, burst) = (rate as u64, burst as u64);
+        Self { level: burst * period_ms, rate, burst, period_ms, at_ms: now_ms }
     }
 
     /// Takes one token at `now_ms`.
@@ -92,14 +110,14 @@ impl TokenBucket {
     /// The milliseconds until there is one.
     pub fn take(&mut self, now_ms: u64) -> Result<(), u32> {
         let gained = now_ms.saturating_sub(self.at_ms).saturating_mul(self.rate);
-        self.level = self.level.saturating_add(gained).min(self.burst.saturating_mul(1000));
+        self.level = self.level.saturating_add(gained).min(self.burst.saturating_mul(self.period_ms));
         self.at_ms = self.at_ms.max(now_ms);
-        match self.level.checked_sub(1000) {
+        match self.level.checked_sub(self.period_ms) {
             Some(rest) => {
                 self.level = rest;
                 Ok(())
             }
-            None => Err(u32::try_from((1000 - self.level).div_ceil(self.rate.max(1))).unwrap_or(u32::MAX)),
+            None => Err(u32::try_from((self.period_ms - self.level).div_ceil(self.rate.max(1))).unwrap_or(u32::MAX)),
         }
     }
 }
@@ -118,5 +136,14 @@ mod tests {
         assert_eq!(bucket.take(100), Err(500), "a clock that steps back gives nothing");
         assert!((0..3).all(|_| bucket.take(1_000_000).is_ok()));
         assert!(bucket.take(1_000_000).is_err(), "idle time does not exceed the burst");
+    }
+
+    #[test]
+    fn a_bucket_may_fill_by_the_minute() {
+        let mut bucket = TokenBucket::per_minute(2, 1, 0);
+        assert_eq!(bucket.take(0), Ok(()));
+        assert_eq!(bucket.take(0), Err(30_000));
+        assert_eq!(bucket.take(29_999), Err(1));
+        assert_eq!(bucket.take(30_000), Ok(()));
     }
 }

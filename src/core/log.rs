@@ -6,12 +6,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    envelope,
     frame::{LogKind, Position},
     id::{AccessKey, ClientSeq, DeviceKey, Digest, LogId, ProducerId, RoomId, Seq, UnixMillis},
 };
 
-/// What was decided when the log was made, and its epoch.
+/// What was decided when the log was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredMeta", into = "StoredMeta")]
 pub struct LogMeta {
     /// The log's life.
     pub log: LogId,
@@ -21,10 +23,32 @@ pub struct LogMeta {
     pub access: AccessKey,
     /// Who made it, and may delete it.
     pub creator: DeviceKey,
-    /// The epoch that publishes must name.
-    pub epoch: u64,
     /// When it was made.
     pub created_ms: UnixMillis,
+}
+
+/// How a [`LogMeta`] is stored.
+#[derive(Serialize, Deserialize)]
+struct StoredMeta {
+    log: LogId,
+    kind: LogKind,
+    access: AccessKey,
+    creator: DeviceKey,
+    /// Zero; in older stores the epoch of the log's messages, which is the clients' alone now.
+    reserved: u64,
+    created_ms: UnixMillis,
+}
+
+impl From<StoredMeta> for LogMeta {
+    fn from(StoredMeta { log, kind, access, creator, created_ms, .. }: StoredMeta) -> Self {
+        Self { log, kind, access, creator, created_ms }
+    }
+}
+
+impl From<LogMeta> for StoredMeta {
+    fn from(LogMeta { log, kind, access, creator, created_ms }: LogMeta) -> Self {
+        Self { log, kind, access, creator, reserved: 0, created_ms }
+    }
 }
 
 /// Where the log stands on disk.
@@ -40,6 +64,10 @@ pub struct LogState {
     pub floor_chain: Digest,
     /// Envelope bytes kept.
     pub bytes: u64,
+    /// The seq of the newest handshake record (an envelope of kind 4); 0 when there was none. It may lie below the floor. Not
+    /// part of the encoding: engines store it beside the others, where it is not 0, as older logs have none.
+    #[serde(skip)]
+    pub handshake: Seq,
 }
 
 impl LogState {
@@ -47,7 +75,7 @@ impl LogState {
     #[must_use]
     pub fn empty(room: RoomId) -> Self {
         let chain = super::chain::start(room);
-        Self { head: 0, chain, floor: 1, floor_chain: chain, bytes: 0 }
+        Self { head: 0, chain, floor: 1, floor_chain: chain, bytes: 0, handshake: 0 }
     }
 }
 
@@ -125,6 +153,14 @@ pub struct Append {
     pub hash: EnvelopeHash,
     /// The sealed bytes.
     pub envelope: Bytes,
+}
+
+impl Append {
+    /// Whether it is a handshake record: an envelope of kind 4.
+    #[must_use]
+    pub fn is_handshake(&self) -> bool {
+        envelope::is_handshake(&self.envelope)
+    }
 }
 
 /// One stored record.

@@ -1,16 +1,21 @@
 //! One log at its owner: order, deduplication, and the recent tail. Pure: it decides; the router asks the engine and sends.
 //!
 //! Durability is an input. [`RoomLog::publish`] assigns a seq and returns what must be stored; only [`RoomLog::persisted`]
-//! makes it visible. The checks come in the order that the contract needs: deduplication before the epoch, so that
-//! [`Refusal::StaleEpoch`] proves that nothing was stored.
+//! makes it visible. The checks come in the order that the contract needs: deduplication before the newest handshake record,
+//! so that [`Refusal::StaleEpoch`] proves that nothing was stored.
+//!
+//! Who has not processed the newest handshake record publishes nothing, neither a message nor a handshake record of its own. So
+//! handshake records are in one order, whoever loses a race is told, and nothing is sealed to a group that was left behind;
+//! and one that nobody can make sense of holds nobody up: who skipped it has processed it.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::{
     chain,
     close::Refusal,
-    envelope::{Header, Kind},
+    envelope::{self, Header, Kind},
     frame::{Item, LogKind, Page, Position, Publish},
+    handshake::{COMMIT_LEN_MAX, HandshakeError, Trailer},
     id::{DeviceKey, Digest, RoomId, Seq, UnixMillis},
     limits::Limits,
     log::{Append, EnvelopeHash, LoadedLog, LogMeta, LogState, Producer, ProducerState, Records, Stored},
@@ -130,6 +135,9 @@ impl RoomLog {
             hash,
             envelope: publish.envelope,
         };
+        if append.is_handshake() {
+            self.assigned.handshake = seq;
+        }
         self.pending.push_back(append.clone());
         Verdict::Append(append)
     }
@@ -153,19 +161,21 @@ impl RoomLog {
     }
 
     fn admissible(&self, publish: &Publish, limits: &Limits) -> Result<(), Refusal> {
-        if publish.envelope.len() > limits.envelope_bytes_max as usize {
-            return Err(Refusal::TooLarge { max: limits.envelope_bytes_max });
+        let is_handshake = self.meta.kind == LogKind::Room && envelope::is_handshake(&publish.envelope);
+        let max = if is_handshake { limits.handshake_bytes_max } else { limits.envelope_bytes_max };
+        if publish.envelope.len() > max as usize {
+            return Err(Refusal::TooLarge { max });
         }
-        let header = Header::parse(&publish.envelope).map_err(|_| Refusal::BadEnvelope)?;
-        let (kind, bytes_max) = match self.meta.kind {
-            LogKind::Room => (Kind::Room, limits.room_bytes_max),
-            LogKind::Inbox => (Kind::Keyring, limits.inbox_bytes_max),
+        let header = if is_handshake { handshake(publish)? } else { parse(&publish.envelope)? };
+        let (belongs, bytes_max) = match self.meta.kind {
+            LogKind::Room => (matches!(header.kind, Kind::Room | Kind::Handshake), limits.room_bytes_max),
+            LogKind::Inbox => (header.kind == Kind::Keyring, limits.inbox_bytes_max),
         };
-        if header.room != self.id || header.kind != kind {
+        if header.room != self.id || !belongs {
             return Err(Refusal::BadEnvelope);
         }
-        if self.meta.kind == LogKind::Room && header.epoch != self.meta.epoch {
-            return Err(Refusal::StaleEpoch { epoch: self.meta.epoch });
+        if publish.handshake != self.assigned.handshake {
+            return Err(Refusal::StaleEpoch { handshake: self.assigned.handshake });
         }
         if self.assigned.bytes + publish.envelope.len() as u64 > bytes_max {
             return Err(Refusal::RoomFull);
@@ -199,6 +209,9 @@ impl RoomLog {
         self.durable.head = append.seq;
         self.durable.chain = append.chain;
         self.durable.bytes += append.envelope.len() as u64;
+        if append.is_handshake() {
+            self.durable.handshake = append.seq;
+        }
         let item = Item { time_ms: append.time_ms, envelope: append.envelope.clone() };
         self.recent.push(item, append.chain, recent_bytes_max as usize);
         Some(append)
@@ -218,6 +231,10 @@ impl RoomLog {
         self.assigned.head = append.seq - 1;
         self.assigned.chain = self.pending.back().map_or(self.durable.chain, |last| last.chain);
         self.assigned.bytes -= append.envelope.len() as u64;
+        if append.is_handshake() {
+            let before = self.pending.iter().rev().find(|append| append.is_handshake());
+            self.assigned.handshake = before.map_or(self.durable.handshake, |append| append.seq);
+        }
         if let Some(state) = self.producers.get_mut(&append.producer) {
             state.last -= 1;
             state.ring.pop_back();
@@ -326,249 +343,20 @@ impl RoomLog {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
+fn parse(envelope: &[u8]) -> Result<Header, Refusal> {
+    Header::parse(envelope).map_err(|_| Refusal::BadEnvelope)
+}
 
-    use super::*;
-    use crate::core::{
-        envelope::{HEADER_LEN, Suite, TAG_LEN},
-        id::{AccessKey, LogId, MessageId, ProducerId},
-    };
-
-    const ROOM: RoomId = RoomId([1; 16]);
-    const DEVICE: DeviceKey = DeviceKey([2; 32]);
-
-    fn room() -> RoomLog {
-        let meta = LogMeta {
-            log: LogId([3; 16]),
-            kind: LogKind::Room,
-            access: AccessKey([4; 32]),
-            creator: DEVICE,
-            epoch: 1,
-            created_ms: 0,
-        };
-        RoomLog::new(ROOM, LoadedLog { meta, state: LogState::empty(ROOM), producers: Vec::new() })
-    }
-
-    fn envelope(tag: u8, epoch: u64) -> Bytes {
-        let header =
-            Header { kind: Kind::Room, suite: Suite::X25519Psk, room: ROOM, epoch, leaf: 1, message: MessageId([tag; 16]) };
-        let mut bytes = header.to_bytes().to_vec();
-        bytes.resize(HEADER_LEN + 32 + TAG_LEN, tag);
-        bytes.into()
-    }
-
-    fn publish(client_seq: u64, envelope: Bytes) -> Publish {
-        Publish { room: ROOM, producer: ProducerId([5; 16]), client_seq, envelope }
-    }
-
-    fn go(room: &mut RoomLog, client_seq: u64, tag: u8) -> Verdict {
-        room.publish(DEVICE, publish(client_seq, envelope(tag, 1)), 0, &Limits::default())
-    }
-
-    #[test]
-    fn a_retry_gets_the_first_seq_and_other_bytes_are_refused() {
-        let mut room = room();
-        assert!(matches!(go(&mut room, 1, 1), Verdict::Append(append) if append.seq == 1));
-        assert_eq!(go(&mut room, 1, 1), Verdict::Pending(1), "not yet on disk");
-        assert_eq!(room.position().head, 0, "nothing is visible before it is on disk");
-        room.persisted(1000);
-        assert_eq!(go(&mut room, 1, 1), Verdict::Stored(1));
-        assert_eq!(go(&mut room, 1, 2), Verdict::Refused(Refusal::Conflict));
-        assert_eq!(go(&mut room, 3, 3), Verdict::Refused(Refusal::OutOfOrder { expected: 2 }));
-        assert_eq!(go(&mut room, 0, 3), Verdict::Refused(Refusal::OutOfOrder { expected: 2 }));
-        assert!(matches!(go(&mut room, 2, 3), Verdict::Append(append) if append.seq == 2));
-    }
-
-    #[test]
-    fn a_refusal_refuses_what_was_pipelined_behind_it() {
-        let mut room = room();
-        assert_eq!(
-            room.publish(DEVICE, publish(1, envelope(1, 9)), 0, &Limits::default()),
-            Verdict::Refused(Refusal::StaleEpoch { epoch: 1 })
-        );
-        assert_eq!(go(&mut room, 2, 2), Verdict::Refused(Refusal::OutOfOrder { expected: 1 }));
-        assert!(matches!(go(&mut room, 1, 3), Verdict::Append(_)), "sealed again under the same number");
-    }
-
-    #[test]
-    fn deduplication_comes_before_the_epoch() {
-        let mut room = room();
-        go(&mut room, 1, 1);
-        room.persisted(1000);
-        room.meta.epoch = 2;
-        assert_eq!(go(&mut room, 1, 1), Verdict::Stored(1));
-        assert_eq!(go(&mut room, 2, 2), Verdict::Refused(Refusal::StaleEpoch { epoch: 2 }));
-    }
-
-    #[test]
-    fn too_old_to_decide_is_expired_and_never_stored() {
-        let mut room = room();
-        for n in 1..=100 {
-            assert!(matches!(go(&mut room, n, 1), Verdict::Append(_)));
-            room.persisted(1000);
+/// The header of a handshake record whose parts fit, and which says the same as the frame of what its sender had processed.
+fn handshake(publish: &Publish) -> Result<Header, Refusal> {
+    match Trailer::parse(&publish.envelope) {
+        Ok((header, trailer)) if trailer.after == publish.handshake => Ok(header),
+        Err(HandshakeError::CommitTooLarge(_)) => {
+            Err(Refusal::TooLarge { max: u32::try_from(COMMIT_LEN_MAX).unwrap_or(u32::MAX) })
         }
-        assert_eq!(go(&mut room, 36, 1), Verdict::Refused(Refusal::Expired));
-        assert_eq!(go(&mut room, 37, 1), Verdict::Stored(37));
-    }
-
-    #[test]
-    fn a_failed_append_stops_the_log_until_it_is_loaded_anew() {
-        let mut room = room();
-        go(&mut room, 1, 1);
-        go(&mut room, 2, 2);
-        assert_eq!(room.failed().map(|append| append.seq), Some(1));
-        assert!(!room.is_quiet());
-        assert_eq!(go(&mut room, 3, 3), Verdict::Refused(Refusal::OutcomeUnknown));
-        assert_eq!(room.failed().map(|append| append.seq), Some(2));
-        assert!(room.is_quiet() && room.has_failed());
-        assert_eq!(room.position().head, 0);
-    }
-
-    #[test]
-    fn what_was_not_submitted_is_taken_back() {
-        let mut room = room();
-        go(&mut room, 1, 1);
-        let before = format!("{room:?}");
-        go(&mut room, 2, 2);
-        assert_eq!(room.unpublish_last().map(|append| append.seq), Some(2));
-        assert_eq!(format!("{room:?}"), before);
-        assert!(matches!(go(&mut room, 2, 3), Verdict::Append(append) if append.seq == 2), "with other bytes, even");
-        room.unpublish_last();
-        room.unpublish_last();
-        assert_eq!((room.is_quiet(), room.unpublish_last(), room.producers.len()), (true, None, 0));
-        let Verdict::Append(append) = go(&mut room, 1, 9) else { panic!() };
-        assert_eq!(append.chain, chain::next(ROOM, chain::start(ROOM), 1, &envelope(9, 1)));
-    }
-
-    #[test]
-    fn producers_are_limited_and_idle_ones_make_way() {
-        let mut room = room();
-        let limits = Limits { producers_per_device_max: 2, ..Limits::default() };
-        let mut from = |id: u8, now| {
-            let publish = Publish { producer: ProducerId([id; 16]), ..publish(1, envelope(id, 1)) };
-            room.publish(DEVICE, publish, now, &limits)
-        };
-        assert!(matches!(from(1, 0), Verdict::Append(_)));
-        assert!(matches!(from(2, 5), Verdict::Append(_)));
-        assert_eq!(from(3, 5), Verdict::Refused(Refusal::TooManyProducers));
-        assert!(matches!(from(3, PRODUCER_IDLE_MAX_MS), Verdict::Append(_)));
-    }
-
-    #[test]
-    fn foreign_malformed_and_oversized_envelopes_are_refused() {
-        let mut room = room();
-        let mut refused = |envelope: Bytes| {
-            let limits = Limits { envelope_bytes_max: 200, ..Limits::default() };
-            match room.publish(DEVICE, publish(1, envelope), 0, &limits) {
-                Verdict::Refused(why) => why,
-                other => panic!("{other:?}"),
-            }
-        };
-        let mut foreign = envelope(1, 1).to_vec();
-        foreign[4] ^= 1;
-        assert_eq!(refused(foreign.into()), Refusal::BadEnvelope);
-        assert_eq!(refused(Bytes::from_static(b"short")), Refusal::BadEnvelope);
-        assert_eq!(refused(vec![0; 201].into()), Refusal::TooLarge { max: 200 });
-    }
-
-    #[test]
-    fn the_recent_tail_is_bounded_in_bytes_and_proves_its_chain() {
-        let mut room = room();
-        let size = u32::try_from(envelope(1, 1).len()).unwrap();
-        let mut chains = vec![chain::start(ROOM)];
-        for n in 1..=5 {
-            let Verdict::Append(append) = go(&mut room, n, 1) else { panic!() };
-            chains.push(append.chain);
-            room.persisted(3 * size);
-        }
-        assert_eq!(room.recent_after(1, u32::MAX), None, "only the last three are in memory");
-        for (after, chain) in chains.iter().copied().enumerate().skip(2) {
-            let page = room.recent_after(after as u64, u32::MAX).unwrap();
-            assert_eq!((page.first, page.chain, page.items.len()), (after as u64 + 1, chain, 5 - after));
-        }
-        assert_eq!(room.recent_after(2, 1).unwrap().items.len(), 1, "at least one");
-        assert_eq!(
-            [0, 1, 2, 5, 6].map(|seq| room.chain_at(seq)),
-            [Some(chains[0]), None, Some(chains[2]), Some(chains[5]), None]
-        );
-        assert_eq!(room.recent_after(6, 1), None);
-    }
-
-    #[test]
-    fn pages_backwards_come_from_memory_only_when_it_has_all_that_fits() {
-        let mut room = room();
-        let size = u32::try_from(envelope(1, 1).len()).unwrap();
-        for n in 1..=5 {
-            go(&mut room, n, 1);
-            room.persisted(3 * size);
-        }
-        let page = |before, count, bytes| {
-            let page = room.recent_before(before, count, bytes)?;
-            Some((page.first, page.items.len(), room.chain_at(page.first - 1) == Some(page.chain)))
-        };
-        assert_eq!(page(u64::MAX, 2, u32::MAX), Some((4, 2, true)));
-        assert_eq!(page(5, 100, 2 * size), Some((3, 2, true)), "cut by bytes");
-        assert_eq!(page(5, 100, 1), Some((4, 1, true)), "at least one");
-        assert_eq!(page(u64::MAX, 3, u32::MAX), Some((3, 3, true)));
-        assert_eq!(page(u64::MAX, 4, u32::MAX), None, "the engine has one more");
-        assert_eq!(page(3, 1, u32::MAX), None);
-        assert_eq!(page(1, 9, u32::MAX), Some((1, 0, true)));
-        assert_eq!(page(0, 9, u32::MAX), Some((1, 0, true)));
-    }
-
-    #[test]
-    fn what_was_read_is_kept_in_front_of_the_tail() {
-        let (mut room, mut read, mut chains) = (room(), Vec::new(), Vec::new());
-        let size = u32::try_from(envelope(1, 1).len()).unwrap();
-        for n in 1..=6 {
-            let Verdict::Append(Append { seq, chain, time_ms, envelope, .. }) = go(&mut room, n, 1) else { panic!() };
-            chains.push(chain);
-            read.push(super::super::log::Record { seq, time_ms, envelope });
-            room.persisted(size);
-        }
-        let before = chain::start(ROOM);
-        let records = |end| Records { state: room.durable, before, records: read[..end].to_vec() };
-        let (apart, whole) = (records(4), records(5));
-        room.remember(&apart, u32::MAX);
-        assert_eq!(room.recent_after(4, 1), None, "a gap");
-        room.remember(&whole, 4 * size);
-        assert_eq!((room.recent_bytes(), room.recent_after(1, 1)), (4 * size as usize, None), "as many as may be kept");
-        let page = room.recent_after(2, u32::MAX).unwrap();
-        assert_eq!((page.first, page.chain, page.items.len()), (3, chains[1], 4));
-        room.shrink_recent(2 * size);
-        assert!(room.recent_covers(4) && !room.recent_covers(3));
-    }
-
-    #[test]
-    fn a_floor_that_the_engine_raised_is_adopted_and_makes_room() {
-        let mut room = room();
-        let size = envelope(1, 1).len() as u64;
-        let limits = Limits { room_bytes_max: 4 * size, ..Limits::default() };
-        let mut chains = vec![chain::start(ROOM)];
-        for n in 1..=4 {
-            let Verdict::Append(append) = room.publish(DEVICE, publish(n, envelope(1, 1)), 0, &limits) else { panic!() };
-            chains.push(append.chain);
-            if n < 4 {
-                room.persisted(1000);
-            }
-        }
-        assert_eq!(room.publish(DEVICE, publish(5, envelope(1, 1)), 0, &limits), Verdict::Refused(Refusal::RoomFull));
-        // The engine is ahead by the pending one.
-        let state = LogState { head: 4, chain: chains[4], floor: 3, floor_chain: chains[2], bytes: 2 * size };
-        room.adopt(&state);
-        assert_eq!((room.durable.floor, room.durable.bytes, room.assigned.bytes), (3, size, 2 * size));
-        assert_eq!((room.recent_after(1, 1), room.chain_at(2)), (None, Some(chains[2])));
-        assert_eq!(room.recent_after(2, 1000).map(|page| page.items.len()), Some(1));
-        room.persisted(1000);
-        assert_eq!((room.durable.head, room.durable.bytes), (4, 2 * size));
-        assert!(matches!(room.publish(DEVICE, publish(5, envelope(1, 1)), 0, &limits), Verdict::Append(_)));
-        // An older view changes nothing.
-        room.adopt(&LogState { head: 3, chain: chains[3], floor: 1, floor_chain: chains[0], bytes: 3 * size });
-        assert_eq!((room.durable.floor, room.assigned.bytes), (3, 3 * size));
-        // A floor beyond what is visible here.
-        room.adopt(&LogState { head: 5, chain: chains[0], floor: 6, floor_chain: chains[0], bytes: 0 });
-        assert_eq!((room.durable.floor, room.chain_at(4)), (5, Some(chains[4])));
+        Ok(_) | Err(_) => Err(Refusal::BadEnvelope),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,8 +33,6 @@ pub enum Action {
         access: AccessKey,
         /// Room or inbox.
         kind: LogKind,
-        /// Its epoch.
-        epoch: u64,
     },
     /// Check the proof against the room's access key, and let the session in.
     Enter {
@@ -74,6 +72,13 @@ pub enum Action {
         request: u32,
         /// The server's clock.
         time_ms: UnixMillis,
+    },
+    /// Read a handshake record.
+    Handshake {
+        /// Echoed.
+        request: u32,
+        /// Beyond the newest for that one; else one more than its seq.
+        before: Seq,
     },
 }
 
@@ -369,7 +374,7 @@ impl Open {
 #[expect(clippy::needless_pass_by_value, reason = "what it becomes takes its place")]
 fn request(frame: ClientFrame) -> Option<(RoomId, Action)> {
     Some(match frame {
-        ClientFrame::Create { room, access, kind, epoch } => (room, Action::Create { access, kind, epoch }),
+        ClientFrame::Create { room, access, kind } => (room, Action::Create { access, kind }),
         ClientFrame::Enter { room, proof } => (room, Action::Enter { proof }),
         ClientFrame::Leave { room } => (room, Action::Leave),
         ClientFrame::Subscribe { room, after } => (room, Action::Subscribe { after }),
@@ -377,6 +382,7 @@ fn request(frame: ClientFrame) -> Option<(RoomId, Action)> {
         ClientFrame::Fetch { request, room, before, count_max } => (room, Action::Fetch { request, before, count_max }),
         ClientFrame::Delete { room } => (room, Action::Delete),
         ClientFrame::Seek { request, room, time_ms } => (room, Action::Seek { request, time_ms }),
+        ClientFrame::Handshake { request, room, before } => (room, Action::Handshake { request, before }),
         _ => return None,
     })
 }
@@ -391,6 +397,7 @@ const fn operation(action: &Action) -> Option<Operation> {
         Action::Ephemeral { .. } => Some(Operation::Ephemeral),
         Action::Delete => Some(Operation::Delete),
         Action::Seek { .. } => Some(Operation::Seek),
+        Action::Handshake { .. } => Some(Operation::Handshake),
         Action::Leave | Action::Unsubscribe | Action::Publish(_) => None,
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
 
 use crate::core::{
+    frame,
     id::{ClientSeq, DeviceKey, LogId, ProducerId, Seq, UnixMillis},
     log::{Append, EnvelopeHash, Producer, ProducerState, Stored},
 };
@@ -23,6 +24,24 @@ pub(super) const PRODUCERS: TableDefinition<'_, &'static ProducerKey, &[u8]> = T
 pub(super) const DELETING: TableDefinition<'_, &[u8; 16], ()> = TableDefinition::new("deleting");
 /// The row of [`META`] with the format.
 pub(super) const FORMAT_ROW: &str = "format";
+
+/// What follows a log's row, whose encoding is `row`: the seq of the newest handshake record, a varint, where there is one. So
+/// the rows of logs without any are as they were before there were handshake records.
+pub(super) fn put_handshake(mut row: Vec<u8>, handshake: Seq) -> Vec<u8> {
+    if handshake != 0 {
+        frame::put_varint(&mut row, handshake);
+    }
+    row
+}
+
+/// Reads what [`put_handshake`] wrote; `None` if it is something else, or no seq up to `head`.
+pub(super) fn take_handshake(rest: &[u8], head: Seq) -> Option<Seq> {
+    if rest.is_empty() {
+        return Some(0);
+    }
+    let (handshake, len) = frame::peek_varint(rest).ok()??;
+    (len == rest.len() && (1..=head).contains(&handshake)).then_some(handshake)
+}
 
 /// A row that this build did not write, or storage that failed.
 #[derive(Debug, thiserror::Error)]

@@ -134,6 +134,7 @@ pub(super) enum Op {
     Refresh { room: RoomId, life: u64 },
     Seek { room: RoomId, life: u64, conn: Arc<Conn>, request: u32, permit: Permit },
     ReadBefore { room: RoomId, life: u64, conn: Arc<Conn>, request: u32, permit: Permit },
+    Handshake { room: RoomId, life: u64, conn: Arc<Conn>, request: u32, seq: Seq, permit: Permit },
     Delete { room: RoomId },
 }
 

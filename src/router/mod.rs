@@ -6,6 +6,7 @@
 
 mod context;
 mod delivery;
+mod handshakes;
 pub mod outbox;
 mod presence;
 mod reads;
@@ -103,6 +104,7 @@ struct Used {
     created: u32,
     since_ms: u64,
     publishes: Option<TokenBucket>,
+    handshakes: Option<TokenBucket>,
 }
 
 impl Usage {
@@ -138,11 +140,18 @@ impl Usage {
         self.with(|used| used.entered -= rooms);
     }
 
-    /// Counts one more publish of the device: its sessions share one rate.
-    fn publish(&self, now_ms: u64, limits: &Limits) -> Result<(), Refusal> {
+    /// Counts one more publish of the device: its sessions share one rate, and another one for handshake records.
+    fn publish(&self, is_handshake: bool, now_ms: u64, limits: &Limits) -> Result<(), Refusal> {
         let (rate, burst) = (limits.publishes_per_second_max, limits.publish_burst_max);
-        let take = |used: &mut Used| used.publishes.get_or_insert_with(|| TokenBucket::new(rate, burst, now_ms)).take(now_ms);
-        self.with(take).map_err(|retry_after_ms| Refusal::RateLimited { retry_after_ms })
+        let handshakes = limits.handshakes_per_minute_max;
+        self.with(|used| {
+            match is_handshake {
+                false => used.publishes.get_or_insert_with(|| TokenBucket::new(rate, burst, now_ms)),
+                true => used.handshakes.get_or_insert_with(|| TokenBucket::per_minute(handshakes, handshakes, now_ms)),
+            }
+            .take(now_ms)
+        })
+        .map_err(|retry_after_ms| Refusal::RateLimited { retry_after_ms })
     }
 
     fn is_idle(&self, now_ms: u64) -> bool {

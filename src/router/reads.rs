@@ -366,7 +366,7 @@ impl Room {
         }
     }
 
-    fn fetched_page(&self, conn: &Conn, request: u32, page: Page, ctx: &mut Context) {
+    pub(super) fn fetched_page(&self, conn: &Conn, request: u32, page: Page, ctx: &mut Context) {
         let frame = ServerFrame::Fetched { request, page }.encode();
         ctx.work += work_of_bytes(frame.len());
         ctx.send(conn, Lane::History, frame);
@@ -382,7 +382,7 @@ impl Room {
             Ok(records) => {
                 self.log.adopt(&records.state);
                 self.log.remember(&records, ctx.limits.recent_bytes_max);
-                let page = self.page(&records);
+                let page = self.page_of(&records);
                 self.fetched_page(conn, request, page, ctx);
             }
             Err(failure) => fail(ctx, conn, self.id, Operation::Fetch, refusal(failure)),
@@ -390,14 +390,20 @@ impl Room {
     }
 
     /// Records as a page. The engine may be ahead of the completions that have arrived here.
-    fn page(&self, records: &Records) -> Page {
-        let mut position = self.log.position();
-        position.head = position.head.max(records.state.head);
+    pub(super) fn page_of(&self, records: &Records) -> Page {
+        let mut page = self.empty_page();
+        page.position.head = page.position.head.max(records.state.head);
+        if let Some(first) = records.records.first() {
+            (page.first, page.chain) = (first.seq, records.before);
+            page.items = records.records.iter().map(item).collect();
+        }
+        page
+    }
+
+    /// Nothing, as an answer.
+    pub(super) fn empty_page(&self) -> Page {
         let state = self.log.durable();
-        let (first, chain) =
-            records.records.first().map_or((state.floor, state.floor_chain), |record| (record.seq, records.before));
-        let items = records.records.iter().map(item).collect();
-        Page { room: self.id, position, first, chain, items }
+        Page { room: self.id, position: self.log.position(), first: state.floor, chain: state.floor_chain, items: Vec::new() }
     }
 
     pub(super) fn seek(&mut self, conn: &Arc<Conn>, request: u32, time_ms: UnixMillis, permit: Permit, ctx: &mut Context) {

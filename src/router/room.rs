@@ -18,6 +18,7 @@ use super::{
 use crate::{
     core::{
         close::Refusal,
+        envelope,
         frame::{LogKind, Operation, Publish, ServerFrame},
         id::{AccessKey, RoomId, Seq, Signature, UnixMillis},
         log::{Append, LoadedLog, LogMeta, Records},
@@ -233,7 +234,7 @@ impl Room {
     /// One request of a session. The permit lives until it is answered.
     pub(super) fn request(&mut self, conn: &Arc<Conn>, action: Action, permit: Permit, ctx: &mut Context) {
         match action {
-            Action::Create { access, kind, epoch } => self.created(conn, access, kind, epoch, ctx),
+            Action::Create { access, kind } => self.created(conn, access, kind, ctx),
             Action::Enter { proof } => self.enter(conn, proof, ctx),
             Action::Leave => self.leave(conn.id, ctx),
             Action::Publish(publish) => self.publish(conn, publish, permit, ctx),
@@ -255,13 +256,17 @@ impl Room {
                 true => self.seek(conn, request, time_ms, permit, ctx),
                 false => fail(ctx, conn, self.id, Operation::Seek, Refusal::NoAccess),
             },
+            Action::Handshake { request, before } => match self.members.contains_key(&conn.id) {
+                true => self.handshake(conn, request, before, permit, ctx),
+                false => fail(ctx, conn, self.id, Operation::Handshake, Refusal::NoAccess),
+            },
         }
     }
 
     /// A creation of what exists: the same one again, or another one.
-    fn created(&self, conn: &Conn, access: AccessKey, kind: LogKind, epoch: u64, ctx: &mut Context) {
+    fn created(&self, conn: &Conn, access: AccessKey, kind: LogKind, ctx: &mut Context) {
         let LogMeta { log, .. } = *self.log.meta();
-        let asked = LogMeta { access, kind, epoch, creator: conn.device, ..self.log.meta().clone() };
+        let asked = LogMeta { access, kind, creator: conn.device, ..self.log.meta().clone() };
         if *self.log.meta() == asked {
             ctx.answer(conn, &ServerFrame::Created { room: self.id, log });
         } else {
@@ -283,8 +288,8 @@ impl Room {
             self.members.insert(conn.id, Member::new(Arc::clone(conn)));
             ctx.entered(conn.id, self.id);
         }
-        let (position, epoch) = (self.log.position(), self.log.meta().epoch);
-        ctx.answer(conn, &ServerFrame::Entered { room: self.id, position, epoch });
+        let (position, handshake) = (self.log.position(), self.log.durable().handshake);
+        ctx.answer(conn, &ServerFrame::Entered { room: self.id, position, handshake });
     }
 
     pub(super) fn leave(&mut self, conn: ConnId, ctx: &mut Context) {
@@ -300,7 +305,7 @@ impl Room {
         if !may || !self.deleting.is_empty() {
             return refuse(ctx, conn, &publish, Refusal::NoAccess);
         }
-        if let Err(why) = conn.usage.publish(ctx.now_ms, &ctx.limits) {
+        if let Err(why) = conn.usage.publish(envelope::is_handshake(&publish.envelope), ctx.now_ms, &ctx.limits) {
             return refuse(ctx, conn, &publish, why);
         }
         let Publish { room, producer, client_seq, .. } = publish;

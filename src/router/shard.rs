@@ -370,6 +370,13 @@ impl Shard {
                 });
                 drop(permit);
             }
+            Some(Op::Handshake { room: id, life, conn, request, seq, permit }) => {
+                self.with(id, Some(life), |room, ctx| {
+                    room.handshake_read(&conn, request, seq, result.and_then(records), ctx);
+                    Fate::Keep
+                });
+                drop(permit);
+            }
             Some(Op::Delete { room }) => self.with(room, None, |room, ctx| room.deleted(result.map(drop), ctx)),
         }
     }
@@ -425,12 +432,12 @@ impl Shard {
     fn absent(&mut self, id: RoomId) {
         let mut waiting = self.take_waiting(id);
         while let Some((conn, action, permit)) = waiting.pop_front() {
-            let Action::Create { access, kind, epoch } = action else {
+            let Action::Create { access, kind } = action else {
                 reject(&mut self.ctx, &conn, id, &action, Refusal::NoAccess);
                 continue;
             };
             let log = (self.ctx.setup.log_id)();
-            let meta = LogMeta { log, kind, access, creator: conn.device, epoch, created_ms: self.ctx.now_ms };
+            let meta = LogMeta { log, kind, access, creator: conn.device, created_ms: self.ctx.now_ms };
             match self.make(id, meta, &conn, permit) {
                 Ok(()) => {
                     self.rooms.insert(id, Slot::Loading(waiting));
@@ -488,6 +495,7 @@ fn reject(ctx: &mut Context, conn: &Conn, room: RoomId, action: &Action, why: Re
         Action::Ephemeral { .. } => Operation::Ephemeral,
         Action::Delete => Operation::Delete,
         Action::Seek { .. } => Operation::Seek,
+        Action::Handshake { .. } => Operation::Handshake,
         Action::Publish(publish) => return refuse(ctx, conn, publish, why),
         // They have no answer, and nothing to undo.
         Action::Leave | Action::Unsubscribe => return,

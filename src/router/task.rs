@@ -142,10 +142,10 @@ impl Handle {
     ///
     /// # Errors
     /// The message, when the shard's mailbox is full or it has ended.
-    pub fn try_send(&self, shard: usize, message: Message) -> Result<(), Message> {
+    pub fn try_send(&self, shard: usize, message: Message) -> Result<(), Box<Message>> {
         match self.shards.get(shard) {
-            Some(sender) => sender.try_send(message).map_err(TrySendError::into_inner),
-            None => Err(message),
+            Some(sender) => sender.try_send(message).map_err(|error: TrySendError<_>| Box::new(error.into_inner())),
+            None => Err(Box::new(message)),
         }
     }
 

@@ -281,7 +281,7 @@ impl Wire {
             if let Some((shard, message)) = self.request(&mut session.borrow_mut(), &frame, link, at)?
                 && let Err(message) = at.service.router.try_send(shard, message)
             {
-                return Poll::Ready(Ok(Some(Box::pin(at.service.router.send(shard, message)))));
+                return Poll::Ready(Ok(Some(Box::pin(at.service.router.send(shard, *message)))));
             }
             if !link.conn().outbox.may_read() {
                 return Poll::Ready(Ok(None));
@@ -373,6 +373,7 @@ fn weight(action: &Action, limits: &Limits) -> usize {
     ANSWER
         + match action {
             Action::Fetch { .. } => limits.page_bytes_max as usize,
+            Action::Handshake { .. } => limits.handshake_bytes_max as usize,
             Action::Subscribe { .. } => 32 * limits.presence_sessions_max as usize,
             Action::Publish(publish) => publish.envelope.len(),
             Action::Ephemeral { envelope } => envelope.len(),

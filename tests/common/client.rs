@@ -16,7 +16,7 @@ use waxwing::{
     transport::{Connection, Error, FrameReader, FrameWriter, Kind},
 };
 
-use super::{EPOCH, access_of, device_of, envelope, proof, room_key, server::Edge, sign};
+use super::{access_of, device_of, envelope, proof, room_key, server::Edge, sign};
 
 /// Nothing in these tests takes that long: it only ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -73,11 +73,13 @@ impl Client {
         self.binding = transcript.binding();
         self.send(&ClientFrame::Authenticate { signature: sign(&self.key, &transcript.message()) }).await;
         let frame = self.recv().await;
-        assert!(matches!(frame, ServerFrame::Welcome { .. }), "{frame:?}");
+        let ServerFrame::Welcome { limits, .. } = frame else { panic!("{frame:?}") };
+        // A handshake record, and what a page has around it.
+        self.reader.set_frame_max(limits.frame_bytes_max.max(256 << 10));
     }
 
     pub async fn create(&mut self, room: RoomId, kind: LogKind) {
-        self.send(&ClientFrame::Create { room, access: access_of(&room_key(room)), kind, epoch: EPOCH }).await;
+        self.send(&ClientFrame::Create { room, access: access_of(&room_key(room)), kind }).await;
         self.until(|frame| matches!(frame, ServerFrame::Created { .. })).await;
     }
 
@@ -98,7 +100,7 @@ impl Client {
     pub async fn try_publish(&mut self, room: RoomId, client_seq: u64, payload: &[u8]) -> Result<(), Error> {
         let producer = ProducerId(*device_of(&self.key).0.first_chunk().expect("a key is longer"));
         let envelope = envelope(EnvelopeKind::Room, room, payload);
-        self.try_send(&ClientFrame::Publish(Publish { room, producer, client_seq, envelope })).await
+        self.try_send(&ClientFrame::Publish(Publish { room, producer, client_seq, handshake: 0, envelope })).await
     }
 
     pub async fn send(&mut self, frame: &ClientFrame) {

@@ -228,6 +228,9 @@ impl Log {
         self.state.head = seq;
         self.state.chain = chain;
         self.state.bytes += envelope.len() as u64;
+        if waxwing::core::envelope::is_handshake(&envelope) {
+            self.state.handshake = seq;
+        }
         self.origins.push((producer, client_seq));
         self.records.push(Record { seq, time_ms, envelope });
         self.chains.push(chain);

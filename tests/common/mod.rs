@@ -19,11 +19,12 @@ use bytes::Bytes;
 use ed25519_dalek::{Signer as _, SigningKey};
 use waxwing::core::{
     envelope::{HEADER_LEN, Header, Kind, Suite, TAG_LEN},
-    id::{AccessKey, DeviceKey, Digest, MessageId, RoomId, Signature},
+    handshake::{TRAILER_LEN, Trailer},
+    id::{AccessKey, DeviceKey, Digest, MessageId, RoomId, Seq, Signature},
     login,
 };
 
-/// The epoch of every room in the tests.
+/// The epoch that every envelope in the tests names.
 pub const EPOCH: u64 = 1;
 
 /// A signing key from a number.
@@ -66,6 +67,20 @@ pub fn envelope(kind: Kind, room: RoomId, payload: &[u8]) -> Bytes {
     bytes.resize(HEADER_LEN + suite.enc_len() + TAG_LEN, 0);
     bytes.extend_from_slice(payload);
     bytes.into()
+}
+
+/// A handshake record that follows the one at `after`, with `payload` for a commit, and beside it so many bytes.
+pub fn handshake(room: RoomId, after: Seq, access: Option<AccessKey>, payload: &[u8], beside: (u32, u32)) -> Bytes {
+    let mut bytes = envelope(Kind::Handshake, room, payload).to_vec();
+    let (welcome_len, group_info_len) = beside;
+    bytes.resize(bytes.len() + (welcome_len + group_info_len) as usize, 0xee);
+    bytes.extend_from_slice(&Trailer { after, access, welcome_len, group_info_len }.to_bytes());
+    bytes.into()
+}
+
+/// The payload of such a record with nothing beside it.
+pub fn handshake_payload(record: &Bytes) -> Bytes {
+    payload(&record.slice(..record.len() - TRAILER_LEN))
 }
 
 /// The payload of such an envelope.

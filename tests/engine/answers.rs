@@ -29,7 +29,7 @@ fn publish(client_seq: u64, fill: u8) -> Publish {
     let header = Header { kind: Kind::Room, suite: Suite::X25519Psk, room, epoch: 1, leaf: 1, message: MessageId([fill; 16]) };
     let mut envelope = header.to_bytes().to_vec();
     envelope.resize(HEADER_LEN + Suite::X25519Psk.enc_len() + TAG_LEN + 10 * usize::from(fill), fill);
-    Publish { room, producer: ProducerId([7; 16]), client_seq, envelope: Bytes::from(envelope) }
+    Publish { room, producer: ProducerId([7; 16]), client_seq, handshake: 0, envelope: Bytes::from(envelope) }
 }
 
 fn load(driver: &mut Driver) -> RoomLog {

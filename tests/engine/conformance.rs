@@ -7,10 +7,10 @@ use waxwing::{
     engine::{Answer, Engine, Failure, Request},
 };
 
-use crate::driver::{Driver, Log, meta, room};
+use crate::driver::{Driver, Log, filled, meta, room};
 
-/// Runs the suite. `open` opens the same store each time; the one before has been dropped.
-pub(crate) fn suite(open: &dyn Fn() -> Arc<dyn Engine>) {
+/// Runs the suite. `open` opens the same store each time; the one before has been dropped. The store takes records of `len_max` bytes.
+pub(crate) fn suite(len_max: usize, open: &dyn Fn() -> Arc<dyn Engine>) {
     let mut driver = Driver::new(open());
     missing_logs(&mut driver);
     let logs = append_and_read(&mut driver);
@@ -23,11 +23,13 @@ pub(crate) fn suite(open: &dyn Fn() -> Arc<dyn Engine>) {
         assert_eq!(log.check(&mut driver), log.acked);
     }
     deletion(&mut driver);
+    let large = large_handshakes(len_max, &mut driver);
     drop(driver);
 
     let mut driver = Driver::new(open());
     assert_eq!(driver.load(room(1)).unwrap().meta, meta(91));
     assert_eq!(driver.load(room(1)).unwrap().state.head, 0);
+    assert_eq!(large.check(&mut driver), large.acked);
     assert_eq!(logs[1].check(&mut driver), logs[1].acked, "a deletion leaves other logs alone");
 }
 
@@ -55,7 +57,7 @@ fn append_and_read(driver: &mut Driver) -> Vec<Log> {
     let mut tokens = Vec::new();
     for turn in 0..100_usize {
         for log in &mut logs {
-            let envelope = vec![u8::try_from(turn).unwrap(); 100 + turn];
+            let envelope = filled(u8::try_from(turn).unwrap(), 100 + turn);
             tokens.push(driver.submit(Request::Append(log.next(envelope))).unwrap());
         }
     }
@@ -134,8 +136,26 @@ fn deletion(driver: &mut Driver) {
     let results: Vec<_> = (0..4).map(|_| driver.next().result.map(drop)).collect();
     assert_eq!(results, [Ok(()), Err(Failure::NotFound), Ok(()), Ok(())]);
     again.acked = 1;
-    assert_eq!(again.check(driver), 1);
+    assert_eq!(again.check(driver), 1, "nor the newest handshake record");
     driver.done(Request::Delete { room: room(1) }).unwrap();
     assert_eq!(driver.load(room(1)), None);
     driver.done(Request::Create { room: room(1), meta: meta(91) }).unwrap();
+}
+
+/// Handshake records as large as they may be, among small ones: each is read as it was written, alone.
+fn large_handshakes(len_max: usize, driver: &mut Driver) -> Log {
+    let mut log = Log::new(room(8));
+    driver.done(Request::Create { room: log.room, meta: meta(8) }).unwrap();
+    for (byte, len) in [(1, 300), (0, len_max), (2, 300), (8, len_max), (16, 2), (3, 1), (4, 40)] {
+        let append = log.next(filled(byte, len));
+        driver.done(Request::Append(append)).unwrap();
+    }
+    log.acked = 7;
+    assert_eq!(log.check(driver), 7);
+    for (before, seq, len) in [(5, 4, len_max), (3, 2, len_max), (6, 5, 2)] {
+        let page = driver.before(log.room, before, 1, 1).unwrap();
+        let lens: Vec<_> = page.records.iter().map(|record| (record.seq, record.envelope.len())).collect();
+        assert_eq!((lens, page.state.handshake), (vec![(seq, len)], 5));
+    }
+    log
 }

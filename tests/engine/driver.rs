@@ -102,9 +102,17 @@ pub(crate) fn meta(log: u8) -> LogMeta {
         kind: LogKind::Room,
         access: AccessKey([3; 32]),
         creator: DeviceKey([4; 32]),
-        epoch: 1,
         created_ms: 1_000,
     }
+}
+
+/// Bytes to append; of one in eight it looks as if they were a handshake record.
+pub(crate) fn filled(byte: u8, len: usize) -> Vec<u8> {
+    let mut envelope = vec![byte; len];
+    if byte.is_multiple_of(8) {
+        envelope.iter_mut().zip([1, 4]).for_each(|(to, from)| *to = from);
+    }
+    envelope
 }
 
 pub(crate) fn producer(number: u8) -> Producer {
@@ -168,6 +176,8 @@ impl Log {
         assert_eq!((seq, chain), (loaded.state.head, loaded.state.chain));
         let bytes = self.appends[..usize::try_from(seq).unwrap()].iter().map(|append| append.envelope.len() as u64).sum::<u64>();
         assert_eq!(bytes, loaded.state.bytes);
+        let changes = self.appends.iter().take(usize::try_from(seq).unwrap()).filter(|append| append.is_handshake());
+        assert_eq!(changes.last().map_or(0, |append| append.seq), loaded.state.handshake);
         match loaded.producers.as_slice() {
             [] => assert_eq!(seq, 0),
             [(name, state)] => {

@@ -15,7 +15,7 @@ use waxwing::{
 use crate::{
     conformance,
     disk::Rng,
-    driver::{Driver, Log, meta, room},
+    driver::{Driver, Log, filled, meta, room},
     faults::SEEDS,
     machine::{Fault, Machine},
     seeds::seeded,
@@ -48,9 +48,11 @@ pub(crate) fn open(machine: &Machine) -> Driver {
 
 #[test]
 fn it_conforms_with_limits_of_any_size() {
-    for config in [small(), Config::default(), Config { apply_after_ms: 0, ..small() }] {
+    let tiny = Config { apply_after_ms: 0, ..small() };
+    for (len_max, config) in [(6 << 10, small()), (3 << 20, Config::default()), (6 << 10, tiny)] {
         let machine = Machine::default();
-        conformance::suite(&|| Arc::new(EmbeddedEngine::open_in(machine.place(), config.clone(), Arc::new(())).unwrap()));
+        let open = || EmbeddedEngine::open_in(machine.place(), config.clone(), Arc::new(())).unwrap();
+        conformance::suite(len_max, &|| Arc::new(open()));
     }
 }
 
@@ -58,7 +60,7 @@ fn it_conforms_with_limits_of_any_size() {
 fn it_conforms_on_files_and_replays_what_a_killed_process_left() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
-    conformance::suite(&|| {
+    conformance::suite(6 << 10, &|| {
         Arc::new(EmbeddedEngine::open(&path, Config { disk_reserve_bytes: 0, ..small() }, Arc::new(())).unwrap())
     });
     let again = EmbeddedEngine::open(&path, Config { disk_reserve_bytes: 0, ..small() }, Arc::new(())).unwrap();
@@ -91,7 +93,7 @@ impl Run {
         for _ in 0..1 + self.rng.below(24) {
             let index = usize::try_from(self.rng.below(self.logs.len() as u64)).unwrap();
             let len = usize::try_from(self.rng.below(2_000)).unwrap();
-            let append = self.logs[index].next(vec![u8::try_from(self.rng.below(256)).unwrap(); len]);
+            let append = self.logs[index].next(filled(u8::try_from(self.rng.below(256)).unwrap(), len));
             submitted.push((index, append.seq));
             driver.submit(Request::Append(append)).unwrap();
         }

@@ -13,7 +13,7 @@ use waxwing::engine::{
 use crate::{
     conformance,
     disk::{Disk, Rng},
-    driver::{Driver, Log, meta, room},
+    driver::{Driver, Log, filled, meta, room},
     seeds::seeded,
 };
 
@@ -36,7 +36,7 @@ fn driver(disk: &Disk) -> Driver {
 #[test]
 fn it_conforms() {
     let disk = Disk::default();
-    conformance::suite(&|| Arc::new(open(&disk)));
+    conformance::suite(3 << 20, &|| Arc::new(open(&disk)));
 }
 
 /// Appends random bursts to random logs until the power fails; what then was acked must be there.
@@ -55,7 +55,7 @@ fn power_cut(seed: u64) {
         let mut submitted = Vec::new();
         for _ in 0..burst {
             let index = usize::try_from(rng.below(logs.len() as u64)).unwrap();
-            let envelope = vec![u8::try_from(rng.below(256)).unwrap(); usize::try_from(rng.below(3_000)).unwrap()];
+            let envelope = filled(u8::try_from(rng.below(256)).unwrap(), usize::try_from(rng.below(3_000)).unwrap());
             let append = logs[index].next(envelope);
             submitted.push((index, append.seq));
             before.submit(Request::Append(append)).unwrap();

@@ -37,7 +37,7 @@ fn open(path: &std::path::Path) -> Result<RedbEngine, OpenError> {
 fn it_conforms_on_a_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("new").join("waxwing.redb");
-    conformance::suite(&|| Arc::new(open(&path).unwrap()));
+    conformance::suite(3 << 20, &|| Arc::new(open(&path).unwrap()));
     let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
     assert_eq!(path.parent().unwrap().read_dir().unwrap().count(), 1, "nothing is left beside it");

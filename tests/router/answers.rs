@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use waxwing::{
     core::{
         close::Refusal,
-        envelope::{Header, Kind},
+        envelope::Kind,
         frame::{LogKind, Operation, Publish, ServerFrame},
         id::ProducerId,
         limits::Limits,
@@ -18,7 +17,7 @@ use waxwing::{
 };
 
 use crate::{
-    common::{device_of, envelope, key},
+    common::{self, device_of, envelope, key},
     world::{ROOMS, World, limits, one_room, publish, why},
 };
 
@@ -110,18 +109,21 @@ fn a_number_too_old_to_tell_is_expired_and_never_stored_again() {
 }
 
 #[test]
-fn a_stale_epoch_proves_that_nothing_was_stored_and_a_stored_one_is_still_recognised() {
+fn a_stale_publish_proves_that_nothing_was_stored_and_a_stored_one_is_still_recognised() {
     let (mut world, conn) = one_room(limits());
     assert_eq!(say(&mut world, &conn, 1, b"a"), Ok(1));
-    let bytes = envelope(Kind::Room, ROOM, b"b");
-    let mut header = Header::parse(&bytes).unwrap();
-    header.epoch += 1;
-    let sealed: Bytes = [&header.to_bytes()[..], &bytes[header.to_bytes().len()..]].concat().into();
-    let publish_sealed =
-        |envelope| Action::Publish(Publish { room: ROOM, producer: ProducerId([9; 16]), client_seq: 2, envelope });
-    let stale = Err(Refusal::StaleEpoch { epoch: crate::common::EPOCH });
-    assert_eq!(answer(&mut world, &conn, publish_sealed(sealed)), stale);
-    assert_eq!(answer(&mut world, &conn, publish_sealed(bytes)), Ok(2), "sealed again under the same number");
+    let publish = |client_seq, handshake, envelope| {
+        Action::Publish(Publish { room: ROOM, producer: ProducerId([9; 16]), client_seq, handshake, envelope })
+    };
+    let change = |after| common::handshake(ROOM, after, None, b"change", (3, 5));
+    assert_eq!(answer(&mut world, &conn, publish(2, 0, change(0))), Ok(2));
+    let stale = Err(Refusal::StaleEpoch { handshake: 2 });
+    assert_eq!(answer(&mut world, &conn, publish(3, 0, envelope(Kind::Room, ROOM, b"b"))), stale);
+    assert_eq!(answer(&mut world, &conn, publish(3, 1, change(1))), stale, "who names another record lost the race");
+    assert_eq!(answer(&mut world, &conn, publish(2, 0, change(0))), Ok(2), "a retry is older than that");
+    assert_eq!(answer(&mut world, &conn, publish(3, 2, change(0))), Err(Refusal::BadEnvelope), "record and frame differ");
+    assert_eq!(answer(&mut world, &conn, publish(3, 2, change(2))), Ok(3), "sealed again under the same number");
+    assert_eq!(answer(&mut world, &conn, publish(4, 3, envelope(Kind::Room, ROOM, b"c"))), Ok(4));
 }
 
 #[test]
@@ -210,7 +212,7 @@ fn a_room_that_nobody_has_entered_takes_no_memory() {
     world.read_all(&conn);
     let poster = world.connect(device_of(&key(2)));
     let envelope = envelope(Kind::Keyring, ROOMS[1], b"k");
-    let publish = Publish { room: ROOMS[1], producer: ProducerId([1; 16]), client_seq: 1, envelope };
+    let publish = Publish { room: ROOMS[1], producer: ProducerId([1; 16]), client_seq: 1, handshake: 0, envelope };
     world.ask(&poster, ROOMS[1], Action::Publish(publish));
     assert!(matches!(world.read_all(&poster)[..], [ServerFrame::Ack { seq: 1, .. }]));
     world.settle();

@@ -140,6 +140,7 @@ fn anybody_posts_keyrings_into_an_inbox_and_only_its_owner_reads() {
             room: ROOMS[0],
             producer: ProducerId([1; 16]),
             client_seq,
+            handshake: 0,
             envelope: envelope(kind, ROOMS[0], b"k"),
         })
     };

@@ -1,4 +1,5 @@
-//! The shard against a reference model.
+//! The shard against a reference model: messages, and handshake records, of which each client names the newest that it knows
+//! of.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -24,7 +25,7 @@ use waxwing::{
 };
 
 use crate::{
-    common::{device_of, envelope, key},
+    common::{self, device_of, envelope, key},
     world::{ROOMS, Size, World, limits},
 };
 
@@ -39,7 +40,9 @@ struct Client {
 #[derive(Default)]
 struct ClientRoom {
     /// Published and not acked, in order.
-    pending: VecDeque<(u64, Bytes)>,
+    pending: VecDeque<Pending>,
+    /// The newest handshake record, as far as it has heard.
+    handshake: Seq,
     published: u64,
     acked: BTreeMap<u64, Seq>,
     /// By seq; nothing where the log was trimmed before it was read.
@@ -53,9 +56,32 @@ struct ClientRoom {
     announced: bool,
 }
 
+/// A publish as it is sent until it is acked, or sealed again.
+#[derive(Clone)]
+struct Pending {
+    number: u64,
+    counter: u64,
+    len: usize,
+    is_change: bool,
+    handshake: Seq,
+    /// What was sent before may be there too, where nobody heard so.
+    resealed: bool,
+}
+
+impl Pending {
+    /// Every payload is unique, and says for which state of the group it was sealed.
+    fn envelope(&self, room: RoomId) -> Bytes {
+        let payload = [&self.counter.to_le_bytes()[..], &self.handshake.to_le_bytes(), &vec![0; self.len]].concat();
+        match self.is_change {
+            true => common::handshake(room, self.handshake, None, &payload, (0, 0)),
+            false => envelope(Kind::Room, room, &payload),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Step {
-    Publish { client: usize, room: usize, len: usize },
+    Publish { client: usize, room: usize, len: usize, is_change: bool },
     Retry { client: usize, room: usize },
     Subscribe { client: usize, room: usize },
     Unsubscribe { client: usize, room: usize },
@@ -72,7 +98,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let (client, room) = (0..4_usize, 0..2_usize);
     prop_oneof![
-        8 => (client.clone(), room.clone(), 0..200_usize).prop_map(|(client, room, len)| Step::Publish { client, room, len }),
+        8 => (client.clone(), room.clone(), 0..200_usize, prop::bool::weighted(0.15))
+            .prop_map(|(client, room, len, is_change)| Step::Publish { client, room, len, is_change }),
         2 => (client.clone(), room.clone()).prop_map(|(client, room)| Step::Retry { client, room }),
         3 => (client.clone(), room.clone()).prop_map(|(client, room)| Step::Subscribe { client, room }),
         1 => (client.clone(), room).prop_map(|(client, room)| Step::Unsubscribe { client, room }),
@@ -124,15 +151,15 @@ impl Model {
 
     fn apply(&mut self, step: &Step) {
         match *step {
-            Step::Publish { client, room, len } => {
+            Step::Publish { client, room, len, is_change } => {
                 self.counter += 1;
-                let payload = [&self.counter.to_le_bytes()[..], &vec![0; len]].concat();
                 let room = ROOMS[room];
                 let state = self.clients[client].rooms.get_mut(&room).unwrap();
                 state.published += 1;
-                let (number, bytes) = (state.published, envelope(Kind::Room, room, &payload));
-                state.pending.push_back((number, bytes.clone()));
-                self.send(client, room, number, bytes);
+                let (number, handshake) = (state.published, state.handshake);
+                let pending = Pending { number, counter: self.counter, len, is_change, handshake, resealed: false };
+                state.pending.push_back(pending.clone());
+                self.send(client, room, &pending);
             }
             Step::Retry { client, room } => self.retry(client, ROOMS[room]),
             Step::Subscribe { client, room } => self.subscribe(client, ROOMS[room]),
@@ -189,16 +216,17 @@ impl Model {
         }
     }
 
-    fn send(&mut self, client: usize, room: RoomId, client_seq: u64, envelope: Bytes) {
+    fn send(&mut self, client: usize, room: RoomId, pending: &Pending) {
         self.enter(client);
         let conn = Arc::clone(&self.clients[client].conn);
         let producer = ProducerId([u8::try_from(client).unwrap(); 16]);
-        self.world.ask(&conn, room, Action::Publish(Publish { room, producer, client_seq, envelope }));
+        let (client_seq, handshake, envelope) = (pending.number, pending.handshake, pending.envelope(room));
+        self.world.ask(&conn, room, Action::Publish(Publish { room, producer, client_seq, handshake, envelope }));
     }
 
     fn retry(&mut self, client: usize, room: RoomId) {
-        for (number, bytes) in self.clients[client].rooms[&room].pending.clone() {
-            self.send(client, room, number, bytes);
+        for pending in self.clients[client].rooms[&room].pending.clone() {
+            self.send(client, room, &pending);
         }
     }
 
@@ -242,6 +270,14 @@ impl Model {
             let stored: Vec<_> = log.records.iter().map(|record| record.envelope.clone()).collect();
             assert_eq!(stored.iter().collect::<BTreeSet<_>>().len(), stored.len(), "exactly once");
             assert_eq!(log.origins.iter().collect::<BTreeSet<_>>().len(), stored.len(), "exactly once per number");
+            let mut newest = 0;
+            for (seq, envelope) in (1..).zip(&stored) {
+                let is_change = waxwing::core::envelope::is_handshake(envelope);
+                let payload = if is_change { common::handshake_payload(envelope) } else { common::payload(envelope) };
+                assert_eq!(payload[8..16], Seq::to_le_bytes(newest), "nobody was left behind by what was published");
+                newest = if is_change { seq } else { newest };
+            }
+            assert_eq!(log.state.handshake, newest);
             let published: u64 = self.clients.iter().map(|client| client.rooms[&room].published).sum();
             assert_eq!(published, log.state.head, "nothing is lost in the end");
             for client in &self.clients {
@@ -291,6 +327,9 @@ impl Client {
                 assert!(page.position.head >= page.first + page.items.len() as u64 - 1);
                 for item in page.items {
                     let seq = state.seen.len() as u64 + 1;
+                    if waxwing::core::envelope::is_handshake(&item.envelope) {
+                        state.handshake = seq;
+                    }
                     state.chain = state.chain.map(|before| chain::next(page.room, before, seq, &item.envelope));
                     state.seen.push(Some(item.envelope));
                 }
@@ -298,7 +337,25 @@ impl Client {
             ServerFrame::Ack { room, client_seq, seq, .. } => {
                 let state = self.rooms.get_mut(&room).unwrap();
                 assert_eq!(*state.acked.entry(client_seq).or_insert(seq), seq, "the same answer every time");
-                state.pending.retain(|(number, _)| *number != client_seq);
+                if state.pending.iter().any(|pending| pending.number == client_seq && pending.is_change) {
+                    state.handshake = seq;
+                }
+                state.pending.retain(|pending| pending.number != client_seq);
+            }
+            ServerFrame::Entered { room, handshake, .. } => self.rooms.get_mut(&room).unwrap().handshake = handshake,
+            ServerFrame::Refused { room, client_seq, why: Refusal::StaleEpoch { handshake }, .. } => {
+                let state = self.rooms.get_mut(&room).unwrap();
+                state.handshake = handshake;
+                for pending in state.pending.iter_mut().filter(|pending| pending.number >= client_seq) {
+                    pending.resealed |= pending.handshake != handshake;
+                    pending.handshake = handshake;
+                }
+            }
+            // A former form of it was under way still when it was sealed again, and is what is stored.
+            ServerFrame::Refused { room, client_seq, why: Refusal::Conflict, .. } => {
+                let pending = &mut self.rooms.get_mut(&room).unwrap().pending;
+                assert!(pending.iter().all(|pending| pending.number != client_seq || pending.resealed));
+                pending.retain(|pending| pending.number != client_seq);
             }
             ServerFrame::Refused { why, .. } => assert!(
                 matches!(

@@ -180,7 +180,7 @@ fn a_flood_in_one_room_leaves_its_place_to_others() {
     let (mut world, big, small) = big_and_small(4);
     let flood = |number| {
         let (producer, envelope) = (ProducerId([9; 16]), envelope(Kind::Room, BIG, b"flood"));
-        Action::Publish(Publish { room: BIG, producer, client_seq: number, envelope })
+        Action::Publish(Publish { room: BIG, producer, client_seq: number, handshake: 0, envelope })
     };
     let flooders = 20;
     let publishers = enter_many(&mut world, BIG, flooders);

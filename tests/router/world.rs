@@ -21,7 +21,7 @@ use waxwing::{
 };
 
 use crate::common::{
-    self, access_of, device_of,
+    access_of, device_of,
     engine::{Collector, ModelEngine},
     envelope,
     home::Home,
@@ -38,6 +38,7 @@ pub(crate) fn limits() -> Limits {
         recent_bytes_max: 700,
         producers_per_device_max: 1000,
         presence_sessions_max: 3,
+        handshakes_per_minute_max: 1000,
         ..Limits::default()
     }
 }
@@ -126,7 +127,7 @@ impl World {
 
     pub(crate) fn create(&mut self, conn: &Arc<Conn>, room: RoomId, kind: LogKind) {
         let access = access_of(&room_key(room));
-        self.ask(conn, room, Action::Create { access, kind, epoch: common::EPOCH });
+        self.ask(conn, room, Action::Create { access, kind });
     }
 
     pub(crate) fn enter(&mut self, conn: &Arc<Conn>, room: RoomId) {
@@ -194,7 +195,13 @@ impl World {
 }
 
 pub(crate) fn publish(room: RoomId, client_seq: u64, payload: &[u8]) -> Action {
-    Action::Publish(Publish { room, producer: ProducerId([9; 16]), client_seq, envelope: envelope(Kind::Room, room, payload) })
+    Action::Publish(Publish {
+        room,
+        producer: ProducerId([9; 16]),
+        client_seq,
+        handshake: 0,
+        envelope: envelope(Kind::Room, room, payload),
+    })
 }
 
 /// A world with a room that its creator has entered.
@@ -204,7 +211,7 @@ pub(crate) fn one_room(limits: Limits) -> (World, Arc<Conn>) {
     world.create(&conn, ROOMS[0], LogKind::Room);
     world.enter(&conn, ROOMS[0]);
     let frames = world.read_all(&conn);
-    assert!(matches!(frames[..], [ServerFrame::Created { .. }, ServerFrame::Entered { epoch: common::EPOCH, .. }]), "{frames:?}");
+    assert!(matches!(frames[..], [ServerFrame::Created { .. }, ServerFrame::Entered { handshake: 0, .. }]), "{frames:?}");
     (world, conn)
 }
 

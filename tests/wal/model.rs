@@ -22,7 +22,7 @@ pub(crate) fn entry(rng: &mut Rng, lsn: Lsn) -> Entry {
     match rng.below(12) {
         0 => {
             let (access, creator) = (AccessKey([1; 32]), DeviceKey([2; 32]));
-            Entry::Create { room, meta: LogMeta { log, kind: LogKind::Room, access, creator, epoch: u64::MAX, created_ms: lsn } }
+            Entry::Create { room, meta: LogMeta { log, kind: LogKind::Room, access, creator, created_ms: lsn } }
         }
         1 => Entry::Delete { room, log },
         _ => {

@@ -84,7 +84,7 @@ fn the_samples_hold_every_variant() {
         bytes[0] = u8::try_from(count).unwrap();
         assert!(!is_frame(&bytes), "a frame {count} has no sample");
     }
-    assert_eq!(client, (0..15).collect());
+    assert_eq!(client, (0..16).collect());
     assert_eq!(server, (0..16).collect());
 }
 
@@ -162,8 +162,8 @@ fn envelope() -> impl Strategy<Value = Bytes> {
 }
 
 prop_compose! {
-    fn publish()(room: [u8; 16], producer: [u8; 16], client_seq: u64, envelope in envelope()) -> Publish {
-        Publish { room: RoomId(room), producer: ProducerId(producer), client_seq, envelope }
+    fn publish()(room: [u8; 16], producer: [u8; 16], client_seq: u64, handshake: u64, envelope in envelope()) -> Publish {
+        Publish { room: RoomId(room), producer: ProducerId(producer), client_seq, handshake, envelope }
     }
 }
 

@@ -39,8 +39,8 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
             }),
         ),
         ("authenticate", ClientFrame::Authenticate { signature: signature() }),
-        ("create room", ClientFrame::Create { room: ROOM, access: AccessKey([0x99; 32]), kind: LogKind::Room, epoch: 1 }),
-        ("create inbox", ClientFrame::Create { room: ROOM, access: AccessKey([0x99; 32]), kind: LogKind::Inbox, epoch: 128 }),
+        ("create room", ClientFrame::Create { room: ROOM, access: AccessKey([0x99; 32]), kind: LogKind::Room }),
+        ("create inbox", ClientFrame::Create { room: ROOM, access: AccessKey([0x99; 32]), kind: LogKind::Inbox }),
         ("enter", ClientFrame::Enter { room: ROOM, proof: signature() }),
         ("leave", ClientFrame::Leave { room: ROOM }),
         ("subscribe", ClientFrame::Subscribe { room: ROOM, after: 16_384 }),
@@ -48,7 +48,13 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
         ("fetch", ClientFrame::Fetch { request: 7, room: ROOM, before: u64::MAX, count_max: 100 }),
         (
             "publish",
-            ClientFrame::Publish(Publish { room: ROOM, producer: PRODUCER, client_seq: 127, envelope: bytes("envelope") }),
+            ClientFrame::Publish(Publish {
+                room: ROOM,
+                producer: PRODUCER,
+                client_seq: 127,
+                handshake: 300,
+                envelope: bytes("envelope"),
+            }),
         ),
         ("ephemeral", ClientFrame::Ephemeral { envelope: bytes("envelope") }),
         ("delete", ClientFrame::Delete { room: ROOM }),
@@ -72,6 +78,7 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
                 signature: signature(),
             }),
         ),
+        ("handshake", ClientFrame::Handshake { request: 7, room: ROOM, before: u64::MAX }),
     ]
 }
 
@@ -93,7 +100,7 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
             },
         ),
         ("created", ServerFrame::Created { room: ROOM, log: POSITION.log }),
-        ("entered", ServerFrame::Entered { room: ROOM, position: POSITION, epoch: 1 }),
+        ("entered", ServerFrame::Entered { room: ROOM, position: POSITION, handshake: 299 }),
         ("subscribed", ServerFrame::Subscribed { room: ROOM, after: 298, chain: CHAIN, position: POSITION }),
         ("deliver", ServerFrame::Deliver(page(vec![item(1_700_000_000_000, "first"), item(1_700_000_000_001, "second")]))),
         ("fetched", ServerFrame::Fetched { request: 7, page: page(vec![item(1_700_000_000_000, "first")]) }),
@@ -112,6 +119,7 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
         Operation::Ephemeral,
         Operation::Delete,
         Operation::Seek,
+        Operation::Handshake,
     ] {
         frames.push(("failed", ServerFrame::Failed { room: ROOM, what, why: Refusal::NoAccess }));
     }
@@ -136,7 +144,7 @@ pub(crate) fn refusals() -> Vec<Refusal> {
         OutOfOrder { expected: 4 },
         Conflict,
         Expired,
-        StaleEpoch { epoch: 2 },
+        StaleEpoch { handshake: 299 },
         TooManyProducers,
         RateLimited { retry_after_ms: 250 },
         TooManyRooms,

@@ -93,7 +93,7 @@ impl Role {
     /// The frame that makes the room.
     pub fn create(&self) -> ClientFrame {
         let access = AccessKey(self.room_key().verifying_key().to_bytes());
-        ClientFrame::Create { room: self.room_id(), access, kind: LogKind::Room, epoch: EPOCH }
+        ClientFrame::Create { room: self.room_id(), access, kind: LogKind::Room }
     }
 
     /// The frame that enters it.
@@ -155,7 +155,7 @@ impl Outbox {
         if self.ephemeral {
             return ClientFrame::Ephemeral { envelope };
         }
-        ClientFrame::Publish(Publish { room: self.room, producer: self.producer, client_seq, envelope })
+        ClientFrame::Publish(Publish { room: self.room, producer: self.producer, client_seq, handshake: 0, envelope })
     }
 }
 

@@ -119,7 +119,7 @@ impl Session {
         expect(&mut reader, |frame| matches!(frame, ServerFrame::Welcome { .. })).await?;
         if makes_room {
             let access = AccessKey(access.verifying_key().to_bytes());
-            writer.send(&[ClientFrame::Create { room, access, kind: LogKind::Room, epoch: EPOCH }.encode()]).await?;
+            writer.send(&[ClientFrame::Create { room, access, kind: LogKind::Room }.encode()]).await?;
             expect(&mut reader, |frame| matches!(frame, ServerFrame::Created { .. })).await?;
         }
         let proof = sign(&access, &login::access_message(transcript.binding(), room));
@@ -285,7 +285,7 @@ impl Publisher {
 
     async fn send(&mut self, index: usize) -> Option<()> {
         let (client_seq, envelope) = self.pending.get(index)?.clone();
-        let publish = Publish { room: self.room, producer: self.producer, client_seq, envelope };
+        let publish = Publish { room: self.room, producer: self.producer, client_seq, handshake: 0, envelope };
         self.writer.send(&[ClientFrame::Publish(publish).encode()]).await.ok()
     }
 

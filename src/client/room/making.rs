@@ -165,13 +165,11 @@ impl Client {
                     room: room.invitation.inbox,
                     access: access_key(&room.invitation.access_seed),
                     kind: LogKind::Inbox,
-                    epoch: 0,
                 };
                 let create = room.keys.as_ref().map(|keys| ClientFrame::Create {
                     room: id,
                     access: access_key(&keys.current().secrets().access_seed(id)),
                     kind: LogKind::Room,
-                    epoch: keys.current().number,
                 });
                 self.send(&inbox);
                 create.into_iter().for_each(|create| self.send(&create));

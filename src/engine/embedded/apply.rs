@@ -81,6 +81,7 @@ impl<'t> Apply<'t> {
         if let Some(ended) = ended {
             self.end(ended)?;
         }
+        row.state.handshake = row.state.handshake.max(tail.handshake);
         if is_new || !records.is_empty() {
             self.put(room, &row)?;
         }

@@ -67,6 +67,8 @@ pub(super) struct Tail {
     pub(super) made: Option<LogMeta>,
     /// The newest seq and its chain value.
     pub(super) head: Option<(Seq, Digest)>,
+    /// The seq of the newest handshake record; 0 when they have none.
+    handshake: Seq,
     /// What was wanted, ascending and without gap.
     pub(super) records: Vec<Handle>,
     /// For each table with records: its first seq, and its envelope bytes.
@@ -84,8 +86,9 @@ impl Tail {
     pub(super) fn state(&self, base: LogState) -> LogState {
         let unapplied = |(first, _): &&(Seq, u64)| *first > base.head;
         let bytes = base.bytes + self.parts.iter().filter(unapplied).map(|(_, bytes)| bytes).sum::<u64>();
+        let handshake = self.handshake.max(base.handshake);
         match self.head {
-            Some((head, chain)) if head > base.head => LogState { head, chain, bytes, ..base },
+            Some((head, chain)) if head > base.head => LogState { head, chain, bytes, handshake, ..base },
             _ => base,
         }
     }
@@ -257,7 +260,8 @@ impl Tables {
 }
 
 fn gather(newest_first: [Option<&RoomTail>; 2], want: Want) -> Tail {
-    let mut tail = Tail { life: Life::Unknown, made: None, head: None, records: Vec::new(), parts: Vec::new() };
+    let (records, parts) = (Vec::new(), Vec::new());
+    let mut tail = Tail { life: Life::Unknown, made: None, head: None, handshake: 0, records, parts };
     let mut left = Left::new(want);
     let mut wanted: Vec<&[Handle]> = Vec::new();
     for part in newest_first.into_iter().flatten() {
@@ -271,6 +275,7 @@ fn gather(newest_first: [Option<&RoomTail>; 2], want: Want) -> Tail {
             _ => break,
         }
         tail.head = tail.head.or_else(|| part.head());
+        tail.handshake = tail.handshake.max(part.handshake);
         if let Some(first) = part.records.first() {
             tail.parts.push((first.seq(), part.envelope_bytes));
             wanted.push(left.select(part));

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use super::hash::RoomMap;
 use crate::{
     core::{
-        chain,
+        chain, envelope,
         id::{ClientSeq, Digest, LogId, RoomId, Seq, UnixMillis},
         log::{Append, EnvelopeHash, LogMeta, LogState, Producer, Stored},
     },
@@ -156,6 +156,9 @@ pub(super) struct RoomTail {
     pub(super) records: Vec<Handle>,
     /// Their envelopes' bytes.
     pub(super) envelope_bytes: u64,
+    /// The seq of the newest handshake record among them, or among those that were forgotten because redb has them; 0 when there
+    /// is none.
+    pub(super) handshake: Seq,
 }
 
 impl RoomTail {
@@ -235,6 +238,9 @@ impl Memtable {
         let tail = self.room(room);
         tail.log = Some(log);
         tail.envelope_bytes += len as u64;
+        if envelope::is_handshake(record.envelope()) {
+            tail.handshake = record.seq();
+        }
         tail.records.push(record);
     }
 

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     core::{
-        chain,
+        chain, envelope,
         id::{Digest, LogId, RoomId, Seq, UnixMillis},
         log::{Producer, ProducerState, Record, Records},
     },
@@ -260,10 +260,11 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
     }
 
     /// Shows every chunk to `visit`, ascending, and checks all of the log: checksums, that no record is missing, the hash
-    /// chain from the floor to the head, the sum of the envelopes, and that the log has no other rows.
+    /// chain from the floor to the head, the sum of the envelopes, which handshake record is the newest, and that the log has no
+    /// other rows.
     pub(super) fn verify(&self, mut visit: impl FnMut(&Chunk<'_>) -> Result<(), Error>) -> Result<(), Error> {
         let state = &self.row.state;
-        let (mut value, mut bytes, mut rows) = (state.floor_chain, 0, 0_u64);
+        let (mut value, mut bytes, mut rows, mut handshake) = (state.floor_chain, 0, 0_u64, 0);
         self.ascending(state.floor, state.head, |chunk| {
             if chunk.before() != value {
                 return Err(self.row.damaged(format!("the hash chain breaks before record {}", chunk.first())));
@@ -272,6 +273,9 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
                 value = chain::next(self.room, value, seq, item.envelope);
                 if item.chain.is_some_and(|kept| kept != value) {
                     return Err(self.row.damaged(format!("the hash chain breaks at record {seq}")));
+                }
+                if envelope::is_handshake(item.envelope) {
+                    handshake = seq;
                 }
             }
             bytes += chunk.envelopes().len() as u64;
@@ -287,6 +291,9 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
         }
         if bytes != state.bytes {
             return Err(self.row.damaged(format!("its records have {bytes} bytes, not {}", state.bytes)));
+        }
+        if handshake != state.handshake && !(handshake == 0 && state.handshake < state.floor) {
+            return Err(self.row.damaged(format!("its newest handshake record is {handshake}, not {}", state.handshake)));
         }
         // One by one: a range of redb that fails goes on failing, and never ends.
         let mut stored = 0_u64;

@@ -4,7 +4,7 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `meta` | name | bytes: `format` = u32, `applied` = u64, the newest entry of the write-ahead log that is in the tables |
-//! | `logs` | room id, 16 | postcard ([`LogMeta`], [`LogState`], [`Open`]) |
+//! | `logs` | room id, 16 | postcard ([`LogMeta`], [`LogState`], [`Open`]), and, where there is one, the seq of the newest handshake record, LEB128 |
 //! | `chunks` | (log id, 16; first seq, u64) | a chunk (see `chunk`) that fills the pages it lies in |
 //! | `tails` | (log id, 16; first seq, u64) | a chunk that shares its page |
 //! | `stranded` | (log id, 16; first seq, u64) | postcard ([`Stranded`]): acked records that a damaged log could not take |
@@ -29,7 +29,7 @@ use crate::{
         id::{ClientSeq, LogId, RoomId, Seq, UnixMillis},
         log::{LogMeta, LogState, Producer},
     },
-    engine::wal::Lsn,
+    engine::{rows, wal::Lsn},
 };
 
 /// The format that this build writes and reads.
@@ -78,7 +78,8 @@ impl LogRow {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        let row: Self = postcard::from_bytes(bytes).map_err(|_| Error::Row("logs"))?;
+        let (mut row, rest) = postcard::take_from_bytes::<Self>(bytes).map_err(|_| Error::Row("logs"))?;
+        row.state.handshake = rows::take_handshake(rest, row.state.head).ok_or(Error::Row("logs"))?;
         let (state, open) = (&row.state, &row.open);
         let end = state.head.saturating_add(1);
         // What follows reckons with these.
@@ -87,7 +88,8 @@ impl LogRow {
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
-        postcard::to_allocvec(self).expect("a row of fixed-size fields encodes into memory")
+        let row = postcard::to_allocvec(self).expect("a row of fixed-size fields encodes into memory");
+        rows::put_handshake(row, self.state.handshake)
     }
 
     /// That this log is damaged.

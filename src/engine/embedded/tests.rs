@@ -76,7 +76,7 @@ fn meta(log: u64) -> LogMeta {
     let mut id = [7; 16];
     id[..8].copy_from_slice(&log.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
     let (access, creator) = (AccessKey([1; 32]), DeviceKey([2; 32]));
-    LogMeta { log: LogId(id), kind: LogKind::Room, access, creator, epoch: 1, created_ms: 5 }
+    LogMeta { log: LogId(id), kind: LogKind::Room, access, creator, created_ms: 5 }
 }
 
 /// What a log must be.

@@ -119,6 +119,9 @@ impl<'t> Batch<'t> {
         row.state.head = append.seq;
         row.state.chain = append.chain;
         row.state.bytes += append.envelope.len() as u64;
+        if append.is_handshake() {
+            row.state.handshake = append.seq;
+        }
         *dirty = true;
         self.insert_record(log, append)?;
         self.producers.note(log, [append.into()]);

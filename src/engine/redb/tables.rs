@@ -3,7 +3,7 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `meta` | name | bytes: `format` = u32 |
-//! | `logs` | room id, 16 | postcard ([`LogMeta`], [`LogState`]) |
+//! | `logs` | room id, 16 | postcard ([`LogMeta`], [`LogState`]), and what `rows::put_handshake` adds |
 //! | `records` | (log id, 16; seq, u64) | chain, 32 ‖ time in ms, u64 ‖ envelope |
 //! | `producers` | log id, 16 ‖ device, 32 ‖ producer, 16 | postcard (last number, its time, [(seq, 16 bytes of the envelope's SHA-256, of which eight count)]) |
 //! | `deleting` | log id, 16 | nothing |
@@ -18,6 +18,7 @@ use crate::core::{
     log::{LogMeta, LogState},
 };
 pub(super) use crate::engine::rows::{DELETING, Error, FORMAT_ROW, META, PRODUCERS};
+use crate::engine::rows::{put_handshake, take_handshake};
 
 /// The format that this build writes and reads.
 pub(super) const FORMAT: u32 = 1;
@@ -40,11 +41,14 @@ pub(super) struct LogRow {
 
 impl LogRow {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        postcard::from_bytes(bytes).map_err(|_| Error::Row("logs"))
+        let (mut row, rest) = postcard::take_from_bytes::<Self>(bytes).map_err(|_| Error::Row("logs"))?;
+        row.state.handshake = take_handshake(rest, row.state.head).ok_or(Error::Row("logs"))?;
+        Ok(row)
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
-        postcard::to_allocvec(self).expect("a row of fixed-size fields encodes into memory")
+        let row = postcard::to_allocvec(self).expect("a row of fixed-size fields encodes into memory");
+        put_handshake(row, self.state.handshake)
     }
 }
 

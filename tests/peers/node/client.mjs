@@ -25,11 +25,11 @@ function checkVectors() {
       nonce: fill(0x88, 32), device: fill(0x33, 32), authority: 'chat.example:4433', exporter: true, token: Buffer.from('token'), agent: 'waxwing/0.1',
     }),
     'client authenticate': frames.authenticate(signature),
-    'client create room': frames.create(room, access, 0, 1),
-    'client create inbox': frames.create(room, access, 1, 128),
+    'client create room': frames.create(room, access, 0),
+    'client create inbox': frames.create(room, access, 1),
     'client enter': frames.enter(room, signature),
     'client subscribe': frames.subscribe(room, 16384),
-    'client publish': frames.publish(room, producer, 127, Buffer.from('envelope')),
+    'client publish': frames.publish(room, producer, 127, 300, Buffer.from('envelope')),
     'client ping': frames.ping(0xdeadbeef),
     'client close': frames.close(),
   };
@@ -147,7 +147,7 @@ async function main() {
   const access = new Key(randomBytes(32));
   connection.send(frames.subscribe(room, 0));
   assert.deepEqual((await connection.expect('Failed')).why, {name: 'no_access'});
-  connection.send(frames.create(room, access.public, 0, group.keys.epoch), frames.create(room, access.public, 0, group.keys.epoch));
+  connection.send(frames.create(room, access.public, 0), frames.create(room, access.public, 0));
   const {log} = await connection.expect('Created');
   assert.deepEqual((await connection.expect('Created')).log, log, 'asked again, answered alike');
   connection.send(frames.enter(room, device.sign(accessMessage(binding, room))));
@@ -163,7 +163,7 @@ async function main() {
   const producer = randomBytes(16);
   for (const [index, envelope] of envelopes.entries()) {
     const seq = index + 1;
-    connection.send(frames.publish(room, producer, seq, envelope));
+    connection.send(frames.publish(room, producer, seq, 0, envelope));
     // The ack and the record come in either order.
     const [one, other] = [await connection.next(), await connection.next()];
     const [ack, deliver] = one.frame === 'Ack' ? [one, other] : [other, one];
@@ -174,11 +174,11 @@ async function main() {
     assert.deepEqual(deliver.page.items.map((item) => item.envelope), [envelope]);
     chain = chainNext(room, chain, seq, envelope);
   }
-  connection.send(frames.publish(room, producer, 1, envelopes[0]));
+  connection.send(frames.publish(room, producer, 1, 0, envelopes[0]));
   assert.equal((await connection.expect('Ack')).seq, 1, 'sent again, stored once');
-  connection.send(frames.publish(room, producer, 1, envelopes[1]));
+  connection.send(frames.publish(room, producer, 1, 0, envelopes[1]));
   assert.deepEqual((await connection.expect('Refused')).why, {name: 'conflict'});
-  connection.send(frames.publish(room, producer, 9, envelopes[0]));
+  connection.send(frames.publish(room, producer, 9, 0, envelopes[0]));
   assert.deepEqual((await connection.expect('Refused')).why, {name: 'out_of_order', number: envelopes.length + 1});
   connection.send(frames.subscribe(room, envelopes.length));
   assert.deepEqual((await connection.expect('Subscribed')).chain, chain, 'both computed the same chain');

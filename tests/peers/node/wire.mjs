@@ -91,19 +91,20 @@ export const frames = {
   hello: ({nonce, device, authority, exporter, token, agent}) =>
     Buffer.concat([put.number(0), put.number(1), nonce, device, put.text(authority), put.bool(exporter), put.bytes(token), put.text(agent)]),
   authenticate: (signature) => Buffer.concat([put.number(1), signature]),
-  create: (room, access, kind, epoch) => Buffer.concat([put.number(2), room, access, put.number(kind), put.number(epoch)]),
+  create: (room, access, kind) => Buffer.concat([put.number(2), room, access, put.number(kind)]),
   enter: (room, proof) => Buffer.concat([put.number(3), room, proof]),
   subscribe: (room, after) => Buffer.concat([put.number(5), room, put.number(after)]),
-  publish: (room, producer, clientSeq, envelope) => Buffer.concat([put.number(8), room, producer, put.number(clientSeq), put.bytes(envelope)]),
+  publish: (room, producer, clientSeq, handshake, envelope) =>
+    Buffer.concat([put.number(8), room, producer, put.number(clientSeq), put.number(handshake), put.bytes(envelope)]),
   ping: (token) => Buffer.concat([put.number(11), put.number(token)]),
   close: () => put.number(12),
 };
 
-const LIMITS = ['envelope_bytes_max', 'frame_bytes_max', 'unauthenticated_bytes_max', 'handshake_timeout_ms', 'idle_timeout_ms',
-  'rooms_per_device_max', 'rooms_created_per_hour_max', 'publishes_per_second_max', 'publish_burst_max', 'ephemerals_per_second_max',
+const LIMITS = ['envelope_bytes_max', 'handshake_bytes_max', 'frame_bytes_max', 'unauthenticated_bytes_max', 'handshake_timeout_ms', 'idle_timeout_ms',
+  'rooms_per_device_max', 'rooms_created_per_hour_max', 'publishes_per_second_max', 'publish_burst_max', 'handshakes_per_minute_max', 'ephemerals_per_second_max',
   'producers_per_device_max', 'room_bytes_max', 'inbox_bytes_max', 'outbox_bytes_max', 'page_bytes_max', 'recent_bytes_max',
   'presence_sessions_max', 'sessions_per_device_max'];
-const OPERATIONS = ['Create', 'Enter', 'Subscribe', 'Fetch', 'Ephemeral', 'Delete', 'Seek'];
+const OPERATIONS = ['Create', 'Enter', 'Subscribe', 'Fetch', 'Ephemeral', 'Delete', 'Seek', 'Handshake'];
 const REFUSALS = ['no_access', 'room_exists', 'not_creator', 'bad_envelope', 'too_large', 'out_of_order', 'conflict', 'expired', 'stale_epoch',
   'too_many_producers', 'rate_limited', 'too_many_rooms', 'room_full', 'disk_full', 'overloaded', 'outcome_unknown', 'cursor_ahead',
   'bad_proof', 'internal'];
@@ -127,7 +128,7 @@ export function decode(bytes) {
     0: () => ({frame: 'Challenge', nonce: r.raw(32)}),
     1: () => ({frame: 'Welcome', agent: r.text(), limits: Object.fromEntries(LIMITS.map((name) => [name, r.number()])), time: r.number(), ticket: r.block()}),
     2: () => ({frame: 'Created', room: id(), log: id()}),
-    3: () => ({frame: 'Entered', room: id(), position: position(), epoch: r.number()}),
+    3: () => ({frame: 'Entered', room: id(), position: position(), handshake: r.number()}),
     4: () => ({frame: 'Subscribed', room: id(), after: r.number(), chain: r.raw(32), position: position()}),
     5: () => ({frame: 'Deliver', page: page()}),
     7: () => ({frame: 'Ack', room: id(), producer: id(), clientSeq: r.number(), seq: r.number()}),

@@ -31,12 +31,12 @@ def check_vectors(path):
     written = {
         "client hello": wire.hello(b"\x88" * 32, b"\x33" * 32, "chat.example:4433", True, b"token", "waxwing/0.1"),
         "client authenticate": wire.authenticate(signature),
-        "client create room": wire.create(room, access, 0, 1),
-        "client create inbox": wire.create(room, access, 1, 128),
+        "client create room": wire.create(room, access, 0),
+        "client create inbox": wire.create(room, access, 1),
         "client enter": wire.enter(room, signature),
         "client subscribe": wire.subscribe(room, 16384),
         "client fetch": wire.fetch(7, room, 2**64 - 1, 100),
-        "client publish": wire.publish(room, producer, 127, b"envelope"),
+        "client publish": wire.publish(room, producer, 127, 300, b"envelope"),
         "client ping": wire.ping(0xDEADBEEF),
         "client close": wire.close(),
     }
@@ -140,7 +140,7 @@ async def talk(client, authority, group):
 
     client.send(wire.subscribe(room, 0))
     assert (await client.expect("Failed"))["why"] == ("no_access",)
-    client.send(wire.create(room, access.public, 0, group["keys"]["epoch"]))
+    client.send(wire.create(room, access.public, 0))
     log = (await client.expect("Created"))["log"]
     client.send(wire.enter(room, device.sign(wire.access_message(binding, room))))
     assert (await client.expect("Failed"))["why"] == ("bad_proof",)
@@ -154,7 +154,7 @@ async def talk(client, authority, group):
 
     producer = os.urandom(16)
     for seq, envelope in enumerate(envelopes, 1):
-        client.send(wire.publish(room, producer, seq, envelope))
+        client.send(wire.publish(room, producer, seq, 0, envelope))
         # The ack and the record come in either order.
         frames = dict([await client.next(), await client.next()])
         assert frames["Ack"] == {"room": room, "producer": producer, "client_seq": seq, "seq": seq}, frames
@@ -162,9 +162,9 @@ async def talk(client, authority, group):
         assert (page["first"], page["chain"]) == (seq, chain), "the chain goes on"
         assert [item for _, item in page["items"]] == [envelope]
         chain = wire.chain_next(room, chain, seq, envelope)
-    client.send(wire.publish(room, producer, 1, envelopes[0]))
+    client.send(wire.publish(room, producer, 1, 0, envelopes[0]))
     assert (await client.expect("Ack"))["seq"] == 1, "sent again, stored once"
-    client.send(wire.publish(room, producer, 9, envelopes[0]))
+    client.send(wire.publish(room, producer, 9, 0, envelopes[0]))
     assert (await client.expect("Refused"))["why"] == ("out_of_order", len(envelopes) + 1)
     client.send(wire.fetch(3, room, 2**64 - 1, 1))
     page = await client.expect("Fetched")

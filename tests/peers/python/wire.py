@@ -68,8 +68,8 @@ def authenticate(signature):
     return varint(1) + signature
 
 
-def create(room, access, kind, epoch):
-    return varint(2) + room + access + varint(kind) + varint(epoch)
+def create(room, access, kind):
+    return varint(2) + room + access + varint(kind)
 
 
 def enter(room, proof):
@@ -84,8 +84,8 @@ def fetch(request, room, before, count_max):
     return varint(7) + varint(request) + room + varint(before) + varint(count_max)
 
 
-def publish(room, producer, client_seq, envelope):
-    return varint(8) + room + producer + varint(client_seq) + block(envelope)
+def publish(room, producer, client_seq, handshake, envelope):
+    return varint(8) + room + producer + varint(client_seq) + varint(handshake) + block(envelope)
 
 
 def ping(token):
@@ -96,11 +96,11 @@ def close():
     return varint(12)
 
 
-LIMITS = """envelope_bytes_max frame_bytes_max unauthenticated_bytes_max handshake_timeout_ms idle_timeout_ms rooms_per_device_max
-rooms_created_per_hour_max publishes_per_second_max publish_burst_max ephemerals_per_second_max producers_per_device_max
+LIMITS = """envelope_bytes_max handshake_bytes_max frame_bytes_max unauthenticated_bytes_max handshake_timeout_ms idle_timeout_ms rooms_per_device_max
+rooms_created_per_hour_max publishes_per_second_max publish_burst_max handshakes_per_minute_max ephemerals_per_second_max producers_per_device_max
 room_bytes_max inbox_bytes_max outbox_bytes_max page_bytes_max recent_bytes_max presence_sessions_max
 sessions_per_device_max""".split()
-OPERATIONS = "Create Enter Subscribe Fetch Ephemeral Delete Seek".split()
+OPERATIONS = "Create Enter Subscribe Fetch Ephemeral Delete Seek Handshake".split()
 REFUSALS = """no_access room_exists not_creator bad_envelope too_large out_of_order conflict expired stale_epoch too_many_producers
 rate_limited too_many_rooms room_full disk_full overloaded outcome_unknown cursor_ahead bad_proof internal""".split()
 WITH_A_NUMBER = {"too_large", "out_of_order", "stale_epoch", "rate_limited", "cursor_ahead"}
@@ -131,7 +131,7 @@ def decode(data):
         0: ("Challenge", lambda: {"nonce": r.raw(32)}),
         1: ("Welcome", lambda: {"agent": r.block().decode(), "limits": {name: r.number() for name in LIMITS}, "time": r.number(), "ticket": r.block()}),
         2: ("Created", lambda: {"room": r.raw(16), "log": r.raw(16)}),
-        3: ("Entered", lambda: {"room": r.raw(16), "position": position(), "epoch": r.number()}),
+        3: ("Entered", lambda: {"room": r.raw(16), "position": position(), "handshake": r.number()}),
         4: ("Subscribed", lambda: {"room": r.raw(16), "after": r.number(), "chain": r.raw(32), "position": position()}),
         5: ("Deliver", page),
         6: ("Fetched", lambda: {"request": r.number(), **page()}),

@@ -1,0 +1,171 @@
+//! Handshake records: who asks for one gets it without reading the log, and whoever floods a room with them is slowed down.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use waxwing::{
+    core::{
+        close::Refusal,
+        envelope::Kind,
+        frame::{LogKind, Operation, Publish, ServerFrame},
+        handshake::RECORD_LEN_MAX,
+        id::{ProducerId, RoomId, Seq},
+        limits::Limits,
+        session::Action,
+    },
+    engine::Failure,
+    router::Conn,
+};
+
+use crate::{
+    common::{device_of, envelope, handshake, key},
+    world::{ROOMS, World, limits, one_room, why},
+};
+
+const ROOM: RoomId = ROOMS[0];
+
+fn publish(client_seq: u64, after: Seq, envelope: Bytes) -> Action {
+    Action::Publish(Publish { room: ROOM, producer: ProducerId([9; 16]), client_seq, handshake: after, envelope })
+}
+
+fn change(client_seq: u64, after: Seq) -> Action {
+    publish(client_seq, after, handshake(ROOM, after, None, &client_seq.to_le_bytes(), (7, 0)))
+}
+
+fn message(client_seq: u64, after: Seq) -> Action {
+    publish(client_seq, after, envelope(Kind::Room, ROOM, &client_seq.to_le_bytes()))
+}
+
+/// All answers to one request, and nothing else.
+fn ask(world: &mut World, conn: &Arc<Conn>, action: Action) -> Vec<ServerFrame> {
+    assert!(world.ask(conn, ROOM, action));
+    world.read_all(conn)
+}
+
+/// The seq of the record that is answered; `None` for an empty page.
+fn newest(world: &mut World, conn: &Arc<Conn>, before: Seq) -> Option<Seq> {
+    let frames = ask(world, conn, Action::Handshake { request: 4, before });
+    let [ServerFrame::Fetched { request: 4, page }] = &frames[..] else { panic!("{frames:?}") };
+    let log = world.engine.log(ROOM).unwrap();
+    assert_eq!(page.chain, log.chain_at(page.first - 1), "the chain value before it");
+    let [item] = &page.items[..] else {
+        assert_eq!((page.items.len(), page.first), (0, page.position.floor));
+        return None;
+    };
+    assert_eq!(item.envelope, log.records[usize::try_from(page.first).unwrap() - 1].envelope);
+    Some(page.first)
+}
+
+fn acked(world: &mut World, conn: &Arc<Conn>, action: Action) -> Seq {
+    match ask(world, conn, action)[..] {
+        [ServerFrame::Ack { seq, .. }] => seq,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_newest_one_is_answered_and_those_before_it_by_their_places() {
+    let (mut world, conn) = one_room(limits());
+    assert_eq!(newest(&mut world, &conn, u64::MAX), None, "there is none");
+    assert_eq!(acked(&mut world, &conn, message(1, 0)), 1);
+    assert_eq!(acked(&mut world, &conn, change(2, 0)), 2);
+    assert_eq!(acked(&mut world, &conn, message(3, 2)), 3);
+    assert_eq!(acked(&mut world, &conn, change(4, 2)), 4);
+    for n in 5..=20 {
+        acked(&mut world, &conn, message(n, 4));
+    }
+    // From the engine, as memory has let go of them; and as the room is loaded anew.
+    for _ in 0..2 {
+        for (before, found) in [(u64::MAX, Some(4)), (5, Some(4)), (21, Some(4)), (4, None), (3, Some(2)), (2, None), (0, None)] {
+            assert_eq!(newest(&mut world, &conn, before), found, "before {before}");
+        }
+        world.crash();
+        let other = world.connect(device_of(&key(1)));
+        world.enter(&other, ROOM);
+        let frames = world.read_all(&other);
+        assert!(matches!(frames[..], [ServerFrame::Entered { handshake: 4, .. }]), "{frames:?}");
+        assert_eq!(newest(&mut world, &other, u64::MAX), Some(4));
+        world.shard.handle(waxwing::router::shard::Message::Closed { conn: other.id }, 0);
+        world.enter(&conn, ROOM);
+        world.read_all(&conn);
+    }
+    world.engine.trim(ROOM, 3);
+    assert_eq!(newest(&mut world, &conn, u64::MAX), None, "it was trimmed");
+    let stranger = world.connect(device_of(&key(2)));
+    let frames = ask(&mut world, &stranger, Action::Handshake { request: 1, before: u64::MAX });
+    assert_eq!(why(&frames), [(Some(Operation::Handshake), Refusal::NoAccess)]);
+}
+
+#[test]
+fn of_two_that_race_one_is_told_and_what_was_not_stored_decides_nothing() {
+    let (mut world, conn) = one_room(limits());
+    let rival = world.connect(device_of(&key(2)));
+    world.enter(&rival, ROOM);
+    world.read_all(&rival);
+    // Both are under way at once.
+    world.ask(&conn, ROOM, change(1, 0));
+    world.ask(&rival, ROOM, change(1, 0));
+    world.ask(&rival, ROOM, message(1, 0));
+    assert!(matches!(world.read_all(&conn)[..], [ServerFrame::Ack { seq: 1, .. }]));
+    let stale = (None, Refusal::StaleEpoch { handshake: 1 });
+    assert_eq!(why(&world.read_all(&rival)), [stale, stale]);
+    // One that fails is not the newest.
+    world.engine.fail_next(Failure::DiskFull);
+    world.ask(&conn, ROOM, change(2, 1));
+    world.ask(&rival, ROOM, message(1, 1));
+    assert_eq!(why(&world.read_all(&conn)), [(None, Refusal::DiskFull)]);
+    assert_eq!(why(&world.read_all(&rival)), [(None, Refusal::StaleEpoch { handshake: 2 })]);
+    assert_eq!(acked(&mut world, &rival, message(1, 1)), 2);
+    assert_eq!(acked(&mut world, &conn, change(2, 1)), 3);
+}
+
+#[test]
+fn large_ones_reach_those_who_are_there_and_those_who_come() {
+    let (mut world, conn) = one_room(Limits { ..limits() });
+    let live = world.connect(device_of(&key(2)));
+    world.enter(&live, ROOM);
+    world.ask(&live, ROOM, Action::Subscribe { after: 0 });
+    world.read_all(&live);
+    let largest = handshake(ROOM, 0, None, b"", (1 << 20, (2 << 20) - 48 - 48 - 48));
+    assert_eq!(largest.len(), RECORD_LEN_MAX);
+    let over = handshake(ROOM, 0, None, b"x", (1 << 20, (2 << 20) - 48 - 48 - 48));
+    let frames = ask(&mut world, &conn, publish(1, 0, over));
+    assert_eq!(why(&frames), [(None, Refusal::TooLarge { max: 3 << 20 })]);
+    assert_eq!(acked(&mut world, &conn, publish(1, 0, largest.clone())), 1);
+    assert_eq!(acked(&mut world, &conn, message(2, 1)), 2);
+    let late = world.connect(device_of(&key(3)));
+    world.enter(&late, ROOM);
+    world.ask(&late, ROOM, Action::Subscribe { after: 0 });
+    for reader in [&live, &late] {
+        let frames = world.read_all(reader);
+        let pages = frames.iter().filter_map(|frame| if let ServerFrame::Deliver(page) = frame { Some(page) } else { None });
+        let items: Vec<_> = pages.flat_map(|page| &page.items).collect();
+        assert_eq!((items.len(), &items[0].envelope), (2, &largest));
+    }
+    assert_eq!(newest(&mut world, &conn, u64::MAX), Some(1));
+}
+
+#[test]
+fn a_flood_of_them_is_slowed_down_and_messages_are_not() {
+    let (mut world, conn) = one_room(Limits { handshakes_per_minute_max: 3, ..limits() });
+    for n in 1..=3 {
+        assert_eq!(acked(&mut world, &conn, change(n, n - 1)), n);
+    }
+    let limited = [(None, Refusal::RateLimited { retry_after_ms: 20_000 })];
+    assert_eq!(why(&ask(&mut world, &conn, change(4, 3))), limited);
+    assert_eq!(acked(&mut world, &conn, message(4, 3)), 4);
+    world.now_ms += 20_000;
+    assert_eq!(acked(&mut world, &conn, change(5, 3)), 5);
+}
+
+#[test]
+fn an_inbox_takes_none() {
+    let (mut world, conn) = one_room(limits());
+    world.create(&conn, ROOMS[1], LogKind::Inbox);
+    world.enter(&conn, ROOMS[1]);
+    world.read_all(&conn);
+    let envelope = handshake(ROOMS[1], 0, None, b"k", (0, 0));
+    let publish = Publish { room: ROOMS[1], producer: ProducerId([1; 16]), client_seq: 1, handshake: 0, envelope };
+    world.ask(&conn, ROOMS[1], Action::Publish(publish));
+    assert_eq!(why(&world.read_all(&conn)), [(None, Refusal::BadEnvelope)]);
+}
