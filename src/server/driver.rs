@@ -251,7 +251,7 @@ impl Wire {
         let lodging = router.devices().open(device, clock::unix_millis(), limits)?;
         let outbox = Arc::new(Outbox::new(limits.outbox_bytes_max));
         let conn = Conn::new(router.next_conn(), device, binding, outbox, lodging.usage()).at_home(at.home.index);
-        self.reader.authenticated(limits.frame_bytes_max);
+        self.reader.authenticated(limits.frame_bytes_max, Arc::clone(&at.shared.large_frames));
         at.shared.metrics.sessions.inc();
         self.permit.authenticated();
         Ok(Opened { conn: Arc::new(conn), _device: lodging })
@@ -289,7 +289,8 @@ impl Wire {
         }
     }
 
-    /// The next frame. Bytes of one that is not complete count as a sign of life, too.
+    /// The next frame. Bytes of one that is not complete count as a sign of life, too, unless it is large: that one must be there
+    /// in time.
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
@@ -300,7 +301,7 @@ impl Wire {
         let before = self.reader.received_bytes();
         // Receiving holds nothing between two polls.
         let polled = pin!(self.receive()).poll(cx);
-        if self.reader.received_bytes() != before {
+        if self.reader.received_bytes() != before && !self.reader.is_within_large() {
             let mut session = session.borrow_mut();
             session.bytes_heard(at.home.now_ms());
             link.set_deadline(session.poll_timeout());

@@ -41,7 +41,7 @@ use crate::{
     },
     metrics::{KeyExchange, Metrics, Name},
     router::Worker,
-    transport::{Connection, tls},
+    transport::{Connection, LargeFrames, tls},
 };
 use admission::{Admission, Permit};
 use auth::Authenticator;
@@ -66,6 +66,15 @@ pub struct Addresses {
     pub ops: Vec<SocketAddr>,
 }
 
+/// Bytes of frames larger than any with a message that may be on their way in at a time, over all connections. A connection with
+/// one more is closed as overloaded, and comes back.
+const LARGE_FRAMES_BYTES_MAX: u64 = 128 << 20;
+
+/// Bytes of the largest frame with a message.
+const fn usual_frame_max(config: &Config) -> u32 {
+    config.limits.envelope_bytes_max.saturating_add(4 << 10)
+}
+
 /// What every connection may look at.
 pub struct Shared {
     /// The configuration that is in effect.
@@ -82,6 +91,7 @@ pub struct Shared {
     pub fingerprint: Option<[u8; 32]>,
     pub(super) origins: Origins,
     pub(super) admission: Arc<Admission>,
+    pub(super) large_frames: Arc<LargeFrames>,
     homes: Homes,
     tasks: TaskTracker,
     abort: CancellationToken,
@@ -275,6 +285,7 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, mut core: Opt
     let shared = Arc::new(Shared {
         origins: Origins::new(&config, &addresses),
         admission: Admission::new(config.connections_max, config.connections_per_address_max),
+        large_frames: Arc::new(LargeFrames::new(usual_frame_max(&config), LARGE_FRAMES_BYTES_MAX)),
         metrics,
         stopping,
         auth,

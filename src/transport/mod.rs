@@ -11,6 +11,7 @@ use std::{
     future::poll_fn,
     io,
     net::SocketAddr,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -27,6 +28,7 @@ use crate::core::{
 pub mod connect;
 #[cfg(feature = "client")]
 pub mod discover;
+mod large;
 pub mod memory;
 pub mod quic;
 pub mod tls;
@@ -37,12 +39,16 @@ pub mod webtransport;
 
 #[cfg(feature = "client")]
 pub use connect::{ConnectError, Target, connect, connect_resuming};
+pub use large::LargeFrames;
 pub use tls::Trust;
 
 /// Bytes that a transport takes off a queue at once, if the frames are not larger.
 const SLICE: usize = 16 << 10;
 /// Bytes that a close may take to reach the peer before the connection is dropped, in milliseconds.
 const CLOSE_TIMEOUT_MS: u64 = 1000;
+
+/// Bytes by which the buffer of a frame that is not complete grows at least: what a peer only announces takes no memory.
+const GROWTH: usize = 64 << 10;
 
 /// Which transport carries a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -120,6 +126,9 @@ pub enum Error {
     /// It broke, or timed out.
     #[error("the connection was lost: {0}")]
     Lost(#[from] io::Error),
+    /// A frame that is larger than usual, while many others are being received.
+    #[error("too many large frames are being received")]
+    Overloaded,
     /// The peer broke the rules of lanes.
     #[error("the lanes cannot be put together: {0}")]
     Lanes(MergeError),
@@ -143,6 +152,7 @@ impl Error {
             Self::Frame(error) => error.close_code(),
             Self::WebSocket(_) | Self::Lanes(_) => CloseCode::Protocol,
             Self::Lost(_) => CloseCode::Idle,
+            Self::Overloaded => CloseCode::Overloaded,
         }
     }
 
@@ -155,6 +165,7 @@ impl Error {
             Self::WebSocket(_) => "websocket",
             Self::Lanes(_) => "lanes",
             Self::Lost(_) => "lost",
+            Self::Overloaded => "overloaded",
         }
     }
 }
@@ -187,11 +198,14 @@ pub struct FrameReader {
     received: u64,
     /// A frame has been given out.
     begun: bool,
+    /// What frames larger than usual need a part of, and the part that the one has which is not complete.
+    budget: Option<Arc<LargeFrames>>,
+    part: Option<large::Part>,
 }
 
 impl FrameReader {
     fn new(source: Source, frame_max: u32) -> Self {
-        Self { source, buffer: BytesMut::new(), frame_max, received: 0, begun: false }
+        Self { source, buffer: BytesMut::new(), frame_max, received: 0, begun: false, budget: None, part: None }
     }
 
     /// Frames larger than this many bytes are refused from now on. A connection starts with what its maker chose: at a
@@ -203,10 +217,11 @@ impl FrameReader {
         }
     }
 
-    /// At a server: the client is logged in. Frames of up to `frame_max` bytes are accepted from now on, the transport lets it
-    /// have more on its way, and datagrams are read.
-    pub fn authenticated(&mut self, frame_max: u32) {
+    /// At a server: the client is logged in. Frames of up to `frame_max` bytes are accepted from now on, as far as `budget` has
+    /// room for large ones, the transport lets it have more on its way, and datagrams are read.
+    pub fn authenticated(&mut self, frame_max: u32, budget: Arc<LargeFrames>) {
         self.set_frame_max(frame_max);
+        self.budget = Some(budget);
         if let Source::Quic(reader) = &mut self.source {
             reader.authenticated();
         }
@@ -216,6 +231,12 @@ impl FrameReader {
     #[must_use]
     pub const fn is_early(&self) -> bool {
         matches!(&self.source, Source::Quic(reader) if reader.is_early())
+    }
+
+    /// At a server: whether a frame is being received that is larger than usual.
+    #[must_use]
+    pub const fn is_within_large(&self) -> bool {
+        self.part.is_some()
     }
 
     /// Payload bytes received so far.
@@ -270,14 +291,18 @@ impl FrameReader {
     }
 
     /// A frame that has arrived whole.
-    fn take(&mut self) -> Result<Option<Bytes>, DecodeError> {
+    fn take(&mut self) -> Result<Option<Bytes>, Error> {
         match frame::peek_delimited(&self.buffer, self.frame_max)? {
             Some((start, end)) if end <= self.buffer.len() => {
+                self.part = None;
                 self.buffer.advance(start);
                 Ok(Some(self.buffer.split_to(end - start).freeze()))
             }
             Some((_, end)) => {
-                self.buffer.reserve(end - self.buffer.len());
+                if let Some(budget) = self.budget.as_ref().filter(|budget| self.part.is_none() && budget.concerns(end)) {
+                    self.part = Some(budget.take(end).ok_or(Error::Overloaded)?);
+                }
+                self.buffer.reserve((end - self.buffer.len()).min(GROWTH));
                 Ok(None)
             }
             None => Ok(None),

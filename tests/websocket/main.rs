@@ -24,15 +24,16 @@ mod cases;
 mod common;
 mod peer;
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::TcpStream;
 use waxwing::{
     config::Config,
     core::{
         close::CloseCode,
-        frame::{ServerFrame, peek_delimited},
+        frame::{ClientFrame, ServerFrame, peek_delimited, put_delimited, put_length},
         limits::Limits,
+        login::Transcript,
     },
     metrics::Metrics,
     server::{self, Handler, Running},
@@ -268,4 +269,54 @@ async fn the_product_takes_binary_messages_and_says_what_was_wrong() {
         assert_eq!(peer.event().await, Event::End);
     }
     edge.stop().await;
+}
+
+/// The next frame of a server's session.
+async fn heard(peer: &mut Peer) -> ServerFrame {
+    let Event::Binary(message) = peer.event().await else { panic!("{}: no frame", peer.what) };
+    let (start, end) = peek_delimited(&message, 1 << 20).unwrap().unwrap();
+    assert_eq!(end, message.len(), "one frame in each message, as long as nothing else waits");
+    ServerFrame::decode(&message[start..]).unwrap()
+}
+
+async fn say(peer: &mut Peer, frame: &ClientFrame) {
+    let mut message = Vec::new();
+    put_delimited(&mut message, &frame.encode());
+    peer.send(&Frame::new(BINARY, message).bytes()).await;
+}
+
+/// A session on a raw connection.
+async fn logged_in(edge: &Edge) -> Peer {
+    let mut peer = Peer::http1(edge.running.addresses().plain[0]).await;
+    let hello = common::client::hello(&common::key(1));
+    say(&mut peer, &ClientFrame::Hello(hello.clone())).await;
+    let ServerFrame::Challenge { nonce } = heard(&mut peer).await else { panic!("no challenge") };
+    let transcript = Transcript { hello: &hello, challenge: nonce, exporter: None };
+    say(&mut peer, &ClientFrame::Authenticate { signature: common::sign(&common::key(1), &transcript.message()) }).await;
+    assert!(matches!(heard(&mut peer).await, ServerFrame::Welcome { .. }));
+    peer
+}
+
+/// Begins a frame of `len` bytes, and sends 25 parts of it, a tenth of a second apart: what ended that before.
+async fn drip(peer: &mut Peer, len: usize) -> Option<Event> {
+    let mut begin = Vec::new();
+    put_length(&mut begin, len);
+    peer.send(&Frame::begun(BINARY, begin).bytes()).await;
+    for _ in 0..25 {
+        if let Ok(event) = tokio::time::timeout(Duration::from_millis(100), peer.event()).await {
+            return Some(event);
+        }
+        peer.send(&Frame::begun(CONTINUE, [0; 100]).bytes()).await;
+    }
+    None
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_frame_must_be_there_in_time_and_others_may_come_slowly() {
+    let edge = Edge::start(Limits { idle_timeout_ms: 1_000, ..Limits::default() }).await;
+    let (mut usual, mut large) = (logged_in(&edge).await, logged_in(&edge).await);
+    let (usual, large) = tokio::join!(drip(&mut usual, 60_000), drip(&mut large, 1 << 20));
+    assert_eq!(usual, None);
+    let Some(Event::Binary(message)) = large else { panic!("{large:?}") };
+    assert_eq!(message[1..], ServerFrame::Closing { code: CloseCode::Idle, retry_after_ms: 0 }.encode());
 }
