@@ -10,7 +10,10 @@ use bytes::Bytes;
 use common::server::Edge;
 use waxwing::{
     client::{
-        native::{Choice, Handle, Options},
+        native::{
+            Choice, Handle, Options,
+            store::{Profile, StoreError},
+        },
         view::{Command, ConnectionState, Event, Message, MessageState},
     },
     core::limits::Limits,
@@ -133,4 +136,32 @@ async fn a_client_is_told_that_the_server_stops() {
     let (told, ()) = tokio::join!(told, stopping);
     assert_eq!(told.as_deref(), Some("the server is shutting down"), "in band, over every transport");
     handle.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_with_a_passphrase_is_a_profile_like_any_other() {
+    let edge = Edge::start(Limits::default()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("profile");
+    let start = |passphrase: Option<&str>| {
+        let profile = Profile { path: path.clone(), passphrase: passphrase.map(|text| text.to_owned().into()) };
+        let origin = format!("http://{}", edge.running.addresses().plain[0]);
+        Handle::start(profile, Options { origin, choice: Choice::Auto, trust: Trust::WebPki, token: Bytes::new() })
+    };
+    let mut handle = start(Some("correct horse")).unwrap();
+    handle.commands.send(Command::Start { name: "Ann".into() }).await.unwrap();
+    handle.commands.send(Command::CreateRoom { title: "T".into() }).await.unwrap();
+    let room = until(&mut handle, |event| match event {
+        Event::Room { room } => Some(room.id),
+        _ => None,
+    })
+    .await;
+    say(&mut handle, &room, "under lock").await;
+    handle.stop().await.unwrap();
+    assert!(matches!(start(None), Err(StoreError::Locked(_))));
+    assert!(matches!(start(Some("correct hoarse")), Err(StoreError::Passphrase(_))));
+    let mut handle = start(Some("correct horse")).unwrap();
+    say(&mut handle, &room, "and again").await;
+    handle.stop().await.unwrap();
+    edge.stop().await;
 }

@@ -2,13 +2,16 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::{self, BufRead as _, IsTerminal as _, Write as _},
+    io::Write as _,
     path::PathBuf,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 
-use super::client::ClientArgs;
+use super::{
+    client::ClientArgs,
+    secret::{self, Passphrase},
+};
 use crate::client::native;
 
 /// Arguments of both.
@@ -23,24 +26,16 @@ pub(super) struct Args {
     client: ClientArgs,
 }
 
-fn passphrase() -> anyhow::Result<String> {
-    let passphrase = if let Ok(passphrase) = std::env::var("WAXWING_CLIENT_PASSPHRASE") {
-        passphrase
-    } else {
-        if io::stdin().is_terminal() {
-            super::complain("passphrase (it is shown as you type):");
-        }
-        let mut line = String::new();
-        io::stdin().lock().read_line(&mut line)?;
-        line.trim_end_matches(['\r', '\n']).to_owned()
-    };
-    ensure!(passphrase.len() >= 8, "the passphrase needs at least 8 letters: who guesses it has your identity and your rooms");
-    Ok(passphrase)
+/// The file's passphrase, if the environment has it.
+fn given() -> Option<Passphrase> {
+    secret::in_environment("WAXWING_CLIENT_PASSPHRASE")
 }
 
 /// Writes the file; never over another one.
 pub(super) fn export(args: &Args) -> anyhow::Result<()> {
-    let bytes = native::export(&args.client.profile_path(&args.edge)?, &passphrase()?)?;
+    let profile = args.client.profile(&args.edge)?;
+    let passphrase = given().map_or_else(|| secret::chosen("new passphrase of the file"), secret::strong)?;
+    let bytes = native::export(&profile, &passphrase)?;
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
@@ -58,7 +53,9 @@ pub(super) fn export(args: &Args) -> anyhow::Result<()> {
 /// Reads the file into a fresh profile.
 pub(super) fn import(args: &Args) -> anyhow::Result<()> {
     let bytes = fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    native::import(&args.client.profile_path(&args.edge)?, &args.edge, &bytes, &passphrase()?)?;
+    let profile = args.client.profile(&args.edge)?;
+    let passphrase = given().map_or_else(|| secret::asked("passphrase of the file"), Ok)?;
+    native::import(&profile, &args.edge, &bytes, &passphrase)?;
     super::print(
         "This profile is now a device of that person. Open a room with its link, or wait: your rooms come by themselves.\n",
     )?;
@@ -77,7 +74,7 @@ pub(super) struct WhoamiArgs {
 
 /// Prints the identity.
 pub(super) fn whoami(args: &WhoamiArgs) -> anyhow::Result<()> {
-    let identity = native::identity(&args.client.profile_path(&args.edge)?, &args.client.first_name())?;
+    let identity = native::identity(&args.client.profile(&args.edge)?, &args.client.first_name())?;
     super::print(format_args!(
         "name    {}\nwords   {}\nperson  {}\ndevice  {}\n",
         identity.name,

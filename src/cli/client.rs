@@ -1,13 +1,23 @@
 //! What the terminal client's subcommands share: whose profile, which edge, which transport; and waiting for events.
 
-use std::{collections::BTreeSet, env, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    env,
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 
+use super::secret;
 use crate::{
     client::{
-        native::{Choice, Handle, Options},
+        native::{
+            Choice, Handle, Options,
+            store::{Profile, is_locked},
+        },
         view::{Command, ConnectionState, Event, Level, Room, RoomState},
     },
     seal::link::Link,
@@ -23,6 +33,9 @@ pub(super) struct ClientArgs {
     /// Identity to use: each profile is a person of its own on each edge.
     #[arg(long, default_value = "default", env = "WAXWING_CLIENT_PROFILE")]
     profile: String,
+    /// File with the profile's passphrase, if it has one [default: WAXWING_CLIENT_PROFILE_PASSPHRASE, else it is asked for].
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
     /// What to be called, the first time that the profile is used [default: the login name].
     #[arg(long)]
     name: Option<String>,
@@ -55,8 +68,25 @@ fn home() -> anyhow::Result<PathBuf> {
 }
 
 impl ClientArgs {
+    /// The profile for an edge, with what opens it.
+    pub(super) fn profile(&self, origin: &str) -> anyhow::Result<Profile> {
+        let path = self.profile_path(origin)?;
+        let given = match &self.passphrase_file {
+            Some(file) => Some(secret::in_file(file)?),
+            None => secret::in_environment("WAXWING_CLIENT_PROFILE_PASSPHRASE"),
+        };
+        let passphrase = match given {
+            Some(given) if path.exists() => Some(given),
+            // A new profile is made with it.
+            Some(given) => Some(secret::strong(given)?),
+            None if io::stdin().is_terminal() && is_locked(&path)? => Some(secret::asked("passphrase of this profile")?),
+            None => None,
+        };
+        Ok(Profile { path, passphrase })
+    }
+
     /// The profile's file for an edge.
-    pub(super) fn profile_path(&self, origin: &str) -> anyhow::Result<PathBuf> {
+    fn profile_path(&self, origin: &str) -> anyhow::Result<PathBuf> {
         let plain = |text: &str| -> String {
             text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect()
         };
@@ -101,7 +131,7 @@ impl ClientArgs {
 
     /// Starts the client of an edge without an identity, if the profile has none.
     pub(super) fn start_anonymous(&self, origin: &str) -> anyhow::Result<Handle> {
-        Ok(Handle::start(&self.profile_path(origin)?, self.options(origin))?)
+        Ok(Handle::start(self.profile(origin)?, self.options(origin))?)
     }
 }
 

@@ -6,6 +6,8 @@ mod chat;
 mod client;
 mod config;
 mod load;
+mod passphrase;
+mod secret;
 mod send;
 mod serve;
 mod settings;
@@ -51,6 +53,8 @@ enum Command {
     Export(backup::Args),
     /// Prints who this profile is: name, keys, words to compare. Makes the identity if there is none.
     Whoami(backup::WhoamiArgs),
+    /// Gives this profile a passphrase, another one, or none.
+    Passphrase(passphrase::Args),
     /// Makes a fresh profile a device of the person in such a file.
     Import(backup::Args),
     /// Measures an edge: many connections that publish and listen.
@@ -82,6 +86,7 @@ pub fn run() -> ExitCode {
         Some(Command::Token(args)) => token::run(&args),
         Some(Command::Export(args)) => backup::export(&args),
         Some(Command::Whoami(args)) => backup::whoami(&args),
+        Some(Command::Passphrase(args)) => passphrase::run(&args),
         Some(Command::Import(args)) => backup::import(&args),
         Some(Command::Chat(args)) => block_on(chat::run(&args)),
         Some(Command::Send(args)) => block_on(send::send(&args)),

@@ -12,6 +12,7 @@ pub mod identity;
 pub mod keyring;
 pub mod link;
 pub mod message;
+pub mod vault;
 pub mod words;
 
 /// A source of randomness. Everything that needs some takes one, so that tests and the simulator are deterministic.

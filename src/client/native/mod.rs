@@ -3,10 +3,7 @@
 mod links;
 pub mod store;
 
-use std::{
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rand_core::UnwrapErr;
@@ -18,7 +15,7 @@ use tokio::{
 
 use self::{
     links::{Links, News},
-    store::{FileStore, StoreError},
+    store::{FileStore, Profile, StoreError},
 };
 use super::{
     Client, ImportError, LoadError, Output, Transport, session,
@@ -79,12 +76,12 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Loads the profile at `path` and starts. Stops when the handle is dropped or [`Handle::stop`] is called.
+    /// Loads the profile and starts. Stops when the handle is dropped or [`Handle::stop`] is called.
     ///
     /// # Errors
     /// [`StoreError`]; an entry that cannot be read is reported as an event and skipped.
-    pub fn start(path: &Path, options: Options) -> Result<Self, StoreError> {
-        let store = FileStore::open(path)?;
+    pub fn start(profile: impl Into<Profile>, options: Options) -> Result<Self, StoreError> {
+        let store = FileStore::open(&profile.into())?;
         let mut client = Client::new(&options.origin, options.token.clone(), Box::new(UnwrapErr(getrandom::SysRng)));
         client.choose(options.choice.into());
         let mut damaged = Vec::new();
@@ -134,21 +131,21 @@ pub enum BackupError {
     Load(#[from] LoadError),
 }
 
-/// The person and the rooms of the profile at `path`, as an encrypted file's bytes.
+/// The person and the rooms of the profile, as an encrypted file's bytes.
 ///
 /// # Errors
 /// [`BackupError`].
-pub fn export(path: &Path, passphrase: &str) -> Result<Vec<u8>, BackupError> {
-    let (_, mut client) = open_offline(path, "")?;
+pub fn export(profile: &Profile, passphrase: &str) -> Result<Vec<u8>, BackupError> {
+    let (_, mut client) = open_offline(profile, "")?;
     Ok(client.export_identity(passphrase).map_err(ImportError::from)?)
 }
 
-/// Makes the fresh profile at `path` a device of the person in an encrypted file.
+/// Makes the fresh profile a device of the person in an encrypted file.
 ///
 /// # Errors
 /// [`BackupError`]; then nothing was kept.
-pub fn import(path: &Path, origin: &str, file: &[u8], passphrase: &str) -> Result<(), BackupError> {
-    let (store, mut client) = open_offline(path, origin)?;
+pub fn import(profile: &Profile, origin: &str, file: &[u8], passphrase: &str) -> Result<(), BackupError> {
+    let (store, mut client) = open_offline(profile, origin)?;
     client.import_identity(file, passphrase, now_ms())?;
     let mut changes = Vec::new();
     while let Some(output) = client.poll() {
@@ -159,12 +156,12 @@ pub fn import(path: &Path, origin: &str, file: &[u8], passphrase: &str) -> Resul
     Ok(store.write(&changes)?)
 }
 
-/// Who the profile at `path` is; a fresh one becomes a person of this name.
+/// Who the profile is; a fresh one becomes a person of this name.
 ///
 /// # Errors
 /// [`BackupError`].
-pub fn identity(path: &Path, name: &str) -> Result<Identity, BackupError> {
-    let (store, mut client) = open_offline(path, "")?;
+pub fn identity(profile: &Profile, name: &str) -> Result<Identity, BackupError> {
+    let (store, mut client) = open_offline(profile, "")?;
     client.command(Command::Start { name: name.to_owned() }, now_ms());
     let mut changes = Vec::new();
     let mut found = None;
@@ -180,8 +177,8 @@ pub fn identity(path: &Path, name: &str) -> Result<Identity, BackupError> {
 }
 
 /// A profile's client that stays offline.
-fn open_offline(path: &Path, origin: &str) -> Result<(FileStore, Client), BackupError> {
-    let store = FileStore::open(path)?;
+fn open_offline(profile: &Profile, origin: &str) -> Result<(FileStore, Client), BackupError> {
+    let store = FileStore::open(profile)?;
     let mut client = Client::new(origin, Bytes::new(), Box::new(UnwrapErr(getrandom::SysRng)));
     let mut damaged = Ok(());
     store.entries(|key, value| {
