@@ -129,7 +129,8 @@ impl Sizes {
             at = end;
         }
         let left = at..self.len();
-        if (LOOSE_MIN..=256).contains(&self.use_of(left.clone(), OPEN_PAGE_MIN)) {
+        let fits = self.bytes(left.clone()) + PAGE_OVERHEAD <= OPEN_PAGE_MIN;
+        if fits && self.use_of(left.clone(), OPEN_PAGE_MIN) >= LOOSE_MIN {
             layout.loose = Some(left);
             return layout;
         }
@@ -210,6 +211,10 @@ mod tests {
         assert!(exact.full.is_empty() && exact.bytes == page / 16 * 16);
         let more = layout(&[page / 16; 17]);
         assert_eq!((more.full.first(), more.small.first()), (Some(&(0..16)), Some(&(16..17))));
+        // What fills a small page to the byte has it alone, and with a byte more it would not lie on it.
+        let page = OPEN_PAGE_MIN - PAGE_OVERHEAD;
+        let (exact, more) = (layout(&[page - 1000, 1000]), layout(&[page - 1000, 1001]));
+        assert_eq!((exact.loose, more.loose.is_none(), more.small.len()), (Some(0..2), true, 2));
         // A record larger than any page stands alone.
         assert_eq!(layout(&[2 * PAGE_MAX, 5]).full.first(), Some(&(0..1)));
     }
