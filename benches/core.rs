@@ -7,6 +7,7 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterio
 use rand_core::UnwrapErr;
 use waxwing::{
     core::{
+        access::FormerKeys,
         chain,
         envelope::Kind,
         frame::{ClientFrame, Item, LogKind, Page, Position, Publish, ServerFrame},
@@ -142,7 +143,8 @@ fn sealing(criterion: &mut Criterion) {
 fn room(criterion: &mut Criterion) {
     let envelope = Writer::new().seal(&Writer::body());
     let meta = LogMeta { log: LOG, kind: LogKind::Room, access: AccessKey([8; 32]), creator: DEVICE, created_ms: 0 };
-    let mut log = RoomLog::new(ROOM, LoadedLog { meta, state: LogState::empty(ROOM), producers: Vec::new() });
+    let loaded = LoadedLog { meta, state: LogState::empty(ROOM), former: FormerKeys::default(), producers: Vec::new() };
+    let mut log = RoomLog::new(ROOM, loaded);
     let limits = Limits { room_bytes_max: u64::MAX, ..Limits::default() };
     let mut client_seq = 0;
 

@@ -11,6 +11,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use ed25519_dalek::{Signer as _, SigningKey};
 use waxwing::{
     core::{
+        access::FormerKeys,
         envelope::{HEADER_LEN, Header, Kind, Suite},
         frame::{LogKind, Publish},
         id::{AccessKey, DeviceKey, Digest, LogId, MessageId, ProducerId, RoomId},
@@ -38,7 +39,7 @@ impl Engine for Instant {
         let answer = match request {
             Request::Load { room } => {
                 let (meta, state) = (self.0.clone(), LogState::empty(room));
-                Answer::Loaded(Some(Box::new(LoadedLog { meta, state, producers: Vec::new() })))
+                Answer::Loaded(Some(Box::new(LoadedLog { meta, state, former: FormerKeys::default(), producers: Vec::new() })))
             }
             _ => Answer::Done,
         };
@@ -102,7 +103,7 @@ impl World {
         };
         let mut world = Self { shard, mailbox, conns: (0..members).map(connect).collect(), client_seq: 0 };
         for conn in world.conns.clone() {
-            world.ask(&conn, Action::Enter { proof });
+            world.ask(&conn, Action::Enter { handshake: 0, proof });
             world.ask(&conn, Action::Subscribe { after: 0 });
         }
         world.turn();

@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use waxwing::core::{
+    access::FormerKeys,
     chain,
     close::Refusal,
     envelope::{self, HEADER_LEN, Header, Kind, Suite, TAG_LEN},
@@ -260,7 +261,7 @@ impl Model {
         state.chain = self.chains.last().copied().unwrap_or(state.chain);
         state.handshake = self.handshake(self.durable);
         state.bytes = self.records.iter().map(|record| record.2.len() as u64).sum();
-        RoomLog::new(ROOM, LoadedLog { meta, state, producers: producers.into_iter().collect() })
+        RoomLog::new(ROOM, LoadedLog { meta, state, former: FormerKeys::default(), producers: producers.into_iter().collect() })
     }
 }
 

@@ -299,7 +299,7 @@ async fn the_order_of_handshakes_survives_kills_and_restarts() {
         server = Server::start(&mut serve(dir.path())).await;
         client = server.login(Kind::Quic, 1).await;
         let proof = common::proof(ROOM, client.binding);
-        client.send(&ClientFrame::Enter { room: ROOM, proof }).await;
+        client.send(&ClientFrame::Enter { room: ROOM, handshake: 0, proof }).await;
         let entered = client.until(|frame| matches!(frame, ServerFrame::Entered { .. })).await;
         assert!(matches!(entered, ServerFrame::Entered { handshake: known, .. } if known == handshake), "{entered:?}");
         assert_eq!(newest(&mut client).await, Some((handshake, record.clone())));

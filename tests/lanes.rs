@@ -88,7 +88,7 @@ impl Raw {
         let transcript = Transcript { hello: &hello, challenge: nonce, exporter: None };
         raw.send(&ClientFrame::Authenticate { signature: sign(&key, &transcript.message()) }).await;
         assert!(matches!(raw.recv().await, ServerFrame::Welcome { .. }));
-        raw.send(&ClientFrame::Enter { room: ROOM, proof: proof(ROOM, transcript.binding()) }).await;
+        raw.send(&ClientFrame::Enter { room: ROOM, handshake: 0, proof: proof(ROOM, transcript.binding()) }).await;
         raw.send(&ClientFrame::Subscribe { room: ROOM, after: 0 }).await;
         while !matches!(raw.recv().await, ServerFrame::Subscribed { .. }) {}
         raw

@@ -80,7 +80,7 @@ fn flight(key: &SigningKey, left: &Left, exporter: Option<[u8; 32]>, nonce: u8, 
     let (resume, binding) = resume(key, left, exporter, nonce);
     let mut frames = vec![
         ClientFrame::Resume(resume),
-        ClientFrame::Enter { room: ROOM, proof: proof(ROOM, binding) },
+        ClientFrame::Enter { room: ROOM, handshake: 0, proof: proof(ROOM, binding) },
         ClientFrame::Subscribe { room: ROOM, after: 0 },
     ];
     frames.extend((1..=last).map(|client_seq| publish(key, client_seq)));
@@ -192,7 +192,7 @@ async fn come_back(edge: &Edge, kind: Kind, key: &SigningKey, left: &Left, after
     let (resume, binding) = resume(key, left, connection.info.exporter, 1);
     let frames = [
         ClientFrame::Resume(resume),
-        ClientFrame::Enter { room: ROOM, proof: proof(ROOM, binding) },
+        ClientFrame::Enter { room: ROOM, handshake: 0, proof: proof(ROOM, binding) },
         ClientFrame::Subscribe { room: ROOM, after },
     ];
     let mut client = Client::new(connection, key.clone());

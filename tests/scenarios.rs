@@ -281,7 +281,8 @@ async fn a_session_without_proof_gets_refusals_and_nobody_else_is_affected() {
         let mut stranger = Client::login(&edge, kind, &key(9)).await;
         stranger.publish(ROOM, 1, b"x").await;
         stranger.subscribe(ROOM, 0).await;
-        stranger.send(&ClientFrame::Enter { room: ROOM, proof: common::proof(ROOM, waxwing::core::id::Digest([1; 32])) }).await;
+        let proof = common::proof(ROOM, waxwing::core::id::Digest([1; 32]));
+        stranger.send(&ClientFrame::Enter { room: ROOM, handshake: 0, proof }).await;
         stranger.send(&ClientFrame::Ephemeral { envelope: envelope(EnvelopeKind::Room, ROOM, b"") }).await;
         stranger.send(&ClientFrame::Create { room: ROOM, access: common::access_of(&key(9)), kind: LogKind::Room }).await;
         let mut refusals = Vec::new();

@@ -51,7 +51,9 @@ pub enum ClientFrame {
     Enter {
         /// The room.
         room: RoomId,
-        /// By the access key over [`super::login::access_message`].
+        /// The newest handshake record that the client has processed; 0 when none.
+        handshake: Seq,
+        /// Over [`super::login::access_message`], by the access key that is in force after that record.
         proof: Signature,
     },
     /// Forgets the room in this session.

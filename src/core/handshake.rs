@@ -14,7 +14,7 @@
 use bytes::Bytes;
 
 use super::{
-    envelope::{EnvelopeError, Header, Kind},
+    envelope::{EnvelopeError, Header, Kind, is_handshake},
     id::{AccessKey, Seq},
 };
 
@@ -105,6 +105,12 @@ impl Trailer {
         let welcome = info.saturating_sub(self.welcome_len as usize);
         (record.slice(..welcome), record.slice(welcome..info), record.slice(info..end))
     }
+}
+
+/// The access key that a record brings; `None` for one that leaves it as it is, and for what is no record.
+#[must_use]
+pub fn new_access(record: &[u8]) -> Option<AccessKey> {
+    if is_handshake(record) { Trailer::parse(record).ok()?.1.access } else { None }
 }
 
 #[cfg(test)]

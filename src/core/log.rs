@@ -6,8 +6,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    access::FormerKeys,
     envelope,
     frame::{LogKind, Position},
+    handshake,
     id::{AccessKey, ClientSeq, DeviceKey, Digest, LogId, ProducerId, RoomId, Seq, UnixMillis},
 };
 
@@ -19,7 +21,7 @@ pub struct LogMeta {
     pub log: LogId,
     /// Room or inbox.
     pub kind: LogKind,
-    /// What opens it.
+    /// What opens it: as it was made, or as its newest handshake record that brought one says.
     pub access: AccessKey,
     /// Who made it, and may delete it.
     pub creator: DeviceKey,
@@ -122,6 +124,8 @@ pub struct LoadedLog {
     pub meta: LogMeta,
     /// As it stands.
     pub state: LogState,
+    /// What opened it before.
+    pub former: FormerKeys,
     /// Its outboxes.
     pub producers: Vec<(Producer, ProducerState)>,
 }
@@ -160,6 +164,12 @@ impl Append {
     #[must_use]
     pub fn is_handshake(&self) -> bool {
         envelope::is_handshake(&self.envelope)
+    }
+
+    /// The access key that it brings, if it is a handshake record that brings one.
+    #[must_use]
+    pub fn new_access(&self) -> Option<AccessKey> {
+        handshake::new_access(&self.envelope)
     }
 }
 

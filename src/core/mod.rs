@@ -3,6 +3,7 @@
 //! Nothing here knows a socket, a clock, a file or a runtime. Time is an argument, randomness is injected, durability is an
 //! input. It builds for wasm32 and is the same code on the server, in the native client and in the browser.
 
+pub mod access;
 pub mod chain;
 pub mod close;
 pub mod envelope;

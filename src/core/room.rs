@@ -11,12 +11,13 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::{
+    access::FormerKeys,
     chain,
     close::Refusal,
     envelope::{self, Header, Kind},
     frame::{Item, LogKind, Page, Position, Publish},
     handshake::{COMMIT_LEN_MAX, HandshakeError, Trailer},
-    id::{DeviceKey, Digest, RoomId, Seq, UnixMillis},
+    id::{AccessKey, DeviceKey, Digest, RoomId, Seq, UnixMillis},
     limits::Limits,
     log::{Append, EnvelopeHash, LoadedLog, LogMeta, LogState, Producer, ProducerState, Records, Stored},
     recent::Recent,
@@ -33,6 +34,7 @@ pub const PRODUCERS_MAX: usize = 16_384;
 pub struct RoomLog {
     id: RoomId,
     meta: LogMeta,
+    former: FormerKeys,
     /// What is on disk.
     durable: LogState,
     /// What will be when everything submitted is.
@@ -62,10 +64,11 @@ impl RoomLog {
     /// A log as the engine loaded it.
     #[must_use]
     pub fn new(id: RoomId, loaded: LoadedLog) -> Self {
-        let LoadedLog { meta, state, producers } = loaded;
+        let LoadedLog { meta, state, former, producers } = loaded;
         Self {
             id,
             meta,
+            former,
             durable: state,
             assigned: state,
             producers: producers.into_iter().collect(),
@@ -75,10 +78,30 @@ impl RoomLog {
         }
     }
 
-    /// As it was made.
+    /// As it was made, with the access key that is in force.
     #[must_use]
     pub const fn meta(&self) -> &LogMeta {
         &self.meta
+    }
+
+    /// What opens it for those who have processed the handshake record at `handshake` and none after it, and the record that
+    /// brought that key. `None` when it was replaced so long ago that it is forgotten.
+    #[must_use]
+    pub fn opening(&self, handshake: Seq) -> Option<(Seq, AccessKey)> {
+        self.former.opening(handshake, self.meta.access)
+    }
+
+    /// How far those may read who proved the key that the record at `since` brought: [`Seq::MAX`] while it is in force.
+    #[must_use]
+    pub fn until(&self, since: Seq) -> Seq {
+        self.former.until(since)
+    }
+
+    /// Where a page after `after` must end: no page goes on behind a record that brought an access key, so that everybody may have
+    /// all of it or nothing.
+    #[must_use]
+    pub fn page_end(&self, after: Seq) -> Seq {
+        self.former.next_after(after).unwrap_or(Seq::MAX)
     }
 
     /// What is on disk.
@@ -211,6 +234,9 @@ impl RoomLog {
         self.durable.bytes += append.envelope.len() as u64;
         if append.is_handshake() {
             self.durable.handshake = append.seq;
+        }
+        if let Some(access) = append.new_access() {
+            self.former.replace(&mut self.meta.access, append.seq, access);
         }
         let item = Item { time_ms: append.time_ms, envelope: append.envelope.clone() };
         self.recent.push(item, append.chain, recent_bytes_max as usize);

@@ -36,6 +36,8 @@ pub enum Action {
     },
     /// Check the proof against the room's access key, and let the session in.
     Enter {
+        /// The newest handshake record that the client has processed.
+        handshake: Seq,
         /// Over [`super::login::access_message`].
         proof: Signature,
     },
@@ -375,7 +377,7 @@ impl Open {
 fn request(frame: ClientFrame) -> Option<(RoomId, Action)> {
     Some(match frame {
         ClientFrame::Create { room, access, kind } => (room, Action::Create { access, kind }),
-        ClientFrame::Enter { room, proof } => (room, Action::Enter { proof }),
+        ClientFrame::Enter { room, handshake, proof } => (room, Action::Enter { handshake, proof }),
         ClientFrame::Leave { room } => (room, Action::Leave),
         ClientFrame::Subscribe { room, after } => (room, Action::Subscribe { after }),
         ClientFrame::Unsubscribe { room } => (room, Action::Unsubscribe),

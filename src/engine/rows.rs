@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
 
 use crate::core::{
-    frame,
+    access::FormerKeys,
     id::{ClientSeq, DeviceKey, LogId, ProducerId, Seq, UnixMillis},
     log::{Append, EnvelopeHash, Producer, ProducerState, Stored},
 };
@@ -25,22 +25,22 @@ pub(super) const DELETING: TableDefinition<'_, &[u8; 16], ()> = TableDefinition:
 /// The row of [`META`] with the format.
 pub(super) const FORMAT_ROW: &str = "format";
 
-/// What follows a log's row, whose encoding is `row`: the seq of the newest handshake record, a varint, where there is one. So
-/// the rows of logs without any are as they were before there were handshake records.
-pub(super) fn put_handshake(mut row: Vec<u8>, handshake: Seq) -> Vec<u8> {
+/// What follows a log's row, whose encoding is `row`, where there is a handshake record: the seq of the newest one, and the former
+/// access keys, in postcard. So the rows of logs without any are as they were before there were handshake records.
+pub(super) fn put_group(mut row: Vec<u8>, handshake: Seq, former: &FormerKeys) -> Vec<u8> {
     if handshake != 0 {
-        frame::put_varint(&mut row, handshake);
+        row.extend(postcard::to_allocvec(&(handshake, former)).expect("a bounded list encodes into memory"));
     }
     row
 }
 
-/// Reads what [`put_handshake`] wrote; `None` if it is something else, or no seq up to `head`.
-pub(super) fn take_handshake(rest: &[u8], head: Seq) -> Option<Seq> {
+/// Reads what [`put_group`] wrote; `None` if it is something else, or cannot be of a log with that head.
+pub(super) fn take_group(rest: &[u8], head: Seq) -> Option<(Seq, FormerKeys)> {
     if rest.is_empty() {
-        return Some(0);
+        return Some((0, FormerKeys::default()));
     }
-    let (handshake, len) = frame::peek_varint(rest).ok()??;
-    (len == rest.len() && (1..=head).contains(&handshake)).then_some(handshake)
+    let ((handshake, former), rest) = postcard::take_from_bytes::<(Seq, FormerKeys)>(rest).ok()?;
+    (rest.is_empty() && (1..=head).contains(&handshake) && former.is_plausible(handshake)).then_some((handshake, former))
 }
 
 /// A row that this build did not write, or storage that failed.

@@ -4,6 +4,9 @@
 //! a page has entered the outbox. A live member's cursor is `shown`, or where `shown` was when the broadcast that is under
 //! way began; no member that is behind is given anything beyond `shown`. So whoever reaches `shown` may become live at any
 //! moment, and a broadcast may stop between any two members and go on in a later turn.
+//!
+//! A record may bring another access key. Pages end with such a record, and who has proved a former key is put out after it was
+//! given the one that replaced it.
 
 use std::{
     ops::Bound::{Excluded, Unbounded},
@@ -176,7 +179,8 @@ impl Room {
     }
 
     fn next_page(&mut self, ctx: &mut Context) -> What {
-        let page = self.log.recent_after(self.shown, ctx.limits.page_bytes_max).filter(|page| !page.items.is_empty());
+        let upto = self.log.durable().head.min(self.log.page_end(self.shown));
+        let page = self.log.recent_between(self.shown, upto, ctx.limits.page_bytes_max).filter(|page| !page.items.is_empty());
         let Some(page) = page else {
             self.show(self.log.durable().head, 0);
             return What::Lost;
@@ -193,9 +197,11 @@ impl Room {
     /// Passes it on until the slice ends. Returns it if there are more members to come.
     fn pass_on(&mut self, mut broadcast: Broadcast, end: u64, ctx: &mut Context) -> Option<Broadcast> {
         let from = broadcast.passed.map_or(Unbounded, Excluded);
+        let (mut out, mut more) = (Vec::new(), false);
         for (id, member) in self.members.range_mut((from, Unbounded)) {
             if ctx.work >= end {
-                return Some(broadcast);
+                more = true;
+                break;
             }
             ctx.work += 1;
             broadcast.passed = Some(*id);
@@ -205,6 +211,9 @@ impl Room {
                     if member.push_page(Lane::Live, frame, self.id, ctx) {
                         member.cursor = Cursor::Live(*last);
                         ctx.stats.delivered(*items, frame.len());
+                        if *last >= self.log.until(member.since) {
+                            out.push(*id);
+                        }
                     } else {
                         member.cursor = Cursor::Behind(at);
                         self.live -= 1;
@@ -228,7 +237,10 @@ impl Room {
                 }
             }
         }
-        None
+        for id in out {
+            self.put_out(id, ctx);
+        }
+        more.then_some(broadcast)
     }
 
     /// Whether there is something for the next slice.

@@ -178,6 +178,10 @@ impl Room {
         let member = self.members.get_mut(&id)?;
         member.waits = false;
         let Cursor::Behind(after) = member.cursor else { return None };
+        if after >= self.log.until(member.since) {
+            self.put_out(id, ctx);
+            return None;
+        }
         if !member.conn.outbox.has_room(ctx.index) {
             member.stall(self.id, ctx);
             return None;
@@ -253,7 +257,8 @@ impl Room {
         if let Some(page) = self.encoded.get(&after) {
             return Some(page.clone());
         }
-        let page = self.log.recent_between(after, self.shown, ctx.catch_up_bytes_max()).filter(|page| !page.items.is_empty())?;
+        let upto = self.shown.min(self.log.page_end(after));
+        let page = self.log.recent_between(after, upto, ctx.catch_up_bytes_max()).filter(|page| !page.items.is_empty())?;
         let page = Encoded::new(page, ctx);
         if self.encoded.values().map(|page| page.frame.len()).sum::<usize>() > ENCODED_BYTES_MAX {
             self.encoded.clear();
@@ -282,7 +287,7 @@ impl Room {
         let page = match &held.encoded {
             Some((cursor, page)) if *cursor == after => page.clone(),
             _ => {
-                let upto = usize::try_from(self.shown - after).unwrap_or(usize::MAX);
+                let upto = usize::try_from(self.shown.min(self.log.page_end(after)) - after).unwrap_or(usize::MAX);
                 let items = held.records.iter().skip(held.skip(after)).take(upto).map(item).collect();
                 let (position, chain) = (self.log.position(), held.chain_at(self.id, after, ctx));
                 let page = Encoded::new(Page { room: self.id, position, first: after + 1, chain, items }, ctx);
@@ -375,7 +380,7 @@ impl Room {
     /// A page before some seq was read, or not.
     pub(super) fn fetched(&mut self, conn: &Conn, request: u32, result: Result<Records, Failure>, ctx: &mut Context) {
         self.in_flight -= 1;
-        if !self.members.contains_key(&conn.id) {
+        if !self.may(conn.id) {
             return fail(ctx, conn, self.id, Operation::Fetch, Refusal::NoAccess);
         }
         match result {
@@ -420,7 +425,7 @@ impl Room {
         self.in_flight -= 1;
         let room = self.id;
         match result {
-            _ if !self.members.contains_key(&conn.id) => fail(ctx, conn, room, Operation::Seek, Refusal::NoAccess),
+            _ if !self.may(conn.id) => fail(ctx, conn, room, Operation::Seek, Refusal::NoAccess),
             // The engine may be ahead of what is visible here.
             Ok(seq) => ctx.answer(conn, &ServerFrame::Sought { request, room, seq: seq.min(self.log.durable().head + 1) }),
             Err(failure) => fail(ctx, conn, room, Operation::Seek, refusal(failure)),

@@ -101,6 +101,8 @@ enum Submitted {
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) conn: Arc<Conn>,
+    /// The record that brought the access key that it has proved; 0 if the room was made with it.
+    pub(super) since: Seq,
     pub(super) cursor: Cursor,
     /// Whether `Subscribed` was sent for this cursor.
     pub(super) announced: bool,
@@ -123,8 +125,8 @@ pub(super) enum Cursor {
 }
 
 impl Member {
-    const fn new(conn: Arc<Conn>) -> Self {
-        Self { conn, cursor: Cursor::Off, announced: false, waits: false, stalled: false, knows: Knows::Nothing }
+    const fn new(conn: Arc<Conn>, since: Seq) -> Self {
+        Self { conn, since, cursor: Cursor::Off, announced: false, waits: false, stalled: false, knows: Knows::Nothing }
     }
 }
 
@@ -235,7 +237,7 @@ impl Room {
     pub(super) fn request(&mut self, conn: &Arc<Conn>, action: Action, permit: Permit, ctx: &mut Context) {
         match action {
             Action::Create { access, kind } => self.created(conn, access, kind, ctx),
-            Action::Enter { proof } => self.enter(conn, proof, ctx),
+            Action::Enter { handshake, proof } => self.enter(conn, handshake, proof, ctx),
             Action::Leave => self.leave(conn.id, ctx),
             Action::Publish(publish) => self.publish(conn, publish, permit, ctx),
             Action::Unsubscribe => self.unsubscribe(conn.id),
@@ -243,20 +245,20 @@ impl Room {
                 true => self.subscribe(conn, after, ctx),
                 false => fail(ctx, conn, self.id, Operation::Subscribe, Refusal::NoAccess),
             },
-            Action::Fetch { request, before, count_max } => match self.members.contains_key(&conn.id) {
+            Action::Fetch { request, before, count_max } => match self.may(conn.id) {
                 true => self.fetch(conn, request, before, count_max, permit, ctx),
                 false => fail(ctx, conn, self.id, Operation::Fetch, Refusal::NoAccess),
             },
-            Action::Ephemeral { envelope } => match self.members.contains_key(&conn.id) {
+            Action::Ephemeral { envelope } => match self.may(conn.id) {
                 true => self.ephemeral(conn.id, envelope, ctx),
                 false => fail(ctx, conn, self.id, Operation::Ephemeral, Refusal::NoAccess),
             },
             Action::Delete => self.delete(conn, permit, ctx),
-            Action::Seek { request, time_ms } => match self.members.contains_key(&conn.id) {
+            Action::Seek { request, time_ms } => match self.may(conn.id) {
                 true => self.seek(conn, request, time_ms, permit, ctx),
                 false => fail(ctx, conn, self.id, Operation::Seek, Refusal::NoAccess),
             },
-            Action::Handshake { request, before } => match self.members.contains_key(&conn.id) {
+            Action::Handshake { request, before } => match self.may(conn.id) {
                 true => self.handshake(conn, request, before, permit, ctx),
                 false => fail(ctx, conn, self.id, Operation::Handshake, Refusal::NoAccess),
             },
@@ -265,31 +267,47 @@ impl Room {
 
     /// A creation of what exists: the same one again, or another one.
     fn created(&self, conn: &Conn, access: AccessKey, kind: LogKind, ctx: &mut Context) {
-        let LogMeta { log, .. } = *self.log.meta();
-        let asked = LogMeta { access, kind, creator: conn.device, ..self.log.meta().clone() };
-        if *self.log.meta() == asked {
+        let LogMeta { log, kind: made, creator, .. } = *self.log.meta();
+        let opened = self.log.opening(0).map(|(_, key)| key);
+        if (opened, made, creator) == (Some(access), kind, conn.device) {
             ctx.answer(conn, &ServerFrame::Created { room: self.id, log });
         } else {
             fail(ctx, conn, self.id, Operation::Create, Refusal::RoomExists);
         }
     }
 
-    fn enter(&mut self, conn: &Arc<Conn>, proof: Signature, ctx: &mut Context) {
+    fn enter(&mut self, conn: &Arc<Conn>, handshake: Seq, proof: Signature, ctx: &mut Context) {
         if conn.outbox.is_closed() {
             return; // Its end was announced already, or will be: nobody would remove it again.
         }
-        if !proof.verifies(&self.log.meta().access.0, &login::access_message(conn.binding, self.id)) {
+        let message = login::access_message(conn.binding, self.id);
+        let Some((since, _)) = self.log.opening(handshake).filter(|(_, key)| proof.verifies(&key.0, &message)) else {
             return fail(ctx, conn, self.id, Operation::Enter, Refusal::BadProof);
-        }
-        if !self.members.contains_key(&conn.id) {
+        };
+        if let Some(member) = self.members.get_mut(&conn.id) {
+            member.since = member.since.max(since);
+        } else {
             if let Err(why) = conn.enter(&ctx.limits) {
                 return fail(ctx, conn, self.id, Operation::Enter, why);
             }
-            self.members.insert(conn.id, Member::new(Arc::clone(conn)));
+            self.members.insert(conn.id, Member::new(Arc::clone(conn), since));
             ctx.entered(conn.id, self.id);
         }
         let (position, handshake) = (self.log.position(), self.log.durable().handshake);
         ctx.answer(conn, &ServerFrame::Entered { room: self.id, position, handshake });
+    }
+
+    /// Whether the session has entered by the access key that is in force: who did by a former one only reads on, up to the record
+    /// that replaced it.
+    pub(super) fn may(&self, conn: ConnId) -> bool {
+        self.members.get(&conn).is_some_and(|member| self.log.until(member.since) == Seq::MAX)
+    }
+
+    /// Has a session leave that was given the record which replaced the access key that it had proved.
+    pub(super) fn put_out(&mut self, conn: ConnId, ctx: &mut Context) {
+        let Some(conn) = self.members.get(&conn).map(|member| Arc::clone(&member.conn)) else { return };
+        self.leave(conn.id, ctx);
+        fail(ctx, &conn, self.id, Operation::Subscribe, Refusal::NoAccess);
     }
 
     pub(super) fn leave(&mut self, conn: ConnId, ctx: &mut Context) {
@@ -301,7 +319,7 @@ impl Room {
     }
 
     fn publish(&mut self, conn: &Arc<Conn>, publish: Publish, permit: Permit, ctx: &mut Context) {
-        let may = self.members.contains_key(&conn.id) || self.log.meta().kind == LogKind::Inbox;
+        let may = self.may(conn.id) || self.log.meta().kind == LogKind::Inbox;
         if !may || !self.deleting.is_empty() {
             return refuse(ctx, conn, &publish, Refusal::NoAccess);
         }
@@ -376,7 +394,7 @@ impl Room {
 
     fn delete(&mut self, conn: &Arc<Conn>, permit: Permit, ctx: &mut Context) {
         let why = match () {
-            () if !self.members.contains_key(&conn.id) => Refusal::NoAccess,
+            () if !self.may(conn.id) => Refusal::NoAccess,
             () if self.log.meta().creator != conn.device => Refusal::NotCreator,
             () => return self.deleting.push((Arc::clone(conn), permit)),
         };

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     core::{
+        access::FormerKeys,
         close::Refusal,
         frame::{Operation, ServerFrame},
         id::{RoomId, UnixMillis},
@@ -458,7 +459,10 @@ impl Shard {
         match result {
             Ok(()) => {
                 self.ctx.answer(conn, &ServerFrame::Created { room: id, log: meta.log });
-                self.ready(id, LoadedLog { meta, state: LogState::empty(id), producers: Vec::new() });
+                self.ready(
+                    id,
+                    LoadedLog { meta, state: LogState::empty(id), former: FormerKeys::default(), producers: Vec::new() },
+                );
             }
             Err(failure) => {
                 fail(&mut self.ctx, conn, id, Operation::Create, refusal(failure));

@@ -85,7 +85,7 @@ impl Client {
 
     pub async fn enter_room(&mut self, room: RoomId) {
         let proof = proof(room, self.binding);
-        self.send(&ClientFrame::Enter { room, proof }).await;
+        self.send(&ClientFrame::Enter { room, handshake: 0, proof }).await;
         self.until(|frame| matches!(frame, ServerFrame::Entered { .. })).await;
     }
 

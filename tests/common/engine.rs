@@ -9,6 +9,7 @@ use std::{
 
 use waxwing::{
     core::{
+        access::FormerKeys,
         chain,
         id::{RoomId, Seq},
         log::{Append, LoadedLog, LogMeta, LogState, Producer, ProducerState, Record, Records, Stored},
@@ -22,6 +23,7 @@ pub struct Log {
     room: RoomId,
     pub meta: LogMeta,
     pub state: LogState,
+    pub former: FormerKeys,
     pub producers: BTreeMap<Producer, ProducerState>,
     /// All that there ever were: what lies below the floor is only kept to compare with.
     pub records: Vec<Record>,
@@ -157,7 +159,7 @@ impl State {
             Request::Load { room } => Ok(Answer::Loaded(self.logs.get_mut(&room).map(|log| {
                 log.broken = false;
                 let producers = log.producers.iter().map(|(producer, state)| (*producer, state.clone())).collect();
-                Box::new(LoadedLog { meta: log.meta.clone(), state: log.state, producers })
+                Box::new(LoadedLog { meta: log.meta.clone(), state: log.state, former: log.former.clone(), producers })
             }))),
             Request::Create { room, meta } => {
                 if self.logs.contains_key(&room) {
@@ -165,7 +167,10 @@ impl State {
                 }
                 let state = LogState::empty(room);
                 let (producers, records, chains, origins) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
-                self.logs.insert(room, Log { room, meta, state, producers, records, chains, origins, broken: false });
+                self.logs.insert(
+                    room,
+                    Log { room, meta, state, former: FormerKeys::default(), producers, records, chains, origins, broken: false },
+                );
                 Ok(Answer::Done)
             }
             Request::Append(append) => {
@@ -230,6 +235,9 @@ impl Log {
         self.state.bytes += envelope.len() as u64;
         if waxwing::core::envelope::is_handshake(&envelope) {
             self.state.handshake = seq;
+        }
+        if let Some(access) = waxwing::core::handshake::new_access(&envelope) {
+            self.former.replace(&mut self.meta.access, seq, access);
         }
         self.origins.push((producer, client_seq));
         self.records.push(Record { seq, time_ms, envelope });

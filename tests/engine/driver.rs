@@ -11,8 +11,10 @@ use std::{
 use bytes::Bytes;
 use waxwing::{
     core::{
+        access::FormerKeys,
         chain,
         frame::LogKind,
+        handshake::{TRAILER_LEN, Trailer},
         id::{AccessKey, DeviceKey, Digest, LogId, ProducerId, RoomId},
         log::{Append, LoadedLog, LogMeta, Producer, Records},
     },
@@ -106,11 +108,16 @@ pub(crate) fn meta(log: u8) -> LogMeta {
     }
 }
 
-/// Bytes to append; of one in eight it looks as if they were a handshake record.
+/// Bytes to append; in one of eight they look as if they were a handshake record, and where there is space for one they may be
+/// one, which brings an access key.
 pub(crate) fn filled(byte: u8, len: usize) -> Vec<u8> {
     let mut envelope = vec![byte; len];
     if byte.is_multiple_of(8) {
-        envelope.iter_mut().zip([1, 4]).for_each(|(to, from)| *to = from);
+        envelope.iter_mut().zip([1, 4, 1, 0]).for_each(|(to, from)| *to = from);
+        if let Some(end) = envelope.last_chunk_mut::<TRAILER_LEN>().filter(|_| byte.is_multiple_of(16) && len > 200) {
+            let access = Some(AccessKey([byte | 1; 32]));
+            *end = Trailer { after: 0, access, welcome_len: 3, group_info_len: 0 }.to_bytes();
+        }
     }
     envelope
 }
@@ -176,6 +183,13 @@ impl Log {
         assert_eq!((seq, chain), (loaded.state.head, loaded.state.chain));
         let bytes = self.appends[..usize::try_from(seq).unwrap()].iter().map(|append| append.envelope.len() as u64).sum::<u64>();
         assert_eq!(bytes, loaded.state.bytes);
+        let (mut access, mut former) = (meta(0).access, FormerKeys::default());
+        for append in self.appends.iter().take(usize::try_from(seq).unwrap()) {
+            if let Some(next) = append.new_access() {
+                former.replace(&mut access, append.seq, next);
+            }
+        }
+        assert_eq!((loaded.meta.access, loaded.former), (access, former));
         let changes = self.appends.iter().take(usize::try_from(seq).unwrap()).filter(|append| append.is_handshake());
         assert_eq!(changes.last().map_or(0, |append| append.seq), loaded.state.handshake);
         match loaded.producers.as_slice() {

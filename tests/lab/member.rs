@@ -88,7 +88,7 @@ async fn enter(client: &mut Client, exporter: Option<[u8; 32]>) -> Result<(), Er
     client.binding = transcript.binding();
     let signature = sign(&client.key, &transcript.message());
     client.try_send(&ClientFrame::Authenticate { signature }).await?;
-    client.try_send(&ClientFrame::Enter { room: ROOM, proof: proof(ROOM, client.binding) }).await
+    client.try_send(&ClientFrame::Enter { room: ROOM, handshake: 0, proof: proof(ROOM, client.binding) }).await
 }
 
 /// Does what the plan says.

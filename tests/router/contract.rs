@@ -87,8 +87,8 @@ fn who_has_not_proved_access_gets_nothing() {
     world.ask(&conn, room, Action::Fetch { request: 1, before: u64::MAX, count_max: 9 });
     world.ask(&conn, room, Action::Ephemeral { envelope: envelope(Kind::Ephemeral, room, b"") });
     world.ask(&conn, room, Action::Delete);
-    world.ask(&conn, room, Action::Enter { proof: proof(room, Digest([0; 32])) });
-    world.ask(&conn, ROOMS[1], Action::Enter { proof: proof(ROOMS[1], conn.binding) });
+    world.ask(&conn, room, Action::Enter { handshake: 0, proof: proof(room, Digest([0; 32])) });
+    world.ask(&conn, ROOMS[1], Action::Enter { handshake: 0, proof: proof(ROOMS[1], conn.binding) });
     world.ask(&conn, ROOMS[1], publish(ROOMS[1], 1, b"x"));
     let frames = world.read_all(&conn);
     let no = |what| (Some(what), Refusal::NoAccess);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use waxwing::{
     core::{
+        access::FORMER_KEYS_MAX,
         close::Refusal,
         envelope::Kind,
         frame::{LogKind, Operation, Publish, ServerFrame},
@@ -18,7 +19,7 @@ use waxwing::{
 };
 
 use crate::{
-    common::{device_of, envelope, handshake, key},
+    common::{access_of, device_of, envelope, handshake, key, room_key},
     world::{ROOMS, World, limits, one_room, why},
 };
 
@@ -168,4 +169,126 @@ fn an_inbox_takes_none() {
     let publish = Publish { room: ROOMS[1], producer: ProducerId([1; 16]), client_seq: 1, handshake: 0, envelope };
     world.ask(&conn, ROOMS[1], Action::Publish(publish));
     assert_eq!(why(&world.read_all(&conn)), [(None, Refusal::BadEnvelope)]);
+}
+
+/// A handshake record that brings the access key `number`.
+fn rotation(client_seq: u64, after: Seq, number: u64) -> Action {
+    publish(client_seq, after, handshake(ROOM, after, Some(access_of(&key(number))), &client_seq.to_le_bytes(), (0, 0)))
+}
+
+/// The seqs that were delivered, and how it ended.
+fn delivered(frames: &[ServerFrame]) -> (Vec<Seq>, Vec<(Option<Operation>, Refusal)>) {
+    let pages = frames.iter().filter_map(|frame| if let ServerFrame::Deliver(page) = frame { Some(page) } else { None });
+    (pages.flat_map(|page| (page.first..).zip(&page.items).map(|(seq, _)| seq)).collect(), why(frames))
+}
+
+const OUT: (Option<Operation>, Refusal) = (Some(Operation::Subscribe), Refusal::NoAccess);
+
+#[test]
+fn who_entered_by_a_former_key_is_given_the_record_that_replaced_it_and_put_out() {
+    let (mut world, conn) = one_room(limits());
+    let live = world.connect(device_of(&key(2)));
+    let idle = world.connect(device_of(&key(3)));
+    for conn in [&live, &idle] {
+        world.enter(conn, ROOM);
+    }
+    for conn in [&live, &conn] {
+        world.ask(conn, ROOM, Action::Subscribe { after: 0 });
+        world.read_all(conn);
+    }
+    // All in one batch: the page ends where the key changes, and who made the change enters again as everybody does.
+    for action in [message(1, 0), rotation(2, 0, 50)] {
+        world.ask(&conn, ROOM, action);
+    }
+    let (seqs, ended) = delivered(&world.read_all(&live));
+    assert_eq!((seqs, ended), (vec![1, 2], vec![OUT]));
+    assert_eq!(delivered(&world.read_all(&conn)), (vec![1, 2], vec![OUT]));
+    for action in [message(3, 2), Action::Fetch { request: 1, before: 9, count_max: 9 }] {
+        assert_eq!(why(&ask(&mut world, &conn, action.clone())).len(), 1);
+        assert_eq!(why(&ask(&mut world, &idle, action)).len(), 1, "nor one that was not subscribed");
+    }
+    // The first one goes on under the new key from its cursor, and nothing is missing.
+    world.enter_by(&conn, ROOM, 2, &key(50));
+    world.read_all(&conn);
+    assert_eq!(acked(&mut world, &conn, message(3, 2)), 3);
+    world.enter_by(&live, ROOM, 2, &key(50));
+    world.ask(&live, ROOM, Action::Subscribe { after: 2 });
+    assert_eq!(delivered(&world.read_all(&live)), (vec![3], vec![]));
+    assert_eq!(acked(&mut world, &conn, message(4, 2)), 4);
+    assert_eq!(delivered(&world.read_all(&live)), (vec![4], vec![]));
+    // Who has only the former key reads up to the record, also after a crash, and nothing else.
+    for crash in [false, true] {
+        if crash {
+            world.crash();
+        }
+        let former = world.connect(device_of(&key(4)));
+        world.enter_by(&former, ROOM, 2, &room_key(ROOM));
+        assert_eq!(why(&world.read_all(&former)), [(Some(Operation::Enter), Refusal::BadProof)]);
+        world.enter_by(&former, ROOM, 0, &key(50));
+        assert_eq!(why(&world.read_all(&former)), [(Some(Operation::Enter), Refusal::BadProof)]);
+        world.enter_by(&former, ROOM, 1, &room_key(ROOM));
+        let frames = world.read_all(&former);
+        assert!(matches!(frames[..], [ServerFrame::Entered { handshake: 2, .. }]), "{frames:?}");
+        for (action, what) in [
+            (Action::Fetch { request: 1, before: 2, count_max: 9 }, Operation::Fetch),
+            (Action::Handshake { request: 1, before: u64::MAX }, Operation::Handshake),
+            (Action::Seek { request: 1, time_ms: 0 }, Operation::Seek),
+            (Action::Ephemeral { envelope: envelope(Kind::Ephemeral, ROOM, b"e") }, Operation::Ephemeral),
+            (Action::Delete, Operation::Delete),
+        ] {
+            assert_eq!(why(&ask(&mut world, &former, action)), [(Some(what), Refusal::NoAccess)]);
+        }
+        assert_eq!(why(&ask(&mut world, &former, message(1, 2))), [(None, Refusal::NoAccess)]);
+        world.ask(&former, ROOM, Action::Subscribe { after: 0 });
+        assert_eq!(delivered(&world.read_all(&former)), (vec![1, 2], vec![OUT]));
+        assert_eq!(delivered(&ask(&mut world, &former, Action::Subscribe { after: 0 })), (vec![], vec![OUT]), "it has left");
+        world.enter_by(&former, ROOM, 2, &key(50));
+        world.ask(&former, ROOM, Action::Subscribe { after: 2 });
+        assert_eq!(delivered(&world.read_all(&former)), (vec![3, 4], vec![]));
+    }
+    // Making the same room again is answered as ever.
+    let conn = world.connect(device_of(&key(1)));
+    world.create(&conn, ROOM, LogKind::Room);
+    assert!(matches!(world.read_all(&conn)[..], [ServerFrame::Created { .. }]));
+}
+
+#[test]
+fn a_slow_reader_with_a_former_key_gets_no_further_however_many_follow() {
+    let (mut world, conn) = one_room(limits());
+    let slow = world.connect(device_of(&key(2)));
+    world.enter(&slow, ROOM);
+    world.ask(&slow, ROOM, Action::Subscribe { after: 0 });
+    world.read_all(&slow);
+    let (mut n, mut newest) = (0, 0);
+    let mut say = |world: &mut World, is_rotation: bool| {
+        n += 1;
+        let action = if is_rotation { rotation(n, newest, n) } else { message(n, newest) };
+        assert!(world.ask(&conn, ROOM, action));
+        let answers = why(&world.read_all(&conn));
+        assert_eq!(answers, []);
+        if is_rotation {
+            newest = n;
+            world.enter_by(&conn, ROOM, newest, &key(n));
+            world.read_all(&conn);
+        }
+        n
+    };
+    for _ in 0..20 {
+        say(&mut world, false);
+    }
+    let replaced = say(&mut world, true);
+    for turn in 0..30 {
+        say(&mut world, turn % 5 == 0);
+    }
+    let (seqs, ended) = delivered(&world.read_all(&slow));
+    assert_eq!((seqs, ended), ((1..=replaced).collect(), vec![OUT]));
+    // Another one that sleeps over more changes than are remembered.
+    world.enter_by(&slow, ROOM, 0, &room_key(ROOM));
+    world.read_all(&slow);
+    for _ in 0..=FORMER_KEYS_MAX {
+        say(&mut world, true);
+    }
+    assert_eq!(delivered(&ask(&mut world, &slow, Action::Subscribe { after: 0 })), (vec![], vec![OUT]));
+    world.enter_by(&slow, ROOM, 0, &room_key(ROOM));
+    assert_eq!(why(&world.read_all(&slow)), [(Some(Operation::Enter), Refusal::BadProof)]);
 }

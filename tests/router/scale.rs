@@ -43,7 +43,7 @@ fn enter_many(world: &mut World, room: RoomId, count: u64) -> Vec<Arc<Conn>> {
     let mut proofs = BTreeMap::new(); // Signing takes its time, and few logins differ here.
     for (index, conn) in conns.iter().enumerate() {
         let proof = *proofs.entry(conn.binding.0).or_insert_with(|| proof(room, conn.binding));
-        world.ask(conn, room, Action::Enter { proof });
+        world.ask(conn, room, Action::Enter { handshake: 0, proof });
         if index == 0 {
             world.settle(); // The room is loaded.
         }

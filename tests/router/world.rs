@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use ed25519_dalek::SigningKey;
 use futures_util::FutureExt as _;
 use waxwing::{
     core::{
         close::Refusal,
         envelope::Kind,
         frame::{LogKind, Operation, Publish, ServerFrame},
-        id::{DeviceKey, Digest, LogId, ProducerId, RoomId},
+        id::{DeviceKey, Digest, LogId, ProducerId, RoomId, Seq},
         limits::Limits,
+        login,
         session::{Action, RoomRequest},
     },
     engine::{Complete, Engine},
@@ -25,7 +27,7 @@ use crate::common::{
     engine::{Collector, ModelEngine},
     envelope,
     home::Home,
-    key, proof, room_key,
+    key, proof, room_key, sign,
 };
 
 pub(crate) const ROOMS: [RoomId; 2] = [RoomId([1; 16]), RoomId([2; 16])];
@@ -132,7 +134,13 @@ impl World {
 
     pub(crate) fn enter(&mut self, conn: &Arc<Conn>, room: RoomId) {
         let proof = proof(room, conn.binding);
-        self.ask(conn, room, Action::Enter { proof });
+        self.ask(conn, room, Action::Enter { handshake: 0, proof });
+    }
+
+    /// As one who has processed the handshake record at `handshake`, which brought this key.
+    pub(crate) fn enter_by(&mut self, conn: &Arc<Conn>, room: RoomId, handshake: Seq, key: &SigningKey) {
+        let proof = sign(key, &login::access_message(conn.binding, room));
+        self.ask(conn, room, Action::Enter { handshake, proof });
     }
 
     pub(crate) fn turn(&mut self) {

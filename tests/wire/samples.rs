@@ -41,7 +41,7 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
         ("authenticate", ClientFrame::Authenticate { signature: signature() }),
         ("create room", ClientFrame::Create { room: ROOM, access: AccessKey([0x99; 32]), kind: LogKind::Room }),
         ("create inbox", ClientFrame::Create { room: ROOM, access: AccessKey([0x99; 32]), kind: LogKind::Inbox }),
-        ("enter", ClientFrame::Enter { room: ROOM, proof: signature() }),
+        ("enter", ClientFrame::Enter { room: ROOM, handshake: 299, proof: signature() }),
         ("leave", ClientFrame::Leave { room: ROOM }),
         ("subscribe", ClientFrame::Subscribe { room: ROOM, after: 16_384 }),
         ("unsubscribe", ClientFrame::Unsubscribe { room: ROOM }),

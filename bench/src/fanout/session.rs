@@ -99,7 +99,7 @@ impl Role {
     /// The frame that enters it.
     pub fn enter(&self, binding: Digest) -> ClientFrame {
         let proof = sign(&self.room_key(), &login::access_message(binding, self.room_id()));
-        ClientFrame::Enter { room: self.room_id(), proof }
+        ClientFrame::Enter { room: self.room_id(), handshake: 0, proof }
     }
 
     pub fn subscribe(&self) -> ClientFrame {

@@ -123,7 +123,8 @@ impl Session {
             expect(&mut reader, |frame| matches!(frame, ServerFrame::Created { .. })).await?;
         }
         let proof = sign(&access, &login::access_message(transcript.binding(), room));
-        let enter = [ClientFrame::Enter { room, proof }.encode(), ClientFrame::Subscribe { room, after: 0 }.encode()];
+        let enter =
+            [ClientFrame::Enter { room, handshake: 0, proof }.encode(), ClientFrame::Subscribe { room, after: 0 }.encode()];
         writer.send(&enter).await?;
         expect(&mut reader, |frame| matches!(frame, ServerFrame::Subscribed { .. })).await?;
         Ok(Self { index, room, producer: ProducerId(super::random()?), reader, writer })

@@ -205,7 +205,7 @@ impl Client {
     pub(in crate::client) fn enter(&mut self, log: RoomId, seed: &[u8; 32]) {
         if let Some(binding) = self.wire.binding() {
             let (_, proof) = sign_with_seed(seed, &access_message(binding, log));
-            self.send(&ClientFrame::Enter { room: log, proof });
+            self.send(&ClientFrame::Enter { room: log, handshake: 0, proof });
         }
     }
 

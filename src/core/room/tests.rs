@@ -12,7 +12,7 @@ const DEVICE: DeviceKey = DeviceKey([2; 32]);
 
 fn room() -> RoomLog {
     let meta = LogMeta { log: LogId([3; 16]), kind: LogKind::Room, access: AccessKey([4; 32]), creator: DEVICE, created_ms: 0 };
-    RoomLog::new(ROOM, LoadedLog { meta, state: LogState::empty(ROOM), producers: Vec::new() })
+    RoomLog::new(ROOM, LoadedLog { meta, state: LogState::empty(ROOM), former: FormerKeys::default(), producers: Vec::new() })
 }
 
 fn envelope(tag: u8, epoch: u64) -> Bytes {
@@ -177,7 +177,7 @@ proptest! {
                         (producer, state)
                     });
                     let producers = producers.collect();
-                    room = RoomLog::new(ROOM, LoadedLog { meta: room.meta.clone(), state, producers });
+                    room = RoomLog::new(ROOM, LoadedLog { meta: room.meta.clone(), state, former: FormerKeys::default(), producers });
                 }
             }
             prop_assert_eq!(room.durable().handshake, newest(&records[..durable]));

@@ -75,6 +75,9 @@ impl<'t> Apply<'t> {
             _ => return Err(Error::Log { log, why: "there is no row of this log".to_owned() }),
         };
         let records = tail.after(row.state.head);
+        for (seq, key) in tail.keys.iter().filter(|(seq, _)| *seq > row.state.head) {
+            row.former.replace(&mut row.meta.access, *seq, *key);
+        }
         if !records.is_empty() {
             self.append(room, &mut row, records)?;
         }

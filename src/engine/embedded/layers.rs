@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     core::{
-        id::{Digest, LogId, RoomId, Seq},
+        id::{AccessKey, Digest, LogId, RoomId, Seq},
         log::{LogMeta, LogState},
     },
     engine::wal::Lsn,
@@ -69,6 +69,8 @@ pub(super) struct Tail {
     pub(super) head: Option<(Seq, Digest)>,
     /// The seq of the newest handshake record; 0 when they have none.
     handshake: Seq,
+    /// The access keys that handshake records brought, each with its record, ascending; redb may have some of them.
+    keys: Vec<(Seq, AccessKey)>,
     /// What was wanted, ascending and without gap.
     pub(super) records: Vec<Handle>,
     /// For each table with records: its first seq, and its envelope bytes.
@@ -80,6 +82,11 @@ impl Tail {
     pub(super) fn follows(&self, head: Seq) -> bool {
         let oldest = self.parts.iter().map(|(first, _)| *first).filter(|first| *first > head).min();
         oldest.is_none_or(|first| first == head + 1)
+    }
+
+    /// The access keys that records after `head` brought.
+    pub(super) fn keys_after(&self, head: Seq) -> impl Iterator<Item = (Seq, AccessKey)> {
+        self.keys.iter().copied().filter(move |(seq, _)| *seq > head)
     }
 
     /// How the log stands, given how it stands in redb.
@@ -260,8 +267,8 @@ impl Tables {
 }
 
 fn gather(newest_first: [Option<&RoomTail>; 2], want: Want) -> Tail {
-    let (records, parts) = (Vec::new(), Vec::new());
-    let mut tail = Tail { life: Life::Unknown, made: None, head: None, handshake: 0, records, parts };
+    let (records, parts, keys) = (Vec::new(), Vec::new(), Vec::new());
+    let mut tail = Tail { life: Life::Unknown, made: None, head: None, handshake: 0, keys, records, parts };
     let mut left = Left::new(want);
     let mut wanted: Vec<&[Handle]> = Vec::new();
     for part in newest_first.into_iter().flatten() {
@@ -276,6 +283,7 @@ fn gather(newest_first: [Option<&RoomTail>; 2], want: Want) -> Tail {
         }
         tail.head = tail.head.or_else(|| part.head());
         tail.handshake = tail.handshake.max(part.handshake);
+        tail.keys.splice(0..0, part.keys.iter().copied());
         if let Some(first) = part.records.first() {
             tail.parts.push((first.seq(), part.envelope_bytes));
             wanted.push(left.select(part));

@@ -17,8 +17,8 @@ use bytes::Bytes;
 use super::hash::RoomMap;
 use crate::{
     core::{
-        chain, envelope,
-        id::{ClientSeq, Digest, LogId, RoomId, Seq, UnixMillis},
+        chain, envelope, handshake,
+        id::{AccessKey, ClientSeq, Digest, LogId, RoomId, Seq, UnixMillis},
         log::{Append, EnvelopeHash, LogMeta, LogState, Producer, Stored},
     },
     engine::{
@@ -159,6 +159,8 @@ pub(super) struct RoomTail {
     /// The seq of the newest handshake record among them, or among those that were forgotten because redb has them; 0 when there
     /// is none.
     pub(super) handshake: Seq,
+    /// The access keys that such records brought, each with its record, ascending.
+    pub(super) keys: Vec<(Seq, AccessKey)>,
 }
 
 impl RoomTail {
@@ -240,6 +242,7 @@ impl Memtable {
         tail.envelope_bytes += len as u64;
         if envelope::is_handshake(record.envelope()) {
             tail.handshake = record.seq();
+            tail.keys.extend(handshake::new_access(record.envelope()).map(|key| (record.seq(), key)));
         }
         tail.records.push(record);
     }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     core::{
-        chain, envelope,
+        chain, envelope, handshake,
         id::{Digest, LogId, RoomId, Seq, UnixMillis},
         log::{Producer, ProducerState, Record, Records},
     },
@@ -264,7 +264,7 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
     /// other rows.
     pub(super) fn verify(&self, mut visit: impl FnMut(&Chunk<'_>) -> Result<(), Error>) -> Result<(), Error> {
         let state = &self.row.state;
-        let (mut value, mut bytes, mut rows, mut handshake) = (state.floor_chain, 0, 0_u64, 0);
+        let (mut value, mut bytes, mut rows, mut newest, mut access) = (state.floor_chain, 0, 0_u64, 0, None);
         self.ascending(state.floor, state.head, |chunk| {
             if chunk.before() != value {
                 return Err(self.row.damaged(format!("the hash chain breaks before record {}", chunk.first())));
@@ -275,7 +275,8 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
                     return Err(self.row.damaged(format!("the hash chain breaks at record {seq}")));
                 }
                 if envelope::is_handshake(item.envelope) {
-                    handshake = seq;
+                    newest = seq;
+                    access = handshake::new_access(item.envelope).or(access);
                 }
             }
             bytes += chunk.envelopes().len() as u64;
@@ -292,8 +293,11 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
         if bytes != state.bytes {
             return Err(self.row.damaged(format!("its records have {bytes} bytes, not {}", state.bytes)));
         }
-        if handshake != state.handshake && !(handshake == 0 && state.handshake < state.floor) {
-            return Err(self.row.damaged(format!("its newest handshake record is {handshake}, not {}", state.handshake)));
+        if newest != state.handshake && !(newest == 0 && state.handshake < state.floor) {
+            return Err(self.row.damaged(format!("its newest handshake record is {newest}, not {}", state.handshake)));
+        }
+        if access.is_some_and(|access| access != self.row.meta.access) {
+            return Err(self.row.damaged("its access key is not the one that its records name"));
         }
         // One by one: a range of redb that fails goes on failing, and never ends.
         let mut stored = 0_u64;

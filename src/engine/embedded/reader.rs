@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     core::{
+        access::FormerKeys,
         id::{Digest, RoomId, Seq, UnixMillis},
         log::{LoadedLog, LogMeta, LogState, Producer, ProducerState, Record, Records},
     },
@@ -85,6 +86,8 @@ struct View<'a> {
     state: LogState,
     /// Wanted records that redb does not have.
     tail: &'a [Handle],
+    /// What the tables have.
+    unapplied: &'a Tail,
 }
 
 impl<'a> View<'a> {
@@ -106,7 +109,7 @@ impl<'a> View<'a> {
         }
         let applied = tail.records.iter().take_while(|record| record.seq() <= base.head).count();
         let records = tail.records.get(applied..).unwrap_or_default();
-        Ok(Some(Some(View { txn, room, meta, state: tail.state(base), row, tail: records })))
+        Ok(Some(Some(View { txn, room, meta, state: tail.state(base), row, tail: records, unapplied: tail })))
     }
 
     /// The newest seq that redb has.
@@ -131,7 +134,12 @@ impl<'a> View<'a> {
         for record in self.tail {
             rows::note(producers.entry(*record.producer()).or_default(), &record.publish());
         }
-        Ok(LoadedLog { meta: self.meta.clone(), state: self.state, producers: producers.into_iter().collect() })
+        let (mut meta, mut former) =
+            (self.meta.clone(), self.row.as_ref().map_or_else(FormerKeys::default, |row| row.former.clone()));
+        for (seq, key) in self.unapplied.keys_after(self.applied()) {
+            former.replace(&mut meta.access, seq, key);
+        }
+        Ok(LoadedLog { meta, state: self.state, former, producers: producers.into_iter().collect() })
     }
 
     fn after(&self, after: Seq, bytes_max: u32) -> Result<Records, Error> {

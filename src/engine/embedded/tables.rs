@@ -4,7 +4,7 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `meta` | name | bytes: `format` = u32, `applied` = u64, the newest entry of the write-ahead log that is in the tables |
-//! | `logs` | room id, 16 | postcard ([`LogMeta`], [`LogState`], [`Open`]), and, where there is one, the seq of the newest handshake record, LEB128 |
+//! | `logs` | room id, 16 | postcard ([`LogMeta`], [`LogState`], [`Open`]), and, where there is a handshake record, what `rows::put_group` adds |
 //! | `chunks` | (log id, 16; first seq, u64) | a chunk (see `chunk`) that fills the pages it lies in |
 //! | `tails` | (log id, 16; first seq, u64) | a chunk that shares its page |
 //! | `stranded` | (log id, 16; first seq, u64) | postcard ([`Stranded`]): acked records that a damaged log could not take |
@@ -26,6 +26,7 @@ use super::chunk::{Chunk, DecodeError, SEQ_END};
 pub(super) use crate::engine::rows::{DELETING, Error, FORMAT_ROW, META, PRODUCERS};
 use crate::{
     core::{
+        access::FormerKeys,
         id::{ClientSeq, LogId, RoomId, Seq, UnixMillis},
         log::{LogMeta, LogState, Producer},
     },
@@ -69,17 +70,20 @@ pub(super) struct LogRow {
     pub(super) meta: LogMeta,
     pub(super) state: LogState,
     pub(super) open: Open,
+    #[serde(skip)]
+    pub(super) former: FormerKeys,
 }
 
 impl LogRow {
     /// A new log's.
     pub(super) fn new(room: RoomId, meta: LogMeta) -> Self {
-        Self { meta, state: LogState::empty(room), open: Open { first: 1, loose: 1, tails: 1, bytes: 0, goal: 0 } }
+        let open = Open { first: 1, loose: 1, tails: 1, bytes: 0, goal: 0 };
+        Self { meta, state: LogState::empty(room), open, former: FormerKeys::default() }
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
         let (mut row, rest) = postcard::take_from_bytes::<Self>(bytes).map_err(|_| Error::Row("logs"))?;
-        row.state.handshake = rows::take_handshake(rest, row.state.head).ok_or(Error::Row("logs"))?;
+        (row.state.handshake, row.former) = rows::take_group(rest, row.state.head).ok_or(Error::Row("logs"))?;
         let (state, open) = (&row.state, &row.open);
         let end = state.head.saturating_add(1);
         // What follows reckons with these.
@@ -89,7 +93,7 @@ impl LogRow {
 
     pub(super) fn encode(&self) -> Vec<u8> {
         let row = postcard::to_allocvec(self).expect("a row of fixed-size fields encodes into memory");
-        rows::put_handshake(row, self.state.handshake)
+        rows::put_group(row, self.state.handshake, &self.former)
     }
 
     /// That this log is damaged.

@@ -13,6 +13,7 @@ use super::{
     tables::{self, Error, LogRow, RecordKey},
 };
 use crate::core::{
+    access::FormerKeys,
     id::{LogId, RoomId},
     log::{Append, LogMeta, LogState},
 };
@@ -97,7 +98,10 @@ impl<'t> Batch<'t> {
         if full {
             return Ok(Err(Failure::DiskFull));
         }
-        *cached = Cached { row: Some(LogRow { meta: meta.clone(), state: LogState::empty(room) }), dirty: true };
+        *cached = Cached {
+            row: Some(LogRow { meta: meta.clone(), state: LogState::empty(room), former: FormerKeys::default() }),
+            dirty: true,
+        };
         self.changed = true;
         Ok(Ok(()))
     }
@@ -121,6 +125,9 @@ impl<'t> Batch<'t> {
         row.state.bytes += append.envelope.len() as u64;
         if append.is_handshake() {
             row.state.handshake = append.seq;
+        }
+        if let Some(access) = append.new_access() {
+            row.former.replace(&mut row.meta.access, append.seq, access);
         }
         *dirty = true;
         self.insert_record(log, append)?;

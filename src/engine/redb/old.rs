@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     core::{
+        access::FormerKeys,
         id::{Digest, LogId, RoomId, Seq, UnixMillis},
         log::{LogMeta, LogState, Producer, ProducerState},
     },
@@ -46,9 +47,9 @@ impl OldStore {
     }
 
     /// One log.
-    pub(in crate::engine) fn log(&self, room: RoomId) -> Result<Option<(LogMeta, LogState)>, Error> {
+    pub(in crate::engine) fn log(&self, room: RoomId) -> Result<Option<(LogMeta, LogState, FormerKeys)>, Error> {
         let row = self.txn.open_table(tables::LOGS)?.get(&room.0)?.map(|row| LogRow::decode(row.value())).transpose()?;
-        Ok(row.map(|row| (row.meta, row.state)))
+        Ok(row.map(|row| (row.meta, row.state, row.former)))
     }
 
     /// Calls `each` for the records `from..=to` of a log.

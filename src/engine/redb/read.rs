@@ -48,7 +48,7 @@ fn seek(txn: &ReadTransaction, row: &LogRow, time_ms: UnixMillis) -> Result<Seq,
 
 fn load(txn: &ReadTransaction, row: LogRow) -> Result<LoadedLog, Error> {
     let producers = rows::producers(&txn.open_table(tables::PRODUCERS)?, rows::Spelling::First, row.meta.log)?;
-    Ok(LoadedLog { meta: row.meta, state: row.state, producers })
+    Ok(LoadedLog { meta: row.meta, state: row.state, former: row.former, producers })
 }
 
 /// Collects records until a limit is met, but at least one.

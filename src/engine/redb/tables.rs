@@ -3,7 +3,7 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `meta` | name | bytes: `format` = u32 |
-//! | `logs` | room id, 16 | postcard ([`LogMeta`], [`LogState`]), and what `rows::put_handshake` adds |
+//! | `logs` | room id, 16 | postcard ([`LogMeta`], [`LogState`]), and what `rows::put_group` adds |
 //! | `records` | (log id, 16; seq, u64) | chain, 32 ‖ time in ms, u64 ‖ envelope |
 //! | `producers` | log id, 16 ‖ device, 32 ‖ producer, 16 | postcard (last number, its time, [(seq, 16 bytes of the envelope's SHA-256, of which eight count)]) |
 //! | `deleting` | log id, 16 | nothing |
@@ -14,11 +14,12 @@
 use redb::TableDefinition;
 
 use crate::core::{
+    access::FormerKeys,
     id::{Digest, Seq, UnixMillis},
     log::{LogMeta, LogState},
 };
 pub(super) use crate::engine::rows::{DELETING, Error, FORMAT_ROW, META, PRODUCERS};
-use crate::engine::rows::{put_handshake, take_handshake};
+use crate::engine::rows::{put_group, take_group};
 
 /// The format that this build writes and reads.
 pub(super) const FORMAT: u32 = 1;
@@ -37,18 +38,20 @@ pub(super) const RECORD_PREFIX: usize = 32 + 8;
 pub(super) struct LogRow {
     pub(super) meta: LogMeta,
     pub(super) state: LogState,
+    #[serde(skip)]
+    pub(super) former: FormerKeys,
 }
 
 impl LogRow {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
         let (mut row, rest) = postcard::take_from_bytes::<Self>(bytes).map_err(|_| Error::Row("logs"))?;
-        row.state.handshake = take_handshake(rest, row.state.head).ok_or(Error::Row("logs"))?;
+        (row.state.handshake, row.former) = take_group(rest, row.state.head).ok_or(Error::Row("logs"))?;
         Ok(row)
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
         let row = postcard::to_allocvec(self).expect("a row of fixed-size fields encodes into memory");
-        put_handshake(row, self.state.handshake)
+        put_group(row, self.state.handshake, &self.former)
     }
 }
 

@@ -27,7 +27,7 @@ function checkVectors() {
     'client authenticate': frames.authenticate(signature),
     'client create room': frames.create(room, access, 0),
     'client create inbox': frames.create(room, access, 1),
-    'client enter': frames.enter(room, signature),
+    'client enter': frames.enter(room, 299, signature),
     'client subscribe': frames.subscribe(room, 16384),
     'client publish': frames.publish(room, producer, 127, 300, Buffer.from('envelope')),
     'client ping': frames.ping(0xdeadbeef),
@@ -150,9 +150,9 @@ async function main() {
   connection.send(frames.create(room, access.public, 0), frames.create(room, access.public, 0));
   const {log} = await connection.expect('Created');
   assert.deepEqual((await connection.expect('Created')).log, log, 'asked again, answered alike');
-  connection.send(frames.enter(room, device.sign(accessMessage(binding, room))));
+  connection.send(frames.enter(room, 0, device.sign(accessMessage(binding, room))));
   assert.deepEqual((await connection.expect('Failed')).why, {name: 'bad_proof'});
-  connection.send(frames.enter(room, access.sign(accessMessage(binding, room))));
+  connection.send(frames.enter(room, 0, access.sign(accessMessage(binding, room))));
   const entered = await connection.expect('Entered');
   assert.deepEqual(entered.position, {log, head: 0, floor: 1});
   connection.send(frames.subscribe(room, 0));

@@ -92,7 +92,7 @@ export const frames = {
     Buffer.concat([put.number(0), put.number(1), nonce, device, put.text(authority), put.bool(exporter), put.bytes(token), put.text(agent)]),
   authenticate: (signature) => Buffer.concat([put.number(1), signature]),
   create: (room, access, kind) => Buffer.concat([put.number(2), room, access, put.number(kind)]),
-  enter: (room, proof) => Buffer.concat([put.number(3), room, proof]),
+  enter: (room, handshake, proof) => Buffer.concat([put.number(3), room, put.number(handshake), proof]),
   subscribe: (room, after) => Buffer.concat([put.number(5), room, put.number(after)]),
   publish: (room, producer, clientSeq, handshake, envelope) =>
     Buffer.concat([put.number(8), room, producer, put.number(clientSeq), put.number(handshake), put.bytes(envelope)]),

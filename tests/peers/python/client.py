@@ -33,7 +33,7 @@ def check_vectors(path):
         "client authenticate": wire.authenticate(signature),
         "client create room": wire.create(room, access, 0),
         "client create inbox": wire.create(room, access, 1),
-        "client enter": wire.enter(room, signature),
+        "client enter": wire.enter(room, 299, signature),
         "client subscribe": wire.subscribe(room, 16384),
         "client fetch": wire.fetch(7, room, 2**64 - 1, 100),
         "client publish": wire.publish(room, producer, 127, 300, b"envelope"),
@@ -142,9 +142,9 @@ async def talk(client, authority, group):
     assert (await client.expect("Failed"))["why"] == ("no_access",)
     client.send(wire.create(room, access.public, 0))
     log = (await client.expect("Created"))["log"]
-    client.send(wire.enter(room, device.sign(wire.access_message(binding, room))))
+    client.send(wire.enter(room, 0, device.sign(wire.access_message(binding, room))))
     assert (await client.expect("Failed"))["why"] == ("bad_proof",)
-    client.send(wire.enter(room, access.sign(wire.access_message(binding, room))))
+    client.send(wire.enter(room, 0, access.sign(wire.access_message(binding, room))))
     entered = await client.expect("Entered")
     assert entered["position"] == {"log": log, "head": 0, "floor": 1}, entered
     client.send(wire.subscribe(room, 0))

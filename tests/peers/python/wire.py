@@ -72,8 +72,8 @@ def create(room, access, kind):
     return varint(2) + room + access + varint(kind)
 
 
-def enter(room, proof):
-    return varint(3) + room + proof
+def enter(room, handshake, proof):
+    return varint(3) + room + varint(handshake) + proof
 
 
 def subscribe(room, after):

@@ -395,7 +395,7 @@ impl<'a, 'd, 'r> Copier<'a, 'd, 'r> {
     }
 
     fn log_of_first(&mut self, old: &OldStore, room: RoomId, log: LogId, id: LogId) -> Result<(), rows::Error> {
-        let (meta, state) = old.log(room)?.ok_or(rows::Error::Row("logs"))?;
+        let (meta, state, former) = old.log(room)?.ok_or(rows::Error::Row("logs"))?;
         let mut pending = Pending { id, first: state.floor, before: state.floor_chain, records: Vec::new(), bytes: 0 };
         let damaged = |why: String| rows::Error::Log { log, why };
         let (mut value, mut bytes, mut next) = (state.floor_chain, 0, state.floor);
@@ -425,7 +425,7 @@ impl<'a, 'd, 'r> Copier<'a, 'd, 'r> {
         for (producer, state) in old.producers(log)? {
             self.put(Row::Producer(id, producer, rows::encode_producer(&state)))?;
         }
-        let row = LogRow { meta: LogMeta { log: id, ..meta }, state, open };
+        let row = LogRow { meta: LogMeta { log: id, ..meta }, state, former, open };
         self.put(Row::Log(room, row.encode()))
     }
 
