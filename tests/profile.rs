@@ -75,11 +75,10 @@ fn a_passphrase_hides_everything_and_only_it_opens() {
     assert!(!is_locked(&path).unwrap() && !path.exists(), "looking makes nothing");
     let kept = fill(&profile);
     assert!(is_locked(&path).unwrap() && !is_readable(&path));
-    let before = fs::read(&path).unwrap();
     assert!(matches!(FileStore::open(&locked(&path, "correct hoarse")), Err(StoreError::Passphrase(_))));
     assert!(matches!(FileStore::open(&Profile::from(&path)), Err(StoreError::Locked(_))));
     assert_eq!(entries(&profile), kept, "in the order of their names");
-    assert!(!is_readable(&path) && before.len() == fs::read(&path).unwrap().len());
+    assert!(!is_readable(&path));
 }
 
 #[test]
@@ -147,6 +146,7 @@ impl Terminal {
     fn run(&self, args: &[&str], passphrase: Option<&str>) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_waxwing"));
         command.args(args).env_clear().env("WAXWING_HOME", self.home.path().join("data")).current_dir(self.home.path());
+        command.env("WAXWING_CLIENT_PASSPHRASE", "of the exported file");
         if let Some(passphrase) = passphrase {
             command.env("WAXWING_CLIENT_PROFILE_PASSPHRASE", passphrase);
         }
@@ -183,4 +183,22 @@ fn the_command_line_gives_takes_and_wants_a_passphrase() {
     terminal.says(&["passphrase", "--remove"], Some("the first one"));
     assert_eq!(terminal.says(&["whoami"], None), me);
     assert!(terminal.complains(&["whoami"], Some("the first one")).contains("`waxwing passphrase`"));
+}
+
+#[test]
+fn a_person_moves_by_an_exported_file_whatever_protects_the_profiles() {
+    let (old, new) = (Terminal { home: tempfile::tempdir().unwrap() }, Terminal { home: tempfile::tempdir().unwrap() });
+    let file = old.home.path().join("exported");
+    let file = file.to_str().unwrap();
+    let line = |said: &str, name: &str| said.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    let me = old.says(&["whoami", "--name", "Ann"], Some("of the profile"));
+    old.says(&["export", file], Some("of the profile"));
+    assert_eq!(fs::metadata(file).unwrap().mode() & 0o777, 0o600);
+    assert!(old.complains(&["export", file], Some("of the profile")).contains("cannot make"), "never over another file");
+    assert!(new.complains(&["import", "--passphrase-file", file, file], None).contains("cannot read"), "it is no text");
+    let moved = new.says(&["import", file], Some("another profile's"));
+    assert!(moved.contains("a device of that person"));
+    let there = new.says(&["whoami"], Some("another profile's"));
+    assert_eq!(line(&me, "person"), line(&there, "person"));
+    assert_ne!(line(&me, "device"), line(&there, "device"));
 }

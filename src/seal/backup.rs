@@ -96,3 +96,54 @@ pub fn decrypt(file: &[u8], passphrase: &str) -> Result<Zeroizing<Vec<u8>>, Back
         .map(Zeroizing::new)
         .map_err(|_| BackupError::Passphrase)
 }
+
+#[cfg(test)]
+mod tests {
+    use rand_core::UnwrapErr;
+
+    use super::*;
+
+    const AT_MEMORY: usize = 15;
+    const AT_PASSES: usize = 19;
+    const AT_SALT: usize = 23;
+    const AT_NONCE: usize = 39;
+
+    fn made() -> Vec<u8> {
+        encrypt(b"keys", "correct horse", &mut UnwrapErr(getrandom::SysRng)).unwrap()
+    }
+
+    #[test]
+    fn a_file_opens_with_its_passphrase_as_it_was_made_and_not_otherwise() {
+        let file = made();
+        assert_eq!(decrypt(&file, "correct horse").unwrap().as_slice(), b"keys");
+        assert_eq!(decrypt(&file, "correct hoarse"), Err(BackupError::Passphrase));
+        // One bit of every field: cheaper parameters would make guessing cheaper.
+        for at in [AT_MEMORY, AT_PASSES, AT_SALT, AT_NONCE, HEAD_LEN, file.len() - 1] {
+            let mut changed = file.clone();
+            changed[at] ^= 2;
+            assert_eq!(decrypt(&changed, "correct horse"), Err(BackupError::Passphrase), "byte {at}");
+        }
+        assert_eq!(decrypt(&file[..file.len() - 1], "correct horse"), Err(BackupError::Passphrase));
+    }
+
+    #[test]
+    fn a_file_that_asks_for_too_much_is_refused_before_any_work() {
+        let file = made();
+        let with = |at: usize, field: u32| {
+            let mut changed = file.clone();
+            changed[at..at + 4].copy_from_slice(&field.to_le_bytes());
+            decrypt(&changed, "correct horse")
+        };
+        for (at, max) in [(AT_MEMORY, MEMORY_KIB_MAX), (AT_PASSES, PASSES_MAX)] {
+            assert_eq!(with(at, max + 1), Err(BackupError::Cost));
+            assert_eq!(with(at, u32::MAX), Err(BackupError::Cost));
+            assert_eq!(with(at, 0), Err(BackupError::Cost), "nor for none, which Argon2 does not do");
+        }
+        for len in 0..HEAD_LEN {
+            assert_eq!(decrypt(&file[..len], ""), Err(BackupError::NotABackup));
+        }
+        let changed = |at: usize| [&file[..at], &[9], &file[at + 1..]].concat();
+        assert_eq!(decrypt(&changed(0), ""), Err(BackupError::NotABackup));
+        assert_eq!(decrypt(&changed(14), ""), Err(BackupError::Format(9)));
+    }
+}
