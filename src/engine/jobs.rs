@@ -41,6 +41,7 @@ pub(super) enum Read {
     After { after: Seq, bytes_max: u32 },
     Before { before: Seq, count_max: u32, bytes_max: u32 },
     Seek { time_ms: UnixMillis },
+    Handshake { seq: Seq },
 }
 
 /// A write, and who waits for it.
@@ -93,6 +94,7 @@ impl Jobs {
                 read(room, Read::Before { before, count_max, bytes_max }, to)
             }
             Request::Seek { room, time_ms } => read(room, Read::Seek { time_ms }, to),
+            Request::ReadHandshake { room, seq } => read(room, Read::Handshake { seq }, to),
             Request::Create { room, meta } => write(Write::Create { room, meta }, to),
             Request::Append(append) => write(Write::Append(append), to),
             Request::Delete { room } => write(Write::Delete { room }, to),

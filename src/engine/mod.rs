@@ -59,6 +59,14 @@ pub enum Request {
         /// Envelope bytes at most.
         bytes_max: u32,
     },
+    /// The newest handshake record, if it is the one at `seq`: also where it lies below the floor, as that one is kept. Any other
+    /// record is found by [`Request::ReadBefore`].
+    ReadHandshake {
+        /// The log.
+        room: RoomId,
+        /// Its place.
+        seq: Seq,
+    },
     /// Forget the log and all of its records, durably.
     Delete {
         /// The log.
@@ -81,7 +89,7 @@ pub enum Answer {
     Loaded(Option<Box<LoadedLog>>),
     /// To [`Request::Create`] and [`Request::Delete`], and to [`Request::Append`]: it is on disk.
     Done,
-    /// To [`Request::ReadAfter`] and [`Request::ReadBefore`].
+    /// To [`Request::ReadAfter`], [`Request::ReadBefore`] and [`Request::ReadHandshake`].
     Records(Records),
     /// To [`Request::Seek`]: the first seq kept that was accepted at or after that time; `head + 1` when there is none.
     Sought(Seq),

@@ -1,7 +1,8 @@
 //! Handshake records of one room, for those who ask for them without reading the log.
 //!
 //! The room knows its newest one, and every record names the one before it, so that nothing is ever searched for: what is asked
-//! for is at the seq that was asked for, or nowhere.
+//! for is at the seq that was asked for, or nowhere. The newest one is kept where retention drops everything around it: who comes in
+//! begins with it.
 
 use std::sync::Arc;
 
@@ -26,12 +27,17 @@ impl Room {
     pub(super) fn handshake(&mut self, conn: &Arc<Conn>, request: u32, before: Seq, permit: Permit, ctx: &mut Context) {
         let newest = self.log.durable().handshake;
         let seq = if before > newest { newest } else { before.saturating_sub(1) };
-        let before = seq + 1;
-        if let Some(page) = self.log.recent_before(before, 1, 1) {
+        let (room, life, before) = (self.id, self.life, seq + 1);
+        // Trimmed or not: the engine may have done that without this room's having heard of it.
+        let is_newest = seq != 0 && seq == newest;
+        let is_kept = is_newest && seq < self.log.durable().floor;
+        if !is_kept && let Some(page) = self.log.recent_before(before, 1, 1) {
             return self.fetched_page(conn, request, self.only(seq, page), ctx);
         }
-        let (room, life) = (self.id, self.life);
-        let read = engine::Request::ReadBefore { room, before, count_max: 1, bytes_max: 1 };
+        let read = match is_newest {
+            true => engine::Request::ReadHandshake { room, seq },
+            false => engine::Request::ReadBefore { room, before, count_max: 1, bytes_max: 1 },
+        };
         match ctx.submit(read, Op::Handshake { room, life, conn: Arc::clone(conn), request, seq, permit }) {
             Ok(()) => self.in_flight += 1,
             Err(engine::Busy) => fail(ctx, conn, room, Operation::Handshake, Refusal::Overloaded),

@@ -210,6 +210,12 @@ impl State {
                 let records = log.records[first..end].to_vec();
                 Ok(Answer::Records(Records { state: log.state, before: log.chain_at(first as u64), records }))
             }
+            Request::ReadHandshake { room, seq } => {
+                let log = self.logs.get(&room).ok_or(Failure::NotFound)?;
+                let record = log.records.get(usize::try_from(seq - 1).unwrap()).filter(|_| seq == log.state.handshake);
+                let before = log.chain_at(seq - 1);
+                Ok(Answer::Records(Records { state: log.state, before, records: record.cloned().into_iter().collect() }))
+            }
             Request::Seek { room, time_ms } => {
                 let log = self.logs.get(&room).ok_or(Failure::NotFound)?;
                 let kept = log.records.iter().filter(|record| record.seq >= log.state.floor);

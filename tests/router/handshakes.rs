@@ -91,7 +91,7 @@ fn the_newest_one_is_answered_and_those_before_it_by_their_places() {
         world.read_all(&conn);
     }
     world.engine.trim(ROOM, 3);
-    assert_eq!(newest(&mut world, &conn, u64::MAX), None, "it was trimmed");
+    assert_eq!([u64::MAX, 5, 3].map(|before| newest(&mut world, &conn, before)), [Some(4), Some(4), None], "the newest is kept");
     let stranger = world.connect(device_of(&key(2)));
     let frames = ask(&mut world, &stranger, Action::Handshake { request: 1, before: u64::MAX });
     assert_eq!(why(&frames), [(Some(Operation::Handshake), Refusal::NoAccess)]);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,16 +12,16 @@ use std::{
 };
 
 use waxwing::{
-    core::id::RoomId,
+    core::{chain, id::RoomId},
     engine::{
-        Engine, Observer, Request,
-        embedded::{Clock, Config, EmbeddedEngine, Keep, Retention},
+        Answer, Engine, Observer, Request,
+        embedded::{Clock, Config, EmbeddedEngine, Keep, Retention, ops},
     },
 };
 
 use crate::{
-    driver::{Driver, Log, room},
-    operations::{Store, config},
+    driver::{Driver, Log, filled, meta, room},
+    operations::{Store, config, go_on},
 };
 
 struct Trims(SyncSender<(RoomId, u64)>);
@@ -91,4 +92,70 @@ fn rooms_are_trimmed_after_they_were_applied_to_and_in_a_sweep() {
     assert!(engine.checkpoint());
     wait(&trims, &[(1, 540)]);
     engine.shutdown();
+}
+
+/// The newest handshake record, as it is asked for by its place; nothing if it is not kept.
+fn handshake(driver: &mut Driver, log: &Log) -> Option<Vec<u8>> {
+    let seq = driver.load(log.room).unwrap().state.handshake;
+    let Answer::Records(page) = driver.ask(Request::ReadHandshake { room: log.room, seq }).unwrap() else { panic!("no page") };
+    let index = usize::try_from(seq).unwrap().checked_sub(1)?;
+    let record = page.records.first()?;
+    assert_eq!((record.seq, record.time_ms), (seq, log.appends[index].time_ms));
+    assert_eq!(chain::next(log.room, page.before, seq, &record.envelope), log.appends[index].chain, "it stands in its chain");
+    Some(record.envelope.to_vec())
+}
+
+#[test]
+fn the_newest_handshake_record_outlives_what_lies_around_it() {
+    let (sender, trims) = sync_channel(10_000);
+    let retention =
+        Retention { default: Keep { count: Some(50), ..Keep::default() }, sweep_every_ms: 3_600_000, ..Retention::default() };
+    let limited = Config { retention, ..config() };
+    let directory = tempfile::tempdir().unwrap();
+    let open = |data: &Path, sender: &SyncSender<_>| {
+        let observer = Arc::new(Trims(sender.clone()));
+        let engine = Arc::new(EmbeddedEngine::open(&data.join("store"), limited.clone(), observer).unwrap());
+        let driver = Driver::new(Arc::clone(&engine) as Arc<dyn Engine>);
+        (engine, driver)
+    };
+    let (mut engine, mut driver) = open(directory.path(), &sender);
+    let mut log = Log::new(room(1));
+    driver.done(Request::Create { room: log.room, meta: meta(1) }).unwrap();
+    assert_eq!(handshake(&mut driver, &log), None);
+    // Twice: the second one takes the place of the first. The larger one is a chunk of its own.
+    for (turn, len) in [(1_u64, 300), (2, 200_000)] {
+        let change = filled(16, len);
+        driver.done(Request::Append(log.next(change.clone()))).unwrap();
+        assert_eq!(handshake(&mut driver, &log).as_ref(), Some(&change), "while it is only in the write-ahead log");
+        for _ in 0..400 {
+            driver.done(Request::Append(log.next(vec![7; 300]))).unwrap();
+        }
+        assert!(engine.checkpoint());
+        wait(&trims, &[(1, 401 * turn - 150)]);
+        for _ in 0..2 {
+            let state = driver.load(log.room).unwrap().state;
+            assert!(state.floor > state.handshake && state.handshake == 401 * (turn - 1) + 1);
+            assert_eq!(handshake(&mut driver, &log).as_ref(), Some(&change));
+            engine.shutdown();
+            drop((driver, engine));
+            assert!(ops::check(&directory.path().join("store"), &mut go_on).unwrap().is_whole());
+            (engine, driver) = open(directory.path(), &sender);
+        }
+    }
+    let change = handshake(&mut driver, &log);
+    engine.backup(&directory.path().join("backup"), 1, &mut go_on).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    ops::restore(&directory.path().join("backup"), other.path(), "store", &mut go_on).unwrap();
+    let (restored, mut in_restored) = open(other.path(), &sender);
+    assert_eq!(handshake(&mut in_restored, &log), change);
+    restored.shutdown();
+    // Nothing of it shows in the next life of the room.
+    driver.done(Request::Delete { room: log.room }).unwrap();
+    driver.done(Request::Create { room: log.room, meta: meta(2) }).unwrap();
+    assert_eq!(handshake(&mut driver, &Log::new(log.room)), None);
+    engine.shutdown();
+    drop((driver, engine));
+    let store = directory.path().join("store");
+    ops::compact(&store, &config(), &mut go_on).unwrap();
+    assert!(ops::check(&store, &mut go_on).unwrap().is_whole());
 }

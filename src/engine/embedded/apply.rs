@@ -27,6 +27,7 @@ pub(super) struct Apply<'t> {
     pub(super) chunks: Table<'t, ChunkKey, &'static [u8]>,
     pub(super) tails: Table<'t, ChunkKey, &'static [u8]>,
     stranded: Table<'t, ChunkKey, &'static [u8]>,
+    pub(super) handshakes: Table<'t, &'static [u8; 16], &'static [u8]>,
     producers: Producers<'t>,
     deleting: Table<'t, &'static [u8; 16], ()>,
     meta: Table<'t, &'static str, &'static [u8]>,
@@ -42,6 +43,7 @@ impl<'t> Apply<'t> {
             chunks: txn.open_table(tables::CHUNKS)?,
             tails: txn.open_table(tables::TAILS)?,
             stranded: txn.open_table(tables::STRANDED)?,
+            handshakes: txn.open_table(tables::HANDSHAKES)?,
             producers: Producers::open(txn)?,
             deleting: txn.open_table(tables::DELETING)?,
             meta: txn.open_table(tables::META)?,
@@ -223,6 +225,7 @@ impl<'t> Apply<'t> {
                 left -= 1;
             }
         }
+        self.handshakes.remove(&log.0)?;
         left -= self.producers.sweep(log, left)?;
         if left > 0 {
             self.deleting.remove(&log.0)?;

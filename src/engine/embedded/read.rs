@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use redb::{AccessGuard, Range, ReadTransaction, ReadableTable};
+use redb::{AccessGuard, Range, ReadTransaction, ReadableTable, TableError};
 
 use super::{
     chunk::Chunk,
-    tables::{self, CHUNKS, ChunkKey, Error, LOGS, LogRow, PRODUCERS, STRANDED, TAILS},
+    tables::{self, CHUNKS, ChunkKey, Error, HANDSHAKES, Kept, LOGS, LogRow, PRODUCERS, STRANDED, TAILS},
 };
 use crate::{
     core::{
@@ -36,6 +36,21 @@ pub(super) fn damaged(txn: &ReadTransaction) -> Result<HashSet<LogId>, Error> {
 /// The producers of a log.
 pub(super) fn producers(txn: &ReadTransaction, row: &LogRow) -> Result<Vec<(Producer, ProducerState)>, Error> {
     rows::producers(&txn.open_table(PRODUCERS)?, rows::Spelling::Second, row.meta.log)
+}
+
+/// The newest handshake record of a log, if it lies below the floor and was put aside; its row as it is.
+pub(super) fn kept_row(txn: &ReadTransaction, row: &LogRow) -> Result<Option<Vec<u8>>, Error> {
+    let table = match txn.open_table(HANDSHAKES) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+        table => table?,
+    };
+    Ok(table.get(&row.meta.log.0)?.map(|kept| kept.value().to_vec()))
+}
+
+/// As [`kept_row`], read; `None` where the row is of an older record, which a newer one has replaced.
+pub(super) fn kept(txn: &ReadTransaction, row: &LogRow) -> Result<Option<Kept>, Error> {
+    let kept = kept_row(txn, row)?.map(|kept| Kept::decode(&kept)).transpose()?;
+    Ok(kept.filter(|kept| kept.seq == row.state.handshake))
 }
 
 /// The chunks of one log.

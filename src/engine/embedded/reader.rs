@@ -10,7 +10,7 @@ use super::{
     layers::{Layers, Life, Tail, Want},
     memtable::Handle,
     read,
-    tables::{Error, LogRow},
+    tables::{Error, Kept, LogRow},
 };
 use crate::{
     core::{
@@ -30,6 +30,7 @@ pub(super) fn answer(layers: &Layers, database: &Database, room: RoomId, read: R
         // Which records a time lies among is not known before: all handles, no bytes.
         Read::Load | Read::Seek { .. } => Want::All,
         Read::After { after, bytes_max } => Want::From { seq: after, bytes_max: bytes_max.into() },
+        Read::Handshake { seq } => Want::Before { seq: seq.saturating_add(1), count_max: 1, bytes_max: 1 },
         Read::Before { before, count_max, bytes_max } => Want::Before {
             seq: before,
             count_max: usize::try_from(count_max.max(1)).unwrap_or(usize::MAX),
@@ -124,6 +125,7 @@ impl<'a> View<'a> {
             Read::Before { before, count_max, bytes_max } => {
                 self.before(before, count_max.max(1), bytes_max).map(Answer::Records)
             }
+            Read::Handshake { seq } => self.handshake(seq).map(Answer::Records),
             Read::Seek { time_ms } => self.seek(time_ms).map(Answer::Sought),
         }
     }
@@ -164,6 +166,19 @@ impl<'a> View<'a> {
         let following: Vec<&Handle> = following.take_while(fits).collect();
         copy(&following, &mut page.records);
         Ok(page)
+    }
+
+    /// The newest handshake record, if it is the one at `seq`.
+    fn handshake(&self, seq: Seq) -> Result<Records, Error> {
+        if seq >= self.state.floor {
+            return self.before(seq.saturating_add(1), 1, 1);
+        }
+        let kept = self.row.as_ref().map(|row| read::kept(self.txn, row)).transpose()?.flatten();
+        let (before, records) = match kept.filter(|kept| kept.seq == seq) {
+            Some(Kept { time_ms, before, envelope, .. }) => (before, vec![Record { seq, time_ms, envelope }]),
+            None => (self.state.floor_chain, Vec::new()),
+        };
+        Ok(Records { state: self.state, before, records })
     }
 
     fn seek(&self, time_ms: UnixMillis) -> Result<Seq, Error> {

@@ -4,9 +4,13 @@ use redb::ReadableTable as _;
 
 use super::{
     apply::Apply,
-    tables::{self, ChunkKey, Error, LogRow},
+    chunk::Chunk,
+    tables::{self, ChunkKey, Error, Kept, LogRow},
 };
-use crate::core::id::{Digest, RoomId, Seq, UnixMillis};
+use crate::core::{
+    id::{Digest, RoomId, Seq, UnixMillis},
+    log::Record,
+};
 
 /// What a log must keep; what none of the limits that are set protects from being dropped goes, in whole chunks, and the
 /// newest chunk stays always. So somewhat more than was asked for is kept: up to a chunk, which is 16 KiB of small records.
@@ -38,13 +42,15 @@ struct Dropped {
     open: u64,
     /// The last seq that goes, and the chain value there.
     last: Option<(Seq, Digest)>,
+    /// The newest handshake record, if it goes.
+    handshake: Option<Kept>,
     /// Whether a chunk was found that stays.
     done: bool,
 }
 
 impl Apply<'_> {
-    /// Drops what `keep` lets go of the log of `room`, up to `rows_max` chunks, and raises the floor. Whether there is more
-    /// to drop.
+    /// Drops what `keep` lets go of the log of `room`, up to `rows_max` chunks, and raises the floor; the newest handshake record is
+    /// put aside. Whether there is more to drop.
     pub(super) fn trim(&mut self, room: RoomId, keep: &Keep, now: UnixMillis, rows_max: usize) -> Result<bool, Error> {
         let Some(mut row) = self.row(room)? else { return Ok(false) };
         let mut dropped = Dropped::default();
@@ -63,6 +69,9 @@ impl Apply<'_> {
             let table = if seq < tails { &mut self.chunks } else { &mut self.tails };
             table.remove((log, seq))?;
         }
+        if let Some(kept) = dropped.handshake {
+            self.handshakes.insert(log, kept.encode().as_slice())?;
+        }
         row.state.floor = last + 1;
         row.state.floor_chain = chain;
         row.state.bytes = row.state.bytes.saturating_sub(dropped.bytes);
@@ -73,6 +82,14 @@ impl Apply<'_> {
         self.put(room, &row)?;
         Ok(!dropped.done)
     }
+}
+
+/// The record `seq` of a chunk, as it is put aside.
+fn kept(room: RoomId, chunk: &Chunk<'_>, seq: Seq) -> Option<Kept> {
+    let mut records = Vec::new();
+    chunk.copy(seq, seq, &mut records);
+    let Record { time_ms, envelope, .. } = records.pop()?;
+    Some(Kept { seq, time_ms, before: chunk.chain_at(room, seq.saturating_sub(1)), envelope })
 }
 
 impl Dropped {
@@ -101,6 +118,9 @@ impl Dropped {
             }
             if chunk.first() != self.last.map_or(row.state.floor, |(last, _)| last + 1) {
                 return Err(row.damaged(format!("records before {} are missing", chunk.first())));
+            }
+            if (chunk.first()..=chunk.last()).contains(&row.state.handshake) {
+                self.handshake = kept(room, &chunk, row.state.handshake);
             }
             self.bytes += chunk.envelopes().len() as u64;
             if chunk.first() >= row.open.first {

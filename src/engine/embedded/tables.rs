@@ -9,6 +9,7 @@
 //! | `tails` | (log id, 16; first seq, u64) | a chunk that shares its page |
 //! | `stranded` | (log id, 16; first seq, u64) | postcard ([`Stranded`]): acked records that a damaged log could not take |
 //! | `producers` | log id, 16 ‖ device, 32 ‖ producer, 16 | postcard (last number, its time, [(seq less the one before, [`EnvelopeHash`](crate::core::log::EnvelopeHash))]), see `rows` |
+//! | `handshakes` | log id, 16 | postcard ([`Kept`]): the newest handshake record, where it was trimmed. Not in older stores |
 //! | `deleting` | log id, 16 | nothing |
 //!
 //! The seqs of a log's chunks are dense, and all of its `tails` come after all of its `chunks`. They are two tables because
@@ -27,7 +28,7 @@ pub(super) use crate::engine::rows::{DELETING, Error, FORMAT_ROW, META, PRODUCER
 use crate::{
     core::{
         access::FormerKeys,
-        id::{ClientSeq, LogId, RoomId, Seq, UnixMillis},
+        id::{ClientSeq, Digest, LogId, RoomId, Seq, UnixMillis},
         log::{LogMeta, LogState, Producer},
     },
     engine::{rows, wal::Lsn},
@@ -46,6 +47,8 @@ pub(super) type ChunkKey = (&'static [u8; 16], u64);
 pub(super) const LOGS: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("logs");
 pub(super) const CHUNKS: TableDefinition<'_, ChunkKey, &[u8]> = TableDefinition::new("chunks");
 pub(super) const TAILS: TableDefinition<'_, ChunkKey, &[u8]> = TableDefinition::new("tails");
+/// Made when it is first written to: older stores do not have it.
+pub(super) const HANDSHAKES: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("handshakes");
 pub(super) const STRANDED: TableDefinition<'_, ChunkKey, &[u8]> = TableDefinition::new("stranded");
 
 /// Where the part of a log begins whose records may still be moved into other chunks.
@@ -99,6 +102,26 @@ impl LogRow {
     /// That this log is damaged.
     pub(super) fn damaged(&self, why: impl Into<String>) -> Error {
         Error::Log { log: self.meta.log, why: why.into() }
+    }
+}
+
+/// A handshake record that is kept though it lies below the floor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Kept {
+    pub(super) seq: Seq,
+    pub(super) time_ms: UnixMillis,
+    /// The chain value before it.
+    pub(super) before: Digest,
+    pub(super) envelope: Bytes,
+}
+
+impl Kept {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        postcard::from_bytes(bytes).map_err(|_| Error::Row("handshakes"))
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).expect("a record encodes into memory")
     }
 }
 

@@ -29,6 +29,8 @@ fn answer(txn: &ReadTransaction, room: RoomId, read: Read) -> Result<Result<Answ
         Read::Load => load(txn, row).map(|log| Ok(Answer::Loaded(Some(Box::new(log))))),
         Read::After { after, bytes_max } => after_cursor(txn, &row, after, bytes_max),
         Read::Before { before, count_max, bytes_max } => before_cursor(txn, &row, before, count_max, bytes_max),
+        // Nothing is ever trimmed here.
+        Read::Handshake { seq } => before_cursor(txn, &row, seq.saturating_add(1), 1, 1),
         Read::Seek { time_ms } => seek(txn, &row, time_ms).map(|seq| Ok(Answer::Sought(seq))),
     }
 }

@@ -13,7 +13,7 @@ use redb::{
 use super::{Damaged, Disk, Error, Progress, Report};
 use crate::{
     core::{
-        chain,
+        chain, envelope,
         id::{Digest, LogId, RoomId, Seq, UnixMillis},
         log::{LogMeta, LogState, Producer},
     },
@@ -23,7 +23,7 @@ use crate::{
             chunk::{self, Item},
             layout::Sizes,
             read,
-            tables::{self, CHUNKS, LOGS, LogRow, META, Open, PRODUCERS, STRANDED, TAILS},
+            tables::{self, CHUNKS, HANDSHAKES, LOGS, LogRow, META, Open, PRODUCERS, STRANDED, TAILS},
         },
         redb::{self as direct, OldStore},
         rows::{self, Contents},
@@ -96,6 +96,8 @@ enum Row {
     Log(RoomId, Vec<u8>),
     Chunk(Place, LogId, Seq, Vec<u8>),
     Producer(LogId, Producer, Vec<u8>),
+    /// The newest handshake record of a log, which was trimmed.
+    Kept(LogId, Vec<u8>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,11 +154,13 @@ impl<'a> Target<'a> {
             return Ok(());
         }
         let log = match &row {
-            Row::Chunk(_, log, ..) | Row::Producer(log, ..) => Some(*log),
+            Row::Chunk(_, log, ..) | Row::Producer(log, ..) | Row::Kept(log, _) => Some(*log),
             Row::Log(..) => None,
         };
         self.bytes += match &row {
-            Row::Log(_, bytes) | Row::Chunk(.., bytes) | Row::Producer(_, _, bytes) => bytes.len() + size_of::<Row>(),
+            Row::Log(_, bytes) | Row::Chunk(.., bytes) | Row::Producer(_, _, bytes) | Row::Kept(_, bytes) => {
+                bytes.len() + size_of::<Row>()
+            }
         };
         self.rows.push(row);
         if self.bytes >= FLUSH_BYTES {
@@ -173,8 +177,10 @@ impl<'a> Target<'a> {
             let (mut logs, mut producers) = (txn.open_table(LOGS)?, txn.open_table(PRODUCERS)?);
             let (mut chunks, mut tails, mut stranded) =
                 (txn.open_table(CHUNKS)?, txn.open_table(TAILS)?, txn.open_table(STRANDED)?);
+            let mut handshakes = txn.open_table(HANDSHAKES)?;
             for row in &rows {
                 match row {
+                    Row::Kept(log, bytes) => drop(handshakes.insert(&log.0, bytes.as_slice())?),
                     Row::Log(room, bytes) => drop(logs.insert(&room.0, bytes.as_slice())?),
                     Row::Producer(log, producer, bytes) => {
                         producers.insert(&rows::producer_key(*log, producer), bytes.as_slice())?;
@@ -196,7 +202,7 @@ impl<'a> Target<'a> {
     /// Takes back what was put of `log`.
     fn forget(&mut self, log: LogId) -> Result<(), Error> {
         self.rows.retain(|row| match row {
-            Row::Chunk(_, of, ..) | Row::Producer(of, ..) => *of != log,
+            Row::Chunk(_, of, ..) | Row::Producer(of, ..) | Row::Kept(of, _) => *of != log,
             Row::Log(..) => true,
         });
         if self.flushed != Some(log) {
@@ -209,6 +215,7 @@ impl<'a> Target<'a> {
                     entry?;
                 }
             }
+            txn.open_table(HANDSHAKES)?.remove(&log.0)?;
             rows::Producers::open(txn)?.sweep(log, usize::MAX)?;
             Ok(())
         })
@@ -390,6 +397,11 @@ impl<'a, 'd, 'r> Copier<'a, 'd, 'r> {
             self.put(Row::Producer(id, producer, rows::encode_producer(&state)))?;
         }
         raw(txn, Place::Stranded, row.meta.log, |first, bytes| self.put(Row::Chunk(Place::Stranded, id, first, bytes)))?;
+        if (1..row.state.floor).contains(&row.state.handshake) {
+            let kept = read::kept(txn, &row)?.filter(|kept| envelope::is_handshake(&kept.envelope));
+            let kept = kept.ok_or_else(|| row.damaged("its newest handshake record is not kept"))?;
+            self.put(Row::Kept(id, kept.encode()))?;
+        }
         let row = LogRow { meta: LogMeta { log: id, ..row.meta.clone() }, ..row };
         self.put(Row::Log(room, row.encode()))
     }
@@ -438,6 +450,9 @@ impl<'a, 'd, 'r> Copier<'a, 'd, 'r> {
         for place in [Place::Chunks, Place::Tails, Place::Stranded] {
             let copied = raw(txn, place, log, |seq, bytes| self.put(Row::Chunk(place, log, seq, bytes)));
             copied.map_err(|error| self.failed.take().unwrap_or_else(|| Error::read(self.path, &error)))?;
+        }
+        if let Some(kept) = read::kept_row(txn, &row).map_err(|error| failed(&error))? {
+            self.target.put(Row::Kept(log, kept))?;
         }
         for (producer, state) in read::producers(txn, &row).map_err(|error| failed(&error))? {
             self.target.put(Row::Producer(log, producer, rows::encode_producer(&state)))?;
