@@ -21,7 +21,7 @@ pub struct Record {
     pub after: Seq,
     /// What opens the room at the server from here on; present if, and only if, somebody goes.
     pub access: Option<AccessKey>,
-    /// The commit, in an envelope of kind 4: a [`Handshake`] inside.
+    /// The commit, in an envelope of kind 4: a `Handshake` inside.
     pub commit: Bytes,
     /// For who is added: an MLS Welcome (RFC 9420 §12.4.3.1), which is sealed to their key packages.
     pub welcome: Option<Bytes>,
@@ -34,7 +34,7 @@ pub struct Record {
 pub struct SealedGroupInfo {
     /// The key, sealed to each link, in the order in which they are listed.
     pub keys: Vec<SealedKey>,
-    /// AES-256-GCM of a [`GroupInfoBody`].
+    /// AES-256-GCM of a `GroupInfoBody`.
     pub info: Bytes,
 }
 

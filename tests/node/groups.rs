@@ -3,7 +3,8 @@
 //!
 //! What it cannot do, and so is not here: leave by itself (SelfRemove is a draft), and come in by a link (its external commits leave
 //! the pre-shared key out). The faults of this version: a commit that adds or removes one device has no path (ours refuse a commit
-//! without one), external_pub is taken without its length (`mls.mjs` sees to that), and who is removed cannot see that it is.
+//! without one); a path beside an add is sealed to the added leaf too, with the key of who had its place (nobody can follow that);
+//! external_pub is taken without its length (`mls.mjs` sees to that); and who is removed cannot see that it is.
 
 use std::{
     io::{BufRead as _, BufReader, Lines, Write as _},
