@@ -4,9 +4,11 @@
 //! What it cannot do, and so is not here: leave by itself (SelfRemove is a draft), and come in by a link (its external commits leave
 //! the pre-shared key out). The faults of this version: a commit that adds or removes one device has no path (ours refuse a commit
 //! without one); a path beside an add is sealed to the added leaf too, with the key of who had its place (nobody can follow that);
-//! external_pub is taken without its length (`mls.mjs` sees to that); and who is removed cannot see that it is.
+//! external_pub is taken without its length (`mls.mjs` sees to that); who is removed cannot see that it is; and who comes in wants
+//! unmerged leaves to be the same all the way up, which RFC 9420 §12.4.3.1 does not.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead as _, BufReader, Lines, Write as _},
     process::{Child, ChildStdin, ChildStdout, Stdio},
 };
@@ -25,7 +27,7 @@ use waxwing::{
     },
 };
 
-use crate::{hex, installed, unhex};
+use crate::{hex, installed, seeds::seeded, unhex};
 
 /// What must be the same for all members.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
@@ -149,28 +151,57 @@ impl<R: Random + Send> Room<R> {
     }
 
     /// The first of ours adds one of theirs, and these of ours; `moderator` becomes one.
-    fn welcome(&mut self, also: &[Identity], moderator: Option<UserKey>) -> VerifiedKeyPackage {
-        let Self { id, suite, rng, .. } = self;
-        let (id, suite) = (*id, *suite);
-        let mut theirs = Theirs::start(id, suite);
+    fn welcome(&mut self, ours: &[Identity], moderator: Option<UserKey>) -> VerifiedKeyPackage {
+        let mut theirs = Theirs::start(self.id, self.suite);
         let package = theirs.key_package();
-        let verified = package.verify(suite, rng).unwrap();
+        let verified = package.verify(self.suite, &mut self.rng).unwrap();
         theirs.device = Some(verified.device);
-        let (mut add, mut stores) = (vec![package], Vec::new());
-        for identity in also {
-            let mut keys = KeyPackages::default();
-            add.push(keys.make(identity, suite, u64::MAX, false, rng).unwrap());
-            stores.push(keys);
-        }
         let roles = moderator.map(|user| (user, Some(Role::Moderator))).into_iter().collect();
-        let record = self.change(0, Change { add, roles, ..Change::default() });
+        let record = self.add(ours, Change { add: vec![package], roles, ..Change::default() });
         assert_eq!(theirs.join(&record), self.ours[0].state());
         self.theirs.push(theirs);
-        for (identity, mut keys) in also.iter().cloned().zip(stores) {
-            let group = Group::join(id, &record, &mut keys, &mut self.rng).unwrap();
+        verified
+    }
+
+    /// The first of ours adds these of ours, with what else is in the change.
+    fn add(&mut self, ours: &[Identity], mut change: Change) -> Record {
+        let mut stores = Vec::new();
+        for identity in ours {
+            let mut keys = KeyPackages::default();
+            change.add.push(keys.make(identity, self.suite, u64::MAX, false, &mut self.rng).unwrap());
+            stores.push(keys);
+        }
+        let record = self.change(0, change);
+        for (identity, mut keys) in ours.iter().cloned().zip(stores) {
+            let group = Group::join(self.id, &record, &mut keys, &mut self.rng).unwrap();
             self.ours.push(Ours { identity, group });
         }
-        verified
+        record
+    }
+
+    /// Something happens, as `pick(n)` below n says. The first of ours and the first of theirs stay.
+    fn step(&mut self, mut pick: impl FnMut(usize) -> usize) {
+        let staying = [self.ours[0].identity.device(), self.theirs[0].device.unwrap()];
+        match pick(6) {
+            0 => drop(self.change(pick(self.ours.len()), Change::default())),
+            1 if self.ours.len() < 10 => {
+                let new: Vec<_> = (0..=pick(3)).map(|_| Identity::generate(&mut self.rng, 0)).collect();
+                self.add(&new, Change::default());
+            }
+            2 | 3 => {
+                let members = self.ours[0].group.members();
+                let others: Vec<_> =
+                    members.iter().map(|member| member.device).filter(|device| !staying.contains(device)).collect();
+                let some = if others.is_empty() { 0 } else { pick(3) };
+                let remove: BTreeSet<_> = (0..some).map(|_| others[pick(others.len())]).collect();
+                self.change(0, Change { remove: remove.into_iter().collect(), ..Change::default() });
+            }
+            _ => {
+                let maker = pick(self.theirs.len());
+                let update = self.theirs[maker].commit(&[]);
+                self.their_change(maker, update);
+            }
+        }
     }
 
     /// Who lost its keys takes its own place again, by an envelope of suite 2: the first of theirs, and the last of ours.
@@ -262,6 +293,29 @@ fn another_implementation_follows_links_and_makes_none() {
     let (record, _) = room.theirs[0].commit(&[]);
     let refused = room.ours[0].group.process(&record, &mut room.rng);
     assert_eq!(refused, Err(Skipped::Invalid(Invalid::GroupInfo)));
+}
+
+/// Trees of every shape: leaves that come, go and are taken again, by commits of both sides.
+#[test]
+fn another_implementation_follows_whatever_happens() {
+    seeded("WAXWING_TEST_MLS_SEEDS", 2, |seed| {
+        let mut rng = rand_core::UnwrapErr(getrandom::SysRng);
+        let (id, suite) = (RoomId(rng.bytes()), if seed % 2 == 0 { Suite::X25519 } else { Suite::XWing });
+        let alice = Identity::generate(&mut rng, 0);
+        let group = Group::create(id, suite, &alice, &mut rng).unwrap();
+        let mut room = Room { id, suite, ours: vec![Ours { identity: alice, group }], theirs: Vec::new(), rng };
+        let three = [(); 3].map(|()| Identity::generate(&mut room.rng, 0));
+        room.welcome(&three[..1], None);
+        room.welcome(&three[1..], None);
+        let mut state = seed;
+        for _ in 0..25 {
+            room.step(|below| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                usize::try_from(state >> 33).unwrap() % below
+            });
+        }
+        assert_eq!(room.ours[0].group.epoch().number, 27);
+    });
 }
 
 #[test]

@@ -1,10 +1,19 @@
 //! Independent implementations on npm: `@hpke/core` for envelopes, `ts-mls` for groups. What they are told is in `docs/protocol.md`.
-#![allow(clippy::unwrap_used, clippy::unwrap_in_result, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says its seed"
+)]
 #![cfg(feature = "client")]
 
 mod envelopes;
 #[cfg(feature = "groups")]
 mod groups;
+#[cfg(feature = "groups")]
+#[path = "../common/seeds.rs"]
+mod seeds;
 
 use std::{
     path::{Path, PathBuf},
