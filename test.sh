@@ -51,7 +51,6 @@ cargo fmt --check
 say "the core alone, for this machine and for wasm32"
 cargo check --locked --lib --no-default-features
 cargo check --locked --lib --no-default-features --features web --target wasm32-unknown-unknown
-cargo check --locked --lib --no-default-features --features web,groups --target wasm32-unknown-unknown
 say "lints"
 WAXWING_PAGE=0 cargo clippy --locked --all-targets --features test-utils -- -D warnings
 say "documentation"

@@ -20,7 +20,7 @@ use waxwing::{
         body::{Body, Content, Message, Seen},
         epoch::{Epoch, EpochSecrets},
         identity::Identity,
-        keyring::{FOR_DEVICE, Keyring, KeyringEpoch},
+        invitation::Invitation,
         message::{open, seal},
     },
 };
@@ -49,8 +49,7 @@ impl Writer {
     fn new() -> Self {
         let identity = Identity::generate(&mut rng(), 0);
         let secrets = EpochSecrets::random(&mut rng());
-        let authenticator = secrets.authenticator(ROOM, 1, &identity.user().0);
-        Self { identity, epoch: Epoch::new(ROOM, 1, authenticator, secrets) }
+        Self { identity, epoch: Epoch::new(ROOM, 1, Digest([9; 32]), secrets) }
     }
 
     fn body() -> Body {
@@ -65,25 +64,6 @@ impl Writer {
 
     fn seal(&self, body: &Body) -> Bytes {
         seal(&self.epoch, Kind::Room, 1, MESSAGE, &self.identity, body, &mut rng()).expect("the text fits")
-    }
-
-    fn keyring(&self) -> Keyring {
-        let certificate = self.identity.certificate().clone();
-        let issuer = certificate.hash();
-        let secrets = self.epoch.secrets().clone();
-        Keyring {
-            format: 1,
-            room: ROOM,
-            counter: 1,
-            creator: certificate.user,
-            title: "benches".to_owned(),
-            head_epoch: 1,
-            seen: Seen { log: LOG, seq: 0, chain: chain::start(ROOM) },
-            invitation: [6; 32],
-            invitation_issuer: issuer,
-            epochs: vec![KeyringEpoch { number: 1, secrets, authenticator: self.epoch.authenticator, roster: vec![issuer] }],
-            issuer: certificate,
-        }
     }
 }
 
@@ -127,14 +107,15 @@ fn sealing(criterion: &mut Criterion) {
         bench.iter(|| open(&writer.epoch, &envelope).and_then(|opened| opened.verify(sender)).expect("its own seal opens"));
     });
 
-    let (keyring, reader) = (writer.keyring(), Identity::generate(&mut rng(), 0));
+    let reader = Identity::generate(&mut rng(), 0);
     let issuer = writer.identity.certificate().hash();
-    let hand_over = || keyring.seal(reader.inbox_public(), FOR_DEVICE, &writer.identity, &mut rng()).expect("the keyring fits");
+    let room = [6; 256];
+    let hand_over = || Invitation::seal(&room, reader.inbox_public(), &writer.identity, &mut rng()).expect("the invitation fits");
     let (_, sealed) = hand_over();
-    group.bench_function("keyring/seal", |bench| bench.iter(hand_over));
-    group.bench_function("keyring/open and verify", |bench| {
+    group.bench_function("invitation/seal", |bench| bench.iter(hand_over));
+    group.bench_function("invitation/open and verify", |bench| {
         bench.iter(|| {
-            Keyring::open(reader.inbox(), reader.inbox_public(), FOR_DEVICE, issuer, &sealed).expect("it was sealed to this key")
+            Invitation::open(reader.inbox(), reader.inbox_public(), issuer, &sealed).expect("it was sealed to this key")
         });
     });
     group.finish();

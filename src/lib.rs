@@ -1,14 +1,14 @@
 //! Waxwing: an edge for end-to-end-encrypted chat.
 //!
 //! The crate is one package with three sides. [`core`] is pure: frames, envelopes, the hash chain, the state machines of a
-//! session and of a room. `seal` and `client` (feature `seal`, `client`, `web`) are what a person's device runs. `server`,
+//! session and of a room. `seal`, `group` and `client` (feature `seal`, `client`, `web`) are what a person's device runs. `server`,
 //! `router` and `engine` (feature `server`) are the edge, which cannot name `seal`: it routes and stores what it cannot open.
 
 pub mod core;
 
 #[cfg(feature = "seal")]
 pub mod client;
-#[cfg(feature = "groups")]
+#[cfg(feature = "seal")]
 pub mod group;
 #[cfg(feature = "seal")]
 pub mod seal;

@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("core", &[]),
     ("seal", &["core"]),
     ("group", &["core", "seal"]),
-    ("client", &["core", "seal", "transport"]),
+    ("client", &["core", "seal", "group", "transport"]),
     ("web", &["core", "client"]),
     ("transport", &["core"]),
     ("config", &["core"]),

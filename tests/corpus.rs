@@ -4,7 +4,7 @@
 
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
-#[cfg(feature = "groups")]
+#[cfg(feature = "seal")]
 #[path = "../fuzz/group.rs"]
 mod group;
 #[path = "wire/samples.rs"]
@@ -21,7 +21,7 @@ fn corpus(target: &str) -> PathBuf {
 #[test]
 fn the_committed_corpus_passes() {
     let targets = bodies::TARGETS.into_iter();
-    #[cfg(feature = "groups")]
+    #[cfg(feature = "seal")]
     let targets = targets.chain([("group", group::group as fn(&[u8]))]);
     for (target, body) in targets {
         let mut files: Vec<PathBuf> = fs::read_dir(corpus(target)).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -37,7 +37,6 @@ fn the_committed_corpus_passes() {
 
 /// Inputs that do not decode any more say little: a fuzzer that begins with them stays outside.
 #[test]
-#[cfg(feature = "groups")]
 fn the_seeds_are_of_todays_formats() {
     let mut old = Vec::new();
     seeds(|target, name, bytes| {
@@ -104,7 +103,7 @@ fn seeds(mut each: impl FnMut(&str, String, &[u8])) {
     ] {
         write("session_ops", format!("seed-{name}"), &ops);
     }
-    #[cfg(feature = "groups")]
+    #[cfg(feature = "seal")]
     {
         let scene = group::scene();
         for (number, record) in [0, 1].into_iter().zip(&scene.records) {

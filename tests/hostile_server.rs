@@ -14,11 +14,13 @@ use bytes::Bytes;
 use waxwing::{
     client::{
         Choice, Client, LinkId, Output, Transport,
-        view::{Check, Command, Event, Level, Message, MessageKind, Room, RoomState},
+        view::{Check, Command, Event, Level, Message, MessageKind, Role, Room, RoomState},
     },
     core::{
         chain,
-        frame::{ClientFrame, Item, Page, Position, ServerFrame},
+        close::Refusal,
+        envelope::{Header, Kind},
+        frame::{ClientFrame, Item, Operation, Page, Position, Publish, ServerFrame},
         id::{Digest, LogId, Nonce, RoomId},
         limits::Limits,
     },
@@ -90,6 +92,7 @@ struct Person {
     messages: BTreeMap<String, Message>,
     alarms: Vec<String>,
     warnings: Vec<String>,
+    now_ms: u64,
     /// Rooms subscribed, and how many records were delivered.
     cursors: BTreeMap<RoomId, u64>,
     stored: BTreeMap<String, Vec<u8>>,
@@ -97,6 +100,12 @@ struct Person {
 
 impl Person {
     fn new(name: &str, seed: u64) -> Self {
+        let mut person = Self::unnamed(seed);
+        person.client.command(Command::Start { name: name.into() }, 1);
+        person
+    }
+
+    fn unnamed(seed: u64) -> Self {
         let mut person = Self {
             client: Client::new("https://edge.example", Bytes::new(), Box::new(Rng(seed))),
             link: None,
@@ -104,12 +113,12 @@ impl Person {
             messages: BTreeMap::new(),
             alarms: Vec::new(),
             warnings: Vec::new(),
+            now_ms: 5,
             cursors: BTreeMap::new(),
             stored: BTreeMap::new(),
         };
         person.client.choose(Choice::Only(Transport::WebSocket));
         person.client.start(1);
-        person.client.command(Command::Start { name: name.into() }, 1);
         person
     }
 
@@ -121,7 +130,7 @@ impl Person {
 
     fn say(&mut self, server: &mut Server, text: &str) {
         let room = self.room.as_ref().unwrap().id.clone();
-        self.client.command(Command::Send { room, text: text.into() }, 5);
+        self.client.command(Command::Send { room, text: text.into() }, self.now_ms);
         self.run(server);
     }
 
@@ -134,12 +143,12 @@ impl Person {
                 match output {
                     Output::Open { link, .. } => {
                         self.link = Some(link);
-                        self.client.opened(link, None, 5);
+                        self.client.opened(link, None, self.now_ms);
                     }
                     Output::Send { link, frame } => {
                         let frame = ClientFrame::decode(&frame).unwrap();
                         for answer in server.answer(frame, &mut self.cursors) {
-                            self.client.received_frame(link, &answer.encode(), 5);
+                            self.client.received_frame(link, &answer.encode(), self.now_ms);
                         }
                     }
                     Output::Persist { key, value: Some(value) } => drop(self.stored.insert(key, value)),
@@ -154,7 +163,7 @@ impl Person {
                 if *cursor < log.len() as u64 {
                     let page = server.page(*room, *cursor);
                     *cursor = log.len() as u64;
-                    self.client.received_frame(link, &ServerFrame::Deliver(page).encode(), 5);
+                    self.client.received_frame(link, &ServerFrame::Deliver(page).encode(), self.now_ms);
                     quiet = false;
                 }
             }
@@ -213,6 +222,19 @@ impl Server {
         Page { room, position: self.position(room), first: after + 1, chain: self.chain(room, after), items }
     }
 
+    /// The seq of the newest change of the group, as the room is shown.
+    fn newest_change(&self, room: RoomId) -> u64 {
+        let is_change = |envelope: &Bytes| Header::parse(envelope).is_ok_and(|header| header.kind == Kind::Handshake);
+        (1..).zip(self.log(room)).filter(|(_, envelope)| is_change(envelope)).last().map_or(0, |(seq, _)| seq)
+    }
+
+    fn change_before(&self, request: u32, room: RoomId, before: u64) -> ServerFrame {
+        let seq = self.newest_change(room).min(before - 1);
+        let envelope = seq.checked_sub(1).and_then(|at| self.log(room).get(usize::try_from(at).unwrap()).cloned());
+        let items = envelope.into_iter().map(|envelope| Item { time_ms: 5, envelope }).collect();
+        ServerFrame::Fetched { request, page: Page { items, first: seq, ..self.page(room, seq) } }
+    }
+
     fn answer(&mut self, frame: ClientFrame, cursors: &mut BTreeMap<RoomId, u64>) -> Vec<ServerFrame> {
         let ticket = if self.tickets == Tickets::None { Bytes::new() } else { Bytes::from_static(b"ticket") };
         let welcome = ServerFrame::Welcome { agent: "test".into(), limits: Limits::default(), time_ms: 5, ticket };
@@ -233,17 +255,24 @@ impl Server {
                 self.logs.entry(room).or_default();
                 vec![ServerFrame::Created { room, log: self.position(room).log }]
             }
-            ClientFrame::Enter { room, .. } => vec![ServerFrame::Entered { room, position: self.position(room), handshake: 0 }],
+            ClientFrame::Enter { room, .. } => {
+                vec![ServerFrame::Entered { room, position: self.position(room), handshake: self.newest_change(room) }]
+            }
+            ClientFrame::Handshake { request, room, before } => vec![self.change_before(request, room, before)],
             ClientFrame::Subscribe { room, after } => {
                 let position = self.position(room);
                 if after > position.head {
-                    use waxwing::core::{close::Refusal, frame::Operation};
                     let why = Refusal::CursorAhead { head: position.head };
                     return vec![ServerFrame::Failed { room, what: Operation::Subscribe, why }];
                 }
                 let after = after + self.skips;
                 cursors.insert(room, after);
                 vec![ServerFrame::Subscribed { room, after, chain: self.chain(room, after), position }]
+            }
+            ClientFrame::Publish(publish) if publish.handshake != self.newest_change(publish.room) => {
+                let why = Refusal::StaleEpoch { handshake: self.newest_change(publish.room) };
+                let Publish { room, producer, client_seq, .. } = publish;
+                vec![ServerFrame::Refused { room, producer, client_seq, why }]
             }
             ClientFrame::Publish(publish) => {
                 let log = self.logs.entry(publish.room).or_default();
@@ -256,19 +285,26 @@ impl Server {
     }
 }
 
-/// Ann has made a room and said some things in it; Bob has the link and has not connected to it yet.
+/// Ann has made a room, Bob has come in by its link and lost his connection, and Ann has said some things since.
 fn stage() -> (Server, Person, Person, RoomId) {
     let mut server = Server::default();
     let mut ann = Person::new("Ann", 1);
     ann.client.command(Command::CreateRoom { title: "T".into() }, 5);
     ann.run(&mut server);
+    let mut bob = Person::new("Bob", 2);
+    bob.client.command(Command::Join { link: ann.room.as_ref().unwrap().link.clone() }, 5);
+    bob.run(&mut server);
+    ann.run(&mut server);
+    bob.reconnect();
     for text in ["one", "two", "three"] {
         ann.say(&mut server, text);
     }
     let room = ann.room.clone().unwrap();
-    assert_eq!((room.state, ann.alarms.len()), (RoomState::Open, 0));
-    let mut bob = Person::new("Bob", 2);
-    bob.client.command(Command::Join { link: room.link }, 5);
+    for person in [&ann, &bob] {
+        let room = person.room.as_ref().unwrap();
+        assert_eq!((room.state, room.title.as_str(), room.members.len()), (RoomState::Open, "T", 2));
+        assert!(person.alarms.is_empty() && person.warnings.is_empty(), "{:?} {:?}", person.alarms, person.warnings);
+    }
     (server, ann, bob, room.id.parse().unwrap())
 }
 
@@ -282,6 +318,8 @@ fn an_honest_server_matches_in_everything() {
     assert_eq!(ann.texts(), bob.texts());
     for person in [&ann, &bob] {
         assert_eq!((person.alarms.len(), person.checks(Check::Matches)), (0, person.messages.len()));
+        let names: Vec<_> = person.room.as_ref().unwrap().members.iter().map(|member| member.name.clone()).collect();
+        assert!(names.contains(&"Ann".into()) && names.contains(&"Bob".into()), "{names:?}");
     }
     assert_eq!(ann.room.unwrap().words, bob.room.unwrap().words);
 }
@@ -351,7 +389,7 @@ fn a_join_told_twice_makes_nobody_join_twice() {
     ann.say(&mut server, "four");
     bob.run(&mut server);
     assert_eq!(bob.texts(), ["one", "two", "three", "four"]);
-    assert_eq!(bob.messages.values().filter(|message| message.kind == MessageKind::Join).count(), 2, "Ann's and Bob's");
+    assert_eq!(bob.messages.values().filter(|message| message.kind == MessageKind::Join).count(), 1, "Bob's");
     assert_eq!(bob.room.unwrap().integrity.injected, 1);
     assert!(bob.alarms.is_empty(), "{:?}", bob.alarms);
 }
@@ -477,7 +515,7 @@ fn a_life_of_the_log_that_is_learnt_behind_a_resume_is_read_anew() {
         bob.run(&mut server);
         for person in [&ann, &bob] {
             assert!(person.alarms.is_empty(), "{:?}", person.alarms);
-            assert_eq!(person.texts().last(), Some(&text));
+            assert!(person.texts().contains(&text));
             assert!(person.room.as_ref().unwrap().settled && person.room.as_ref().unwrap().up_to_date);
         }
     }
@@ -502,4 +540,124 @@ fn whatever_a_server_sends_a_client_goes_on() {
         }
     }
     assert!(links > 10, "it comes back after what was no frame: {links}");
+}
+
+#[test]
+fn who_is_removed_is_told_and_reads_nothing_more_and_the_link_ends() {
+    let (mut server, mut ann, mut bob, _) = stage();
+    bob.run(&mut server);
+    let before = ann.room.clone().unwrap();
+    let user = before.members.iter().find(|member| !member.you).unwrap().user.clone();
+    ann.client.command(Command::Remove { room: before.id.clone(), user }, 5);
+    ann.run(&mut server);
+    ann.say(&mut server, "without Bob");
+    let after = ann.room.clone().unwrap();
+    assert_eq!((after.members.len(), after.settled), (1, true));
+    assert!(!after.link.is_empty() && after.link != before.link, "a successor");
+    bob.run(&mut server);
+    assert_eq!(bob.room.as_ref().unwrap().state, RoomState::Refused);
+    assert!(bob.texts().contains(&"three".into()), "the person's copy is kept");
+    assert!(!bob.texts().contains(&"without Bob".into()));
+    assert!(bob.messages.values().any(|message| message.kind == MessageKind::Removed && message.author.name == "Ann"));
+    let mut cy = Person::new("Cy", 3);
+    cy.client.command(Command::Join { link: after.link }, 5);
+    cy.run(&mut server);
+    ann.run(&mut server);
+    cy.say(&mut server, "I am in");
+    ann.run(&mut server);
+    assert_eq!((ann.texts().last().unwrap().as_str(), cy.texts().len()), ("I am in", 1));
+    for person in [&ann, &bob, &cy] {
+        assert!(person.alarms.is_empty() && person.room.as_ref().unwrap().integrity.injected == 0, "{:?}", person.alarms);
+    }
+    // The server lets in whom its access key should keep out: the members do not.
+    let mut dan = Person::new("Dan", 4);
+    dan.client.command(Command::Join { link: before.link }, 5);
+    dan.run(&mut server);
+    dan.say(&mut server, "I am in, too");
+    ann.run(&mut server);
+    ann.say(&mut server, "nobody came");
+    dan.run(&mut server);
+    let room = ann.room.as_ref().unwrap();
+    assert_eq!((room.members.len(), room.integrity.injected > 0, ann.texts().last().unwrap().as_str()), (2, true, "nobody came"));
+    assert!(!dan.texts().contains(&"nobody came".into()));
+}
+
+#[test]
+fn another_device_of_a_person_reads_what_the_first_one_read() {
+    let (mut server, mut ann, mut bob, _) = stage();
+    bob.run(&mut server);
+    bob.say(&mut server, "four");
+    ann.run(&mut server);
+    for (person, texts) in [(&mut ann, 4), (&mut bob, 4)] {
+        let file = person.client.export_identity("correct horse").unwrap();
+        let mut next = Person::unnamed(9);
+        next.client.import_identity(&file, "correct horse", 5).unwrap();
+        next.run(&mut server);
+        assert_eq!((next.texts().len(), next.room.as_ref().unwrap().state), (texts, RoomState::Open));
+        assert_eq!(next.texts(), person.texts());
+        next.say(&mut server, "from the next device");
+        person.run(&mut server);
+        assert_eq!(person.texts().last().unwrap(), "from the next device");
+        assert!(next.alarms.is_empty() && next.room.as_ref().unwrap().integrity.injected == 0, "{:?}", next.alarms);
+        assert_eq!(next.room.as_ref().unwrap().members.len(), 2, "of two people");
+    }
+}
+
+#[test]
+fn two_changes_at_once_both_come_true() {
+    let (mut server, mut ann, mut bob, room) = stage();
+    bob.run(&mut server);
+    let of = |person: &Person| person.room.as_ref().unwrap().members.iter().find(|member| member.you).unwrap().user.clone();
+    let (id, of_bob) = (room.to_string(), of(&bob));
+    ann.client.command(Command::SetRole { room: id.clone(), user: of_bob, role: Role::Owner }, 5);
+    ann.run(&mut server);
+    bob.run(&mut server);
+    // Both make a commit for the same epoch before either has seen the other's.
+    let of_ann = of(&ann);
+    bob.client.command(Command::MakeLink { room: id.clone() }, 5);
+    ann.client.command(Command::SetRole { room: id, user: of_ann, role: Role::Moderator }, 5);
+    ann.run(&mut server);
+    bob.run(&mut server);
+    ann.run(&mut server);
+    bob.run(&mut server);
+    for person in [&ann, &bob] {
+        let room = person.room.as_ref().unwrap();
+        let role = |name: &str| room.members.iter().find(|member| member.name == name).unwrap().role;
+        assert_eq!((role("Ann"), role("Bob"), room.settled), (Role::Moderator, Role::Owner, true));
+        assert!(person.alarms.is_empty() && person.warnings.is_empty(), "{:?} {:?}", person.alarms, person.warnings);
+    }
+    assert_eq!(ann.room.as_ref().unwrap().link, bob.room.as_ref().unwrap().link, "Bob's link is told in the room");
+}
+
+#[test]
+fn a_link_ends_when_its_time_is_over_and_somebody_is_there_to_end_it() {
+    let (mut server, mut ann, mut bob, _) = stage();
+    bob.run(&mut server);
+    let link = ann.room.as_ref().unwrap().link.clone();
+    assert_eq!(bob.room.as_ref().unwrap().link, link);
+    // Eight days later Bob may not, and Ann does.
+    for person in [&mut bob, &mut ann] {
+        person.now_ms = 8 * 24 * 3600 * 1000;
+        person.say(&mut server, "a week later");
+    }
+    ann.run(&mut server);
+    bob.run(&mut server);
+    for person in [&ann, &bob] {
+        let room = person.room.as_ref().unwrap();
+        assert_eq!((room.link.as_str(), room.settled, person.warnings.len()), ("", true, 0), "{:?}", person.warnings);
+    }
+    let mut cy = Person::new("Cy", 3);
+    cy.client.command(Command::Join { link }, 5);
+    cy.run(&mut server);
+    ann.run(&mut server);
+    assert_eq!(ann.room.as_ref().unwrap().members.len(), 2);
+    // Another one leads in.
+    let room = ann.room.as_ref().unwrap().id.clone();
+    ann.client.command(Command::MakeLink { room }, ann.now_ms);
+    ann.run(&mut server);
+    let mut dan = Person::new("Dan", 4);
+    dan.client.command(Command::Join { link: ann.room.as_ref().unwrap().link.clone() }, 5);
+    dan.run(&mut server);
+    ann.run(&mut server);
+    assert_eq!(ann.room.as_ref().unwrap().members.len(), 3);
 }

@@ -35,6 +35,7 @@ class App {
     this.#room = new Room({
       send: (room, text) => this.#do({do: 'send', room, text}, true),
       typing: (room) => this.#do({do: 'typing', room}),
+      remove: (room, member) => this.#remove(room, member),
     });
     this.#bus.addEventListener('change', ({detail}) => this.#changed(detail));
     this.#bus.addEventListener('notice', ({detail}) => toast(detail.level, detail.text));
@@ -224,6 +225,7 @@ class App {
     el('details-toggle').addEventListener('click', () => this.#showDetails(el('details').hidden));
     el('details-close').addEventListener('click', () => this.#showDetails(false));
     el('room-link').addEventListener('focus', (event) => event.target.select());
+    el('make-link').addEventListener('click', () => this.#do({do: 'make_link', room: this.#current}));
     el('forget').addEventListener('click', async () => {
       const isSure = await ask('Leave on this device? Its copy of the messages is removed from this browser. Others keep theirs, and the link still works.', 'Leave');
       if (isSure) {
@@ -236,6 +238,13 @@ class App {
         this.#do({do: 'delete_room', room: this.#current});
       }
     });
+  }
+
+  async #remove(room, member) {
+    const isSure = await ask(`Remove ${member.name}? They read nothing that is written from then on. The room’s link ends, and gets a successor.`, 'Remove');
+    if (isSure) {
+      this.#do({do: 'remove', room, user: member.user});
+    }
   }
 
   #showDetails(isShown) {

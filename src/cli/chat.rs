@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::client::{Client, ClientArgs, parse_link};
 use crate::{
-    client::view::{Check, Command, ConnectionState, Event, Level, Message, MessageKind, MessageState, Room, RoomState},
+    client::view::{Check, Command, ConnectionState, Event, Level, Message, MessageKind, MessageState, Role, Room, RoomState},
     core::chain,
     seal::link::Link,
 };
@@ -26,14 +26,14 @@ pub(super) struct ChatArgs {
     client: ClientArgs,
 }
 
-const HELP: &str = "Enter sends; /who  /link  /words  /help  /quit";
+const HELP: &str = "Enter sends; /who  /link  /words  /remove  /help  /quit";
 
 /// One line for a message, without colour.
 pub(super) fn plain(message: &Message) -> String {
     let time = clock(message.time_ms);
     match message.kind {
         MessageKind::Join => format!("{time}  * {} joined", message.author.name),
-        MessageKind::Topic => format!("{time}  * {} named the room: {}", message.author.name, message.text),
+        MessageKind::Removed => format!("{time}  * {} removed {}", message.author.name, message.text),
         MessageKind::Text | MessageKind::Unknown => {
             format!("{time}  {}: {}{}", message.author.name, printable(&message.text), remark(message.check))
         }
@@ -171,8 +171,10 @@ fn show(screen: &mut Screen, id: &str, last: &mut Option<Room>, event: Event) ->
             match room.state {
                 RoomState::Open if opened => {
                     let others = room.members.iter().filter(|member| !member.you).count();
-                    screen
-                        .line(&format!("-- {}: you and {others} other(s); sealed, whoever has the link can read", room.title))?;
+                    screen.line(&format!(
+                        "-- {}: you and {others} other(s); sealed, whoever has the link can come in",
+                        room.title
+                    ))?;
                 }
                 RoomState::Refused if opened => {
                     screen.line(&format!("-- {}", room.reason.as_deref().unwrap_or("the room cannot be used")))?;
@@ -209,16 +211,30 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
         ("/quit", _) => return Ok(false),
         ("/help", _) => screen.line(
             "   Enter sends what you typed\n   /who    who is in the room\n   /link   the room's link\n   \
+             /newlink  make another link, and end the former one (owners and moderators)\n   \
+             /remove NAME  remove a person; nobody removed reads what follows (owners and moderators)\n   \
              /words  words to compare with the others\n   /quit   leave; the room stays yours",
         )?,
         ("/who", Some(room)) => {
             for member in &room.members {
                 let presence = if member.online { "here" } else { "away" };
                 let you = if member.you { " (you)" } else { "" };
-                screen.line(&format!("   {}{you}: {presence}, {} device(s)", member.name, member.devices))?;
+                let role = match member.role {
+                    Role::Owner => ", owner",
+                    Role::Moderator => ", moderator",
+                    Role::Member => "",
+                };
+                screen.line(&format!("   {}{you}{role}: {presence}, {} device(s)", member.name, member.devices))?;
             }
         }
+        ("/link", Some(room)) if room.link.is_empty() => {
+            screen.line("   no link is known here that leads in: /newlink makes one")?
+        }
         ("/link", Some(room)) => screen.line(&room.link)?,
+        ("/newlink", Some(room)) => client.command(Command::MakeLink { room: room.id.clone() }).await?,
+        (line, Some(room)) if line.starts_with("/remove") => {
+            remove(client, screen, room, line.trim_start_matches("/remove").trim()).await?
+        }
         ("/words", Some(room)) => {
             screen.line(&format!(
                 "   at message {}: {}   (equal for everyone, or you see different histories)",
@@ -235,4 +251,17 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
         (text, _) => client.command(Command::Send { room: id.to_owned(), text: text.to_owned() }).await?,
     }
     Ok(true)
+}
+
+/// Removes the one person of that name.
+async fn remove(client: &Client, screen: &Screen, room: &Room, name: &str) -> anyhow::Result<()> {
+    let mut named = room.members.iter().filter(|member| member.name == name && !member.you);
+    match (named.next(), named.next()) {
+        (Some(member), None) => {
+            client.command(Command::Remove { room: room.id.clone(), user: member.user.clone() }).await?;
+            screen.line(&format!("   {name} is being removed; the room's link ends, and gets a successor: /link"))
+        }
+        (Some(_), Some(_)) => screen.line(&format!("   there are several {name}s here: a browser lets you choose")),
+        (None, _) => screen.line("   /remove NAME, with a name that /who shows"),
+    }
 }

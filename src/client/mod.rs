@@ -27,7 +27,7 @@ use bytes::Bytes;
 
 use self::{
     link::Caller,
-    records::{IdentityRecord, LogRecord, OutRecord, OutboxRecord, RoomRecord, encode},
+    records::{GroupRecord, IdentityRecord, LogRecord, OutRecord, OutboxRecord, PastRecord, RoomRecord, encode},
     room::Room,
     session::{Change, Turn, Wire},
     view::{Command, ConnectionState, Event, Level},
@@ -125,7 +125,7 @@ pub struct Client {
     rng: ClientRandom,
     me: Option<Me>,
     rooms: BTreeMap<RoomId, Room>,
-    /// Keyrings on their way to other devices of this person.
+    /// Invitations on their way to other devices of this person.
     posts: BTreeMap<RoomId, outbox::Outbox>,
     wire: Wire,
     /// Keys of records of former lives of rooms' logs.
@@ -148,6 +148,8 @@ struct Me {
 #[derive(Debug, Default)]
 struct Stored {
     rooms: Vec<(RoomId, RoomRecord)>,
+    groups: BTreeMap<RoomId, GroupRecord>,
+    pasts: BTreeMap<RoomId, PastRecord>,
     logs: BTreeMap<(RoomId, u64), LogRecord>,
     outboxes: BTreeMap<RoomId, OutboxRecord>,
     outs: BTreeMap<(RoomId, u64), OutRecord>,
@@ -239,6 +241,11 @@ impl Client {
             Command::Retry { room, key } => self.in_room(&room, |this, room| this.retry(room, &key, now_ms)),
             Command::Discard { room, key } => self.in_room(&room, |this, room| this.discard(room, &key)),
             Command::Typing { room } => self.in_room(&room, |this, room| this.typing(room, now_ms)),
+            Command::MakeLink { room } => self.in_room(&room, |this, room| this.make_link(room, now_ms)),
+            Command::Remove { room, user } => self.in_room(&room, |this, room| this.remove_person(room, &user, now_ms)),
+            Command::SetRole { room, user, role } => {
+                self.in_room(&room, |this, room| this.set_role(room, &user, role, now_ms));
+            }
             Command::Forget { room } => self.in_room(&room, Self::forget),
             Command::DeleteRoom { room } => self.in_room(&room, Self::delete),
         }
@@ -432,6 +439,8 @@ impl Stored {
             "ticket" => self.ticket = Some(postcard::from_bytes(value).ok()?),
             "identity" => *me = Some(Me::new(postcard::from_bytes(value).ok()?)),
             "room" => self.rooms.push((id()?, postcard::from_bytes(value).ok()?)),
+            "group" => drop(self.groups.insert(id()?, postcard::from_bytes(value).ok()?)),
+            "past" => drop(self.pasts.insert(id()?, postcard::from_bytes(value).ok()?)),
             "log" => drop(self.logs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
             "outbox" => drop(self.outboxes.insert(id()?, postcard::from_bytes(value).ok()?)),
             "out" => drop(self.outs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
@@ -442,22 +451,22 @@ impl Stored {
         Some(())
     }
 
-    /// The outbox of a log, as stored or new.
-    fn outbox(&mut self, log: RoomId, rng: &mut ClientRandom) -> outbox::Outbox {
+    /// An outbox towards a log, as stored or new.
+    fn outbox(&mut self, name: RoomId, log: RoomId, rng: &mut ClientRandom) -> outbox::Outbox {
         use crate::seal::Random as _;
-        let mut later = self.outs.split_off(&(log, 0));
+        let mut later = self.outs.split_off(&(name, 0));
         let mut items = Vec::new();
         while let Some(entry) = later.first_entry() {
-            if entry.key().0 != log {
+            if entry.key().0 != name {
                 break;
             }
             let ((_, number), out) = entry.remove_entry();
             items.push((number, out));
         }
         self.outs.append(&mut later);
-        match self.outboxes.remove(&log) {
-            Some(record) => outbox::Outbox::load(log, record, items),
-            None => outbox::Outbox::new(log, crate::core::id::ProducerId(rng.bytes())),
+        match self.outboxes.remove(&name) {
+            Some(record) => outbox::Outbox::load(name, log, record, items),
+            None => outbox::Outbox::new(name, log, crate::core::id::ProducerId(rng.bytes())),
         }
     }
 }

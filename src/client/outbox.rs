@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::records::{Letter, OutRecord, OutboxRecord, encode, out_key, outbox_key};
+use super::records::{Letter, OutRecord, OutboxRecord, Sealed, encode, out_key, outbox_key};
 use crate::{
     core::{
         chain,
         close::Refusal,
         frame::Publish,
-        id::{Digest, MessageId, ProducerId, RoomId},
+        id::{Digest, MessageId, ProducerId, RoomId, Seq},
     },
     seal::body::Content,
 };
@@ -26,6 +26,8 @@ const NUMBER_START: u64 = 1 << 32;
 /// An outbox.
 #[derive(Debug)]
 pub struct Outbox {
+    /// Its name in storage.
+    name: RoomId,
     log: RoomId,
     record: OutboxRecord,
     items: VecDeque<Item>,
@@ -79,21 +81,21 @@ pub enum Settled {
     RetryAfter(u32),
     /// This message will not be sent.
     Failed(MessageId),
-    /// It was sealed to an old epoch; it can be sealed again.
-    Reseal,
+    /// The log has this change of the group, which sealing did not know: it can be sealed again.
+    Reseal(Seq),
 }
 
 impl Outbox {
-    /// An empty outbox.
+    /// An empty outbox towards `log`, kept under `name`.
     #[must_use]
-    pub fn new(log: RoomId, producer: ProducerId) -> Self {
-        Self { log, record: new_record(producer), items: VecDeque::new(), acked_here: 0 }
+    pub fn new(name: RoomId, log: RoomId, producer: ProducerId) -> Self {
+        Self { name, log, record: new_record(producer), items: VecDeque::new(), acked_here: 0 }
     }
 
     /// As stored; the messages in the order of their numbers.
-    pub fn load(log: RoomId, record: OutboxRecord, items: impl IntoIterator<Item = (u64, OutRecord)>) -> Self {
+    pub fn load(name: RoomId, log: RoomId, record: OutboxRecord, items: impl IntoIterator<Item = (u64, OutRecord)>) -> Self {
         let items = items.into_iter().map(|(number, out)| Item { number, out, sent: false, refused: None }).collect();
-        Self { log, record, items, acked_here: 0 }
+        Self { name, log, record, items, acked_here: 0 }
     }
 
     /// Whether nothing waits.
@@ -139,8 +141,13 @@ impl Outbox {
         }
     }
 
-    /// Seals what comes into the window and returns what is to be sent. `seal` returns `None` for "not yet".
-    pub fn pump<E>(&mut self, mut seal: impl FnMut(ToSeal<'_>) -> Result<Option<Bytes>, E>) -> (Pumped, Vec<(MessageId, E)>) {
+    /// Seals what comes into the window and returns what is to be sent. `seal` returns `None` for "not yet"; `handshake` is the newest
+    /// change of the group that sealing knows.
+    pub fn pump<E>(
+        &mut self,
+        handshake: Seq,
+        mut seal: impl FnMut(ToSeal<'_>) -> Result<Option<Bytes>, E>,
+    ) -> (Pumped, Vec<(MessageId, E)>) {
         let mut pumped = Pumped::default();
         let mut failed = Vec::new();
         let mut index = 0;
@@ -170,7 +177,7 @@ impl Outbox {
                     Ok(Some(envelope)) => {
                         self.record.previous = chain::digest(&envelope);
                         self.record.next += 1;
-                        item.out.sealed = Some((next, envelope));
+                        item.out.sealed = Some(Sealed { client_seq: next, handshake, envelope });
                     }
                     // A join may wait behind what waits for it.
                     Ok(None) => continue,
@@ -179,19 +186,14 @@ impl Outbox {
                         continue;
                     }
                 }
-                pumped.persist.push((out_key(self.log, item.number), Some(encode(&item.out))));
-                pumped.persist.push((outbox_key(self.log), Some(encode(&self.record))));
+                pumped.persist.push((out_key(self.name, item.number), Some(encode(&item.out))));
+                pumped.persist.push((outbox_key(self.name), Some(encode(&self.record))));
             }
-            if let (false, Some((client_seq, envelope))) = (item.sent, &item.out.sealed) {
+            if let (false, Some(sealed)) = (item.sent, item.out.sealed.clone()) {
                 item.sent = true;
-                let (client_seq, envelope) = (*client_seq, envelope.clone());
-                pumped.publish.push(Publish {
-                    room: self.log,
-                    producer: self.record.producer,
-                    client_seq,
-                    handshake: 0,
-                    envelope,
-                });
+                let Sealed { client_seq, handshake, envelope } = sealed;
+                let producer = self.record.producer;
+                pumped.publish.push(Publish { room: self.log, producer, client_seq, handshake, envelope });
             }
         }
         (pumped, failed)
@@ -205,8 +207,8 @@ impl Outbox {
 
     fn remove_stored(&mut self, index: usize) -> Option<(MessageId, Vec<Persist>)> {
         let item = self.items.remove(index)?;
-        let mut persist = vec![(out_key(self.log, item.number), None)];
-        if let Some((client_seq, envelope)) = &item.out.sealed {
+        let mut persist = vec![(out_key(self.name, item.number), None)];
+        if let Some(Sealed { client_seq, envelope, .. }) = &item.out.sealed {
             self.acked_here = self.acked_here.max(*client_seq);
             self.record.acked = chain::digest(envelope);
             persist.push(self.persist_record());
@@ -217,8 +219,13 @@ impl Outbox {
     /// A publish was refused.
     pub fn refused(&mut self, producer: ProducerId, client_seq: u64, why: Refusal) {
         let Some(index) = self.position(producer, client_seq) else { return };
-        // A refusal of what is to be sent again anyway says nothing any more.
-        if let Some(item) = self.items.get_mut(index).filter(|item| item.sent) {
+        let item = self.items.get_mut(index);
+        // A refusal of what is to be sent again anyway says nothing any more; nor does one of bytes that were sealed before.
+        let former = |item: &&mut Item| match (why, &item.out.sealed) {
+            (Refusal::StaleEpoch { handshake }, Some(sealed)) => handshake <= sealed.handshake,
+            _ => false,
+        };
+        if let Some(item) = item.filter(|item| item.sent).filter(|item| !former(item)) {
             item.refused = Some(why);
         }
     }
@@ -241,7 +248,7 @@ impl Outbox {
         let Some(index) = self.items.iter().position(|item| item.out.failed.is_none()) else { return (Settled::Nothing, vec![]) };
         let Some(item) = self.items.get_mut(index) else { return (Settled::Nothing, vec![]) };
         let Some(why) = item.refused.take() else { return (Settled::Nothing, vec![]) };
-        let oldest = item.out.sealed.as_ref().map_or(0, |(number, _)| *number);
+        let oldest = item.out.sealed.as_ref().map_or(0, |sealed| sealed.client_seq);
         match why {
             // Also when the server answered before it acked what this client knows to be acked by now.
             Refusal::OutOfOrder { expected } if expected >= oldest || expected <= self.acked_here => {
@@ -253,12 +260,12 @@ impl Outbox {
             Refusal::RateLimited { retry_after_ms } => self.later(retry_after_ms),
             Refusal::Overloaded | Refusal::OutcomeUnknown | Refusal::Internal => self.later(1000),
             Refusal::DiskFull => self.later(5000),
-            Refusal::StaleEpoch { .. } => (Settled::Reseal, self.reseal()),
+            Refusal::StaleEpoch { handshake } => (Settled::Reseal(handshake), self.reseal()),
             final_refusal => {
                 item.out.failed = Some(final_refusal.to_string());
                 item.out.sealed = None;
                 let message = item.out.message;
-                let mut persist = vec![(out_key(self.log, item.number), Some(encode(&item.out)))];
+                let mut persist = vec![(out_key(self.name, item.number), Some(encode(&item.out)))];
                 persist.extend(self.restart(fresh));
                 (Settled::Failed(message), persist)
             }
@@ -280,7 +287,7 @@ impl Outbox {
     /// The epoch is stale, which proves that nothing from the oldest message on is stored: seal again, same numbers.
     fn reseal(&mut self) -> Vec<Persist> {
         self.record.previous = self.record.acked;
-        let first = self.items.iter().find_map(|item| item.out.sealed.as_ref().map(|(number, _)| *number));
+        let first = self.items.iter().find_map(|item| item.out.sealed.as_ref().map(|sealed| sealed.client_seq));
         self.record.next = first.unwrap_or(self.record.next);
         self.unseal()
     }
@@ -288,27 +295,35 @@ impl Outbox {
     fn unseal(&mut self) -> Vec<Persist> {
         self.send_again();
         let mut persist = vec![self.persist_record()];
-        let log = self.log;
+        let name = self.name;
         for item in self.items.iter_mut().filter(|item| item.out.sealed.is_some()) {
             item.out.sealed = None;
-            persist.push((out_key(log, item.number), Some(encode(&item.out))));
+            persist.push((out_key(name, item.number), Some(encode(&item.out))));
         }
         persist
     }
 
     /// A message cannot be sealed: it will not be sent.
     pub fn fail(&mut self, message: MessageId, why: String) -> Vec<Persist> {
-        let log = self.log;
+        let name = self.name;
         let Some(item) = self.items.iter_mut().find(|item| item.out.message == message) else { return vec![] };
         item.out.failed = Some(why);
-        vec![(out_key(log, item.number), Some(encode(&item.out)))]
+        vec![(out_key(name, item.number), Some(encode(&item.out)))]
     }
 
     /// Takes a failed message out. Returns it and what to forget.
     pub fn take_failed(&mut self, message: MessageId) -> Option<(OutRecord, Persist)> {
         let index = self.items.iter().position(|item| item.out.message == message && item.out.failed.is_some())?;
         let item = self.items.remove(index)?;
-        Some((item.out, (out_key(self.log, item.number), None)))
+        Some((item.out, (out_key(self.name, item.number), None)))
+    }
+
+    /// Takes out all that is not sealed. Returns what to forget.
+    pub fn clear_unsealed(&mut self) -> Vec<Persist> {
+        let name = self.name;
+        let (gone, kept): (VecDeque<_>, _) = self.items.drain(..).partition(|item| item.out.sealed.is_none());
+        self.items = kept;
+        gone.into_iter().map(|item| (out_key(name, item.number), None)).collect()
     }
 
     /// Takes out a message that is in the log already. Returns what to persist.
@@ -320,8 +335,8 @@ impl Outbox {
     /// Everything of this outbox in storage, to be forgotten with its room.
     #[must_use]
     pub fn forget(&self) -> Vec<Persist> {
-        let mut persist = vec![(outbox_key(self.log), None)];
-        persist.extend(self.items.iter().map(|item| (out_key(self.log, item.number), None)));
+        let mut persist = vec![(outbox_key(self.name), None)];
+        persist.extend(self.items.iter().map(|item| (out_key(self.name, item.number), None)));
         persist
     }
 
@@ -329,15 +344,15 @@ impl Outbox {
         if producer != self.record.producer {
             return None;
         }
-        self.items.iter().position(|item| item.out.sealed.as_ref().is_some_and(|(number, _)| *number == client_seq))
+        self.items.iter().position(|item| item.out.sealed.as_ref().is_some_and(|sealed| sealed.client_seq == client_seq))
     }
 
     fn persist_item(&self, item: &Item) -> Persist {
-        (out_key(self.log, item.number), Some(encode(&item.out)))
+        (out_key(self.name, item.number), Some(encode(&item.out)))
     }
 
     fn persist_record(&self) -> Persist {
-        (outbox_key(self.log), Some(encode(&self.record)))
+        (outbox_key(self.name), Some(encode(&self.record)))
     }
 }
 

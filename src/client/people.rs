@@ -3,13 +3,13 @@
 use super::{
     Change, Client, LinkId, Me,
     outbox::{Outbox, Settled},
-    records::{BackupRecord, IdentityRecord, OutRecord, encode},
+    records::{BackupRecord, IdentityRecord, OutRecord, RoomBackup, encode},
     view::{self, Event, Level},
 };
 use crate::{
     core::{
         close::Refusal,
-        frame::{ClientFrame, LogKind, Operation, Page, Publish, ServerFrame},
+        frame::{ClientFrame, Item, LogKind, Operation, Page, Publish, ServerFrame},
         id::{ProducerId, RoomId},
     },
     seal::{
@@ -18,7 +18,7 @@ use crate::{
         body::tidy,
         epoch::access_key,
         identity::{CERTIFICATE_LIFE_MS, Certificate, Identity},
-        keyring::{FOR_DEVICE, Keyring},
+        invitation::Invitation,
     },
 };
 
@@ -47,7 +47,7 @@ pub enum ImportError {
 
 impl Me {
     pub(super) fn new(record: IdentityRecord) -> Self {
-        let identity = Identity::certify(record.secrets.clone(), record.not_after_ms, record.counter);
+        let identity = Identity::certify(record.secrets.clone(), record.not_after_ms, record.counter).named(&record.name);
         Self { record, identity, inbox: InboxState::default() }
     }
 }
@@ -98,8 +98,8 @@ impl Client {
         let me = self.me.as_ref().ok_or(BackupError::NotABackup)?;
         let mut devices = me.record.own_devices.clone();
         devices.push(me.identity.certificate().clone());
-        let rooms = self.rooms.values().filter_map(|room| Some((room.origin().to_owned(), room.keyring()?.clone()))).collect();
-        let record = BackupRecord { format: 1, user: me.record.secrets.user, name: me.record.name.clone(), devices, rooms };
+        let rooms = self.rooms.values().filter_map(super::Room::backup).collect();
+        let record = BackupRecord { format: 2, user: me.record.secrets.user, name: me.record.name.clone(), devices, rooms };
         backup::encrypt(&encode(&record), passphrase, &mut self.rng)
     }
 
@@ -113,15 +113,15 @@ impl Client {
         }
         let payload = backup::decrypt(file, passphrase)?;
         let record: BackupRecord = postcard::from_bytes(&payload).map_err(|_| ImportError::Content)?;
-        if record.format != 1 {
+        if record.format != 2 {
             return Err(ImportError::Content);
         }
         let identity = Identity::add_device(record.user, &mut self.rng, now_ms);
         let own = |certificate: &Certificate| certificate.user == identity.user() && certificate.verify().is_ok();
         let devices = record.devices.into_iter().filter(own).collect();
         self.adopt(&identity, record.name, devices, now_ms);
-        for (origin, keyring) in record.rooms {
-            self.add_handed_over(origin, keyring);
+        for backup in record.rooms {
+            self.join_with(backup, now_ms);
         }
         Ok(())
     }
@@ -158,12 +158,12 @@ impl Client {
     fn handle_session(&mut self, frame: ServerFrame, now_ms: u64) {
         match frame {
             ServerFrame::Created { room, .. } => self.on_created(room, now_ms),
-            ServerFrame::Entered { room, position, .. } => match self.own_inbox(room) {
+            ServerFrame::Entered { room, position, handshake } => match self.own_inbox(room) {
                 Some(me) => {
                     let known = me.record.inbox.is_none_or(|(log, _)| log == position.log);
                     me.inbox.stale = !known;
                 }
-                None => self.on_entered(room, position, now_ms),
+                None => self.on_entered(room, position, handshake, now_ms),
             },
             ServerFrame::Subscribed { room, after, chain, position } => match self.own_inbox(room) {
                 Some(me) => {
@@ -173,6 +173,7 @@ impl Client {
                 None => self.on_subscribed(room, after, chain, position, now_ms),
             },
             ServerFrame::Deliver(page) => self.on_page(&page, now_ms),
+            ServerFrame::Fetched { page, .. } => self.on_fetched(&page, now_ms),
             ServerFrame::Ack { room, producer, client_seq, seq } => self.on_ack(room, producer, client_seq, seq, now_ms),
             ServerFrame::Refused { room, producer, client_seq, why } => {
                 let publish = Publish { room, producer, client_seq, handshake: 0, envelope: bytes::Bytes::new() };
@@ -201,7 +202,7 @@ impl Client {
         let (room, seed) = (me.identity.inbox_id(), me.identity.inbox_access_seed());
         let after = me.record.inbox.map_or(0, |(_, seq)| seq);
         self.send(&ClientFrame::Create { room, access: access_key(&seed), kind: LogKind::Inbox });
-        self.enter(room, &seed);
+        self.enter(room, 0, &seed);
         self.send(&ClientFrame::Subscribe { room, after });
         let rooms: Vec<_> = self.rooms.keys().copied().collect();
         for room in &rooms {
@@ -222,9 +223,9 @@ impl Client {
         self.send(&ClientFrame::Subscribe { room, after: 0 });
     }
 
-    /// What was posted to this device: keyrings from other devices of the same person. Anything else is skipped; anybody may
+    /// What was posted to this device: invitations from other devices of the same person. Anything else is skipped; anybody may
     /// post.
-    pub(super) fn on_own_inbox(&mut self, page: &Page, _now_ms: u64) {
+    pub(super) fn on_own_inbox(&mut self, page: &Page, now_ms: u64) {
         let Some(me) = &mut self.me else { return };
         if !me.inbox.subscribed || me.identity.inbox_id() != page.room {
             return;
@@ -233,15 +234,15 @@ impl Client {
         me.record.inbox = Some((page.position.log, last));
         let issuers: Vec<_> = me.record.own_devices.iter().map(Certificate::hash).collect();
         let open = |envelope: &[u8]| {
-            issuers.iter().find_map(|issuer| {
-                Keyring::open(me.identity.inbox(), me.identity.inbox_public(), FOR_DEVICE, *issuer, envelope).ok()
-            })
+            issuers
+                .iter()
+                .find_map(|issuer| Invitation::open(me.identity.inbox(), me.identity.inbox_public(), *issuer, envelope).ok())
         };
-        let keyrings: Vec<_> = page.items.iter().filter_map(|item| open(&item.envelope)).collect();
+        let read = |item: &Item| postcard::from_bytes::<RoomBackup>(&open(&item.envelope)?).ok();
+        let rooms: Vec<_> = page.items.iter().filter_map(read).collect();
         self.persist_me();
-        for keyring in keyrings {
-            let origin = self.origin.clone();
-            self.add_handed_over(origin, keyring);
+        for backup in rooms {
+            self.join_with(backup, now_ms);
         }
     }
 
@@ -267,7 +268,7 @@ impl Client {
         let mut publish = Vec::new();
         let mut persist = Vec::new();
         for outbox in self.posts.values_mut() {
-            let (pumped, _) = outbox.pump(|_| Ok::<_, core::convert::Infallible>(None));
+            let (pumped, _) = outbox.pump(0, |_| Ok::<_, core::convert::Infallible>(None));
             persist.extend(pumped.persist);
             publish.extend(pumped.publish);
         }
@@ -301,7 +302,7 @@ impl Client {
 /// Puts something into the outbox towards another device's inbox.
 pub(super) fn post(client: &mut Client, inbox: RoomId, letter: OutRecord) {
     let producer = ProducerId(client.rng.bytes());
-    let outbox = client.posts.entry(inbox).or_insert_with(|| Outbox::new(inbox, producer));
+    let outbox = client.posts.entry(inbox).or_insert_with(|| Outbox::new(inbox, inbox, producer));
     let persist = outbox.push(letter, false);
     client.persist_all(persist);
     if client.wire.is_attached() {

@@ -5,9 +5,11 @@
 //! |---|---|
 //! | `identity` | [`IdentityRecord`] |
 //! | `room/ROOM` | [`RoomRecord`] |
+//! | `group/ROOM` | [`GroupRecord`] |
+//! | `past/ROOM` | [`PastRecord`], while it is read |
 //! | `log/ROOM/SEQ` | [`LogRecord`], SEQ as 16 hex digits |
-//! | `out/LOG/NUMBER` | [`OutRecord`], NUMBER as 16 hex digits: its order in the outbox |
-//! | `outbox/LOG` | [`OutboxRecord`] |
+//! | `out/NAME/NUMBER` | [`OutRecord`], NUMBER as 16 hex digits: its order in the outbox |
+//! | `outbox/NAME` | [`OutboxRecord`]: NAME is the log's, or of the one for a room's commits ([`handshakes`]) |
 //! | `ticket` | [`super::TicketRecord`] |
 //! | `former/ROOM/LIFE/SEQ` | [`LogRecord`] of a life of the log that the server no longer has |
 
@@ -15,11 +17,15 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::id::{Digest, LogId, MessageId, ProducerId, RoomId, Seq, UnixMillis},
+    core::{
+        chain,
+        id::{DeviceKey, Digest, LogId, MessageId, ProducerId, RoomId, Seq, UnixMillis},
+    },
+    group::Change,
     seal::{
         body::{Content, Seen},
-        identity::{Certificate, IdentitySecrets},
-        keyring::Keyring,
+        epoch::EpochSecrets,
+        identity::{Certificate, IdentitySecrets, UserKey},
     },
 };
 
@@ -45,20 +51,78 @@ pub struct IdentityRecord {
 /// A room on this device.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoomRecord {
-    /// Format of this record: 1.
+    /// Format of this record: 2.
     pub format: u8,
-    /// What its link carries.
+    /// Where it is: what its link carries.
     pub origin: String,
-    /// The invitation's X-Wing seed.
-    pub invitation: [u8; 32],
-    /// The certificate hash that the link names.
-    pub issuer: Digest,
-    /// The keys, once known.
-    pub keyring: Option<Keyring>,
+    /// What opens it at the server; another one once somebody went.
+    pub access: [u8; 32],
+    /// A change of the group when that was in force: the one that brought it, if this device knows; [`u64::MAX`] for now.
+    pub access_at: Seq,
+    /// Its link, if this device knows one that leads in.
+    pub link: Option<KnownLink>,
     /// How far it is.
     pub stage: Stage,
     /// The log's life, once known.
     pub log: Option<LogId>,
+    /// What this device reads of the log lies behind this seq: it came in with the next one.
+    pub base: Seq,
+}
+
+/// A link into a room.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownLink {
+    /// Its seed.
+    pub seed: [u8; 32],
+    /// Who made it.
+    pub host: UserKey,
+}
+
+impl core::fmt::Debug for KnownLink {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("KnownLink").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+/// This device's place in a room's group.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// Format of this record: 1.
+    pub format: u8,
+    /// The group ([`crate::group::Group::snapshot`]).
+    pub snapshot: Vec<u8>,
+    /// The log has not ordered yet how this device comes in.
+    pub joining: Option<JoiningRecord>,
+    /// What this device wants of the group and has not made a commit of.
+    pub wanted: Option<Change>,
+    /// The newest change that is in the snapshot: should its log record be missing, it is this.
+    pub last: Option<(Seq, Digest, ChangeRecord)>,
+}
+
+/// What can be read of a log besides the epoch that this device is in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastRecord {
+    /// Format of this record: 1.
+    pub format: u8,
+    /// What precedes this seq; [`u64::MAX`] while nobody knows.
+    pub until: Seq,
+    /// The changes of the group that were taken, by the digests of their records, oldest first.
+    pub changes: Vec<(Digest, ChangeRecord)>,
+}
+
+/// A commit by which this device comes in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoiningRecord {
+    /// The record, as it is given to the log.
+    pub record: Bytes,
+    /// Whether it takes its own place again.
+    pub rejoins: bool,
+}
+
+impl core::fmt::Debug for GroupRecord {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("GroupRecord").field("snapshot", &self.snapshot.len()).finish_non_exhaustive()
+    }
 }
 
 impl core::fmt::Debug for RoomRecord {
@@ -78,7 +142,7 @@ impl core::fmt::Debug for BackupRecord {
 pub enum Stage {
     /// Being made: the server may not have it yet.
     Creating,
-    /// The keys are not known yet.
+    /// On the way in.
     Invited,
     /// In use.
     Joined,
@@ -86,6 +150,8 @@ pub enum Stage {
     Deleting,
     /// Deleted by who made it.
     Deleted,
+    /// This device was taken out of the group.
+    Removed,
 }
 
 /// One record of a log, opened and verified.
@@ -97,15 +163,32 @@ pub struct LogRecord {
     pub digest: Digest,
     /// The chain value after it.
     pub chain: Digest,
-    /// What it is; `None`: it did not open or verify.
-    pub opened: Option<OpenedRecord>,
+    /// What it is.
+    pub entry: Entry,
+}
+
+/// What a record of a log turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entry {
+    /// A member's message.
+    Message(OpenedRecord),
+    /// A change of the group.
+    Change(ChangeRecord),
+    /// A change that this device had taken in a former life of the log.
+    Known,
+    /// A change that breaks a rule: every member skips it.
+    Invalid,
+    /// Of an epoch that this device was not in.
+    Sealed,
+    /// Nobody in the room wrote it.
+    Foreign,
 }
 
 /// A message as its sender signed it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenedRecord {
-    /// The sender's leaf: the seq of its join (this record's own, for a join).
-    pub leaf: u64,
+    /// The sender.
+    pub sender: Who,
     /// The envelope's message id.
     pub message: MessageId,
     /// The sender's session.
@@ -118,6 +201,38 @@ pub struct OpenedRecord {
     pub seen: Seen,
     /// What it says.
     pub content: Content,
+}
+
+/// A device of a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Who {
+    /// The device.
+    pub device: DeviceKey,
+    /// Whose.
+    pub user: UserKey,
+}
+
+/// A change of the group, as every member applies it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeRecord {
+    /// Who made it.
+    pub by: Who,
+    /// The epoch that it began.
+    pub epoch: u64,
+    /// That epoch's authenticator (RFC 9420 §8.7).
+    pub authenticator: Digest,
+    /// That epoch's secrets: as long as this device keeps what was said, it keeps what opens it, for the person's next device.
+    pub secrets: EpochSecrets,
+    /// Whose leaves are others than before.
+    pub seats: Vec<(u32, Option<Who>)>,
+    /// Who came in, by a link or because the maker added them.
+    pub joined: Vec<Who>,
+    /// What those are called who were not known before.
+    pub names: Vec<(Who, String)>,
+    /// Who went.
+    pub gone: Vec<Who>,
+    /// What the room is called since.
+    pub title: String,
 }
 
 /// The outbox of one log.
@@ -142,10 +257,21 @@ pub struct OutRecord {
     pub time_ms: UnixMillis,
     /// What it says.
     pub letter: Letter,
-    /// Its client seq and sealed bytes: once set, a retry sends these very bytes.
-    pub sealed: Option<(u64, Bytes)>,
+    /// Once set, a retry sends these very bytes.
+    pub sealed: Option<Sealed>,
     /// It is not tried any more: why, in words.
     pub failed: Option<String>,
+}
+
+/// A message as it is published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// Its client seq.
+    pub client_seq: u64,
+    /// The seq of the newest change of the group that this device had taken then.
+    pub handshake: Seq,
+    /// The bytes.
+    pub envelope: Bytes,
 }
 
 /// What an outbox sends.
@@ -153,7 +279,7 @@ pub struct OutRecord {
 pub enum Letter {
     /// A message to the room.
     Content(Content),
-    /// An envelope that is sealed already: a keyring.
+    /// An envelope that is sealed already: a commit, an invitation.
     Envelope(Bytes),
 }
 
@@ -168,8 +294,19 @@ pub struct BackupRecord {
     pub name: String,
     /// The person's devices.
     pub devices: Vec<Certificate>,
-    /// The rooms: origin and keys.
-    pub rooms: Vec<(String, Keyring)>,
+    /// The rooms.
+    pub rooms: Vec<RoomBackup>,
+}
+
+/// What brings a room to another device of the same person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoomBackup {
+    /// Its link.
+    pub link: String,
+    /// What may be read of the log lies behind this seq.
+    pub base: Seq,
+    /// The changes of the group since then, by the digests of their records.
+    pub changes: Vec<(Digest, ChangeRecord)>,
 }
 
 /// The key of what an earlier login left for the next one.
@@ -179,6 +316,25 @@ pub const TICKET_KEY: &str = "ticket";
 #[must_use]
 pub fn room_key(room: RoomId) -> String {
     format!("room/{room}")
+}
+
+/// The key of this device's place in a room's group.
+#[must_use]
+pub fn group_key(room: RoomId) -> String {
+    format!("group/{room}")
+}
+
+/// The name of the outbox for a room's commits.
+#[must_use]
+pub fn handshakes(room: RoomId) -> RoomId {
+    let hash = chain::digest(&[&b"waxwing handshakes v1"[..], &room.0].concat());
+    RoomId(hash.0.first_chunk().copied().unwrap_or_default())
+}
+
+/// The key of what can be read of a room's past.
+#[must_use]
+pub fn past_key(room: RoomId) -> String {
+    format!("past/{room}")
 }
 
 /// The key of a record of a log.

@@ -1,20 +1,28 @@
-//! One room on this device. What the client does with it lies beside: [`making`], [`reading`], [`writing`].
+//! One room on this device. What the client does with it lies beside: [`making`], [`joining`], [`reading`], [`changing`], [`writing`].
 
+mod changing;
+mod joining;
 mod making;
+mod past;
+mod place;
 mod reading;
 mod writing;
 
+use self::past::{Changes, Past};
+use self::place::Place;
 use crate::client::outbox::Outbox;
-use crate::client::records::{Letter, LogRecord, OpenedRecord, OutRecord, RoomRecord, Stage};
+use crate::client::records::{
+    ChangeRecord, Entry, KnownLink, Letter, LogRecord, OpenedRecord, OutRecord, RoomBackup, RoomRecord, Stage, Who,
+};
 use crate::client::timeline::{Applied, Timeline};
 use crate::client::view::{self, Author, Check, Member, MessageKind, MessageState};
 use crate::core::chain;
+use crate::core::envelope::Header;
+use crate::core::frame::Item;
 use crate::core::id::{DeviceKey, Digest, MessageId, ProducerId, RoomId, Seq};
-use crate::seal::body::{Join, Message, tidy};
-use crate::seal::epoch::{EpochKeys, HandedOver};
-use crate::seal::hpke::{XWingPrivate, XWingPublic};
-use crate::seal::identity::{Identity, inbox_access_seed, inbox_id};
-use crate::seal::keyring::Keyring;
+use crate::group::{LinkId, LinkKeys, Role};
+use crate::seal::body::{Message, tidy};
+use crate::seal::identity::{Identity, UserKey};
 use crate::seal::link::Link;
 use crate::seal::words::words;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,14 +38,16 @@ const ENTER_AGAIN_MS: u64 = 5_000;
 pub(super) struct Room {
     id: RoomId,
     record: RoomRecord,
-    invitation: Invitation,
-    keys: Option<HandedOver>,
+    place: Place,
+    /// The name of the link in the record, and of the one that others were told of.
+    link: Option<LinkId>,
+    told: Option<LinkId>,
     timeline: Timeline,
     /// Log records of which a message was shown, oldest first: what a person scrolls through.
     shown: BTreeMap<Seq, Shown>,
     outbox: Outbox,
-    /// Carries the keyring to the invitation's inbox.
-    invite_outbox: Outbox,
+    /// Carries this device's commits.
+    handshakes: Outbox,
     online: BTreeSet<DeviceKey>,
     wire: RoomWire,
     retry_at_ms: Option<u64>,
@@ -45,23 +55,13 @@ pub(super) struct Room {
     shut_out: Option<(String, u64)>,
     /// The log has a new life: once it is read, a new session begins in it.
     reborn: bool,
+    /// What is read of the log is not of the epoch that this device is in.
+    past: Option<Past>,
+    /// Nothing is published before this change of the group was taken.
+    gate: Seq,
     typed_ms: u64,
     /// Ephemeral messages sent, and the highest counters heard.
-    ephemerals: (ProducerId, u64, BTreeMap<(u64, ProducerId), u64>),
-}
-
-/// The inbox whose key the link carries.
-struct Invitation {
-    private: XWingPrivate,
-    public: XWingPublic,
-    inbox: RoomId,
-    access_seed: [u8; 32],
-}
-
-impl core::fmt::Debug for Invitation {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Invitation").field("inbox", &self.inbox).finish_non_exhaustive()
-    }
+    ephemerals: (ProducerId, u64, BTreeMap<(DeviceKey, ProducerId), u64>),
 }
 
 /// A message as it was shown.
@@ -70,15 +70,27 @@ struct Shown {
     time_ms: u64,
     digest: Digest,
     check: Check,
-    opened: Box<OpenedRecord>,
+    what: What,
+}
+
+/// What is shown.
+#[derive(Debug)]
+enum What {
+    Message(Box<OpenedRecord>),
+    Change(Box<ChangeRecord>),
 }
 
 /// How far the room is on this connection.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct RoomWire {
     created: bool,
-    inbox_created: bool,
     entered: bool,
+    /// The newest change of the group that the log had then.
+    handshake: Seq,
+    /// The newest one, as this device was told that wants to come in, and how many it has looked at.
+    door: Option<(Seq, u32)>,
+    /// How often another commit came first.
+    overtaken: u32,
     /// The head at the time of subscribing: once reached, the room is up to date.
     subscribed: Option<Seq>,
     /// The answer to a subscription that was made for a former life of the log is still to come.
@@ -87,34 +99,37 @@ struct RoomWire {
     presence: bool,
     /// A publish came before this device was let in.
     too_early: bool,
-    /// This device's join was put into the outbox.
-    join_sent: bool,
+    /// This device's certificate was put into the outbox.
+    introduced: bool,
     /// The server contradicted this device's copy: nothing more is taken from it.
     stopped: bool,
 }
 
 impl Room {
-    pub(super) fn new(id: RoomId, record: RoomRecord, outbox: Outbox, invite_outbox: Outbox, session: ProducerId) -> Self {
-        let (private, public) = XWingPrivate::from_seed(&record.invitation);
-        let invitation =
-            Invitation { inbox: inbox_id(&public), access_seed: inbox_access_seed(&record.invitation), private, public };
-        let keys = record.keyring.as_ref().and_then(|keyring| keyring.epochs().ok());
+    pub(super) fn new(id: RoomId, record: RoomRecord, outbox: Outbox, handshakes: Outbox, session: ProducerId) -> Self {
         let mut timeline = Timeline::new(id);
         record.log.into_iter().for_each(|log| timeline.set_log(log));
+        if record.base > 0 {
+            timeline.skip_to(record.base, None);
+        }
+        let link = record.link.map(|link| LinkKeys::new(&link.seed).id());
         Self {
             id,
             record,
-            invitation,
-            keys,
+            place: Place::Out,
+            link,
+            told: None,
             timeline,
             shown: BTreeMap::new(),
             outbox,
-            invite_outbox,
+            handshakes,
             online: BTreeSet::new(),
             wire: RoomWire::default(),
             retry_at_ms: None,
             shut_out: None,
             reborn: false,
+            past: None,
+            gate: 0,
             typed_ms: 0,
             ephemerals: (session, 0, BTreeMap::new()),
         }
@@ -123,9 +138,10 @@ impl Room {
     pub(super) fn disconnected(&mut self) {
         self.wire = RoomWire { stopped: self.wire.stopped, ..RoomWire::default() };
         self.outbox.disconnected();
-        self.invite_outbox.disconnected();
+        self.handshakes.disconnected();
         self.retry_at_ms = None;
         self.shut_out = None;
+        self.gate = 0;
     }
 
     pub(super) fn nobody_is_known_to_be_there(&mut self) {
@@ -152,51 +168,101 @@ impl Room {
         self.shut_out.iter().map(|(_, at_ms)| *at_ms).chain(self.retry_at_ms).min()
     }
 
-    pub(super) const fn keyring(&self) -> Option<&Keyring> {
-        self.record.keyring.as_ref()
-    }
-
-    pub(super) fn origin(&self) -> &str {
-        &self.record.origin
-    }
-
     /// Takes the next record; remembers what is to be shown.
     fn apply(&mut self, record: &LogRecord) -> Applied {
         let applied = self.timeline.apply(record);
-        if let Applied::Message { check, opened } = &applied {
-            let shown = Shown { time_ms: record.time_ms, digest: record.digest, check: *check, opened: opened.clone() };
+        let shown = match &applied {
+            Applied::Message { check, opened } => Some((*check, What::Message(opened.clone()))),
+            Applied::Change(change) => Some((Check::Matches, What::Change(change.clone()))),
+            Applied::Injected | Applied::Nothing => None,
+        };
+        if let Some((check, what)) = shown {
+            let shown = Shown { time_ms: record.time_ms, digest: record.digest, check, what };
             self.shown.insert(self.timeline.head(), shown);
         }
         applied
     }
 
-    fn link(&self) -> Link {
-        let RoomRecord { origin, invitation, issuer, .. } = &self.record;
-        Link { origin: origin.clone(), room: self.id, seed: *invitation, issuer: *issuer }
+    /// Whether the next record of the log is of the past.
+    fn is_past(&self) -> Option<&Past> {
+        let next = self.timeline.head().saturating_add(1);
+        self.past.as_ref().filter(|past| past.covers(next))
+    }
+
+    /// What an item of the log is that is no change of the group.
+    fn read(&self, header: Option<&Header>, item: &Item) -> Entry {
+        let opened = self.place.seat().and_then(|seat| seat.reader().open(&item.envelope));
+        match (opened, self.is_past()) {
+            (Some(opened), _) => Entry::Message(opened),
+            (None, Some(past)) => past.message(header, &item.envelope),
+            (None, None) => Entry::Foreign,
+        }
+    }
+
+    /// The changes of the group that this device has taken, for its next life or the person's next device.
+    fn changes(&self) -> Changes {
+        let change = |shown: &Shown| match &shown.what {
+            What::Change(change) => Some((shown.digest, change.as_ref().clone())),
+            What::Message(_) => None,
+        };
+        let known = self.past.iter().flat_map(|past| past.record().changes.clone());
+        let mut changes: Changes = known.collect();
+        for (digest, change) in self.shown.values().filter_map(change) {
+            if !changes.iter().any(|(other, _)| *other == digest) {
+                changes.push((digest, change));
+            }
+        }
+        changes
+    }
+
+    /// What brings the room to another device of the same person.
+    pub(super) fn backup(&self) -> Option<RoomBackup> {
+        let link = self.live_link()?.to_string();
+        Some(RoomBackup { link, base: self.record.base, changes: self.changes() })
+    }
+
+    /// The link, if it leads in, or will once what is under way is in the log.
+    pub(super) fn live_link(&self) -> Option<Link> {
+        let (seat, known) = (self.place.seat()?, self.record.link?);
+        if !self.link.is_some_and(|link| seat.lists(link)) {
+            return None;
+        }
+        let KnownLink { seed, host } = known;
+        Some(Link { origin: self.record.origin.clone(), room: self.id, seed, access: self.record.access, host })
+    }
+
+    fn set_link(&mut self, link: Option<KnownLink>) {
+        self.link = link.map(|link| LinkKeys::new(&link.seed).id());
+        self.record.link = link;
+    }
+
+    fn role(&self, user: UserKey) -> Option<Role> {
+        self.place.seat()?.group.policy().role(user)
     }
 
     fn view(&self, me: &Identity) -> view::Room {
-        let owner = self.record.keyring.as_ref().is_some_and(|keyring| keyring.creator == me.user());
+        let owner = self.role(me.user()) == Some(Role::Owner);
         let (state, reason) = match &self.record.stage {
             _ if self.wire.stopped => {
                 (view::RoomState::Refused, Some("the server's history contradicts what this device has seen".to_owned()))
             }
             Stage::Deleted | Stage::Deleting => (view::RoomState::Deleted, None),
+            Stage::Removed => (view::RoomState::Refused, Some("this device was removed from the room".to_owned())),
             _ if self.shut_out.is_some() => (view::RoomState::Refused, self.shut_out.as_ref().map(|(why, _)| why.clone())),
-            _ if self.timeline.leaf_of(me.device()).is_some() => (view::RoomState::Open, None),
+            Stage::Joined if self.place.seat().is_some() && self.timeline.handshake() > 0 => (view::RoomState::Open, None),
             Stage::Creating | Stage::Invited | Stage::Joined => (view::RoomState::Joining, None),
         };
-        let title = match (self.timeline.title(), &self.record.keyring) {
-            ("", Some(keyring)) => tidy(&keyring.title),
+        let title = match (self.timeline.title(), &self.place) {
+            ("", Place::Joining(joining)) => tidy(joining.group().policy().title()),
+            ("", Place::In(seat)) => seat.wanted_title(),
             (title, _) => title.to_owned(),
         };
-        let (words_at, chain) = self.timeline.words_at();
-        let authenticator = self.keys.as_ref().map_or(Digest([0; 32]), |keys| keys.current().authenticator);
+        let (words_at, [authenticator, chain]) = self.timeline.words_at();
         let hash = chain::digest(&[&b"waxwing room words v1"[..], &authenticator.0, &chain.0].concat());
         view::Room {
             id: self.id.to_string(),
             title,
-            link: self.link().to_string(),
+            link: self.live_link().map(|link| link.to_string()).unwrap_or_default(),
             owner,
             state,
             reason,
@@ -218,40 +284,66 @@ impl Room {
     /// Nothing waits: the room is made, and every message is acked or given up.
     fn settled(&self) -> bool {
         let waits = |outbox: &Outbox| outbox.iter().any(|out| out.failed.is_none());
-        self.record.stage == Stage::Joined && !waits(&self.outbox) && !waits(&self.invite_outbox)
+        let at_rest = self.place.seat().is_some_and(|seat| !seat.group.is_waiting() && seat.wanted.is_none());
+        self.record.stage == Stage::Joined && at_rest && !waits(&self.outbox) && !waits(&self.handshakes)
     }
 
     fn members(&self, me: &Identity) -> Vec<Member> {
-        let mut people: BTreeMap<_, (String, BTreeSet<DeviceKey>)> = BTreeMap::new();
-        for joined in self.timeline.members().values() {
-            let Join { certificate, name } = &joined.join;
-            let entry = people.entry(certificate.user).or_default();
-            entry.0.clone_from(name);
-            entry.1.insert(certificate.device);
+        let mut people: BTreeMap<UserKey, BTreeSet<DeviceKey>> = BTreeMap::new();
+        for who in self.place.seat().into_iter().flat_map(|seat| seat.roster.values()) {
+            people.entry(who.user).or_default().insert(who.device);
         }
-        let member = |(user, (name, devices)): (crate::seal::identity::UserKey, (String, BTreeSet<DeviceKey>))| Member {
+        let member = |(user, devices): (UserKey, BTreeSet<DeviceKey>)| Member {
             user: user.to_string(),
-            name,
+            name: self
+                .name_of(devices.first().map_or(Who { device: DeviceKey(user.0), user }, |device| Who { device: *device, user })),
             you: user == me.user(),
+            role: match self.role(user) {
+                Some(Role::Owner) => view::Role::Owner,
+                Some(Role::Moderator) => view::Role::Moderator,
+                None => view::Role::Member,
+            },
             online: devices.iter().any(|device| self.online.contains(device)),
             devices: u32::try_from(devices.len()).unwrap_or(u32::MAX),
         };
         people.into_iter().map(member).collect()
     }
 
-    /// A message of the log, for people; `None` for what is not shown as one.
+    /// What a person is called, or the first of their words while they have not said so.
+    fn name_of(&self, who: Who) -> String {
+        match self.timeline.name_of(who) {
+            "" => who.user.words().into_iter().take(2).collect::<Vec<_>>().join("-"),
+            name => name.to_owned(),
+        }
+    }
+
+    /// A record of the log, for people; `None` for what is not shown.
     fn message_view(&self, me: &Identity, seq: Seq) -> Option<view::Message> {
-        let Shown { time_ms, digest, check, opened } = self.shown.get(&seq)?;
-        let join = &self.timeline.members().get(&opened.leaf)?.join;
-        let author = Author { user: join.certificate.user.to_string(), name: join.name.clone() };
-        let (kind, text) = content_view(&opened.content.message())?;
-        let mine = join.certificate.user == me.user();
-        let of_this_device = join.certificate.device == me.device();
+        let Shown { time_ms, digest, check, what } = self.shown.get(&seq)?;
+        let (sender, kind, text) = match what {
+            What::Message(opened) => {
+                let (kind, text) = content_view(&opened.content.message())?;
+                (opened.sender, kind, text)
+            }
+            What::Change(change) => {
+                let names = |who: &[Who]| who.iter().map(|who| self.name_of(*who)).collect::<Vec<_>>().join(", ");
+                match (change.joined.first(), change.gone.is_empty()) {
+                    (Some(who), _) => (*who, MessageKind::Join, names(&change.joined)),
+                    (None, false) => (change.by, MessageKind::Removed, names(&change.gone)),
+                    (None, true) => return None,
+                }
+            }
+        };
+        let of_this_device = sender.device == me.device();
+        let key = match what {
+            What::Message(opened) if of_this_device => opened.message.to_string(),
+            _ => MessageId(first_16(digest)).to_string(),
+        };
         Some(view::Message {
-            key: if of_this_device { opened.message.to_string() } else { MessageId(first_16(digest)).to_string() },
+            key,
             seq: Some(seq),
-            author,
-            mine,
+            author: Author { user: sender.user.to_string(), name: self.name_of(sender) },
+            mine: sender.user == me.user(),
             kind,
             text,
             time_ms: *time_ms,
@@ -265,9 +357,6 @@ impl Room {
     fn out_view(&self, me: &Identity, name: &str, out: &OutRecord) -> Option<view::Message> {
         let Letter::Content(content) = &out.letter else { return None };
         let (kind, text) = content_view(&content.message())?;
-        if kind == MessageKind::Join {
-            return None;
-        }
         Some(view::Message {
             key: out.message.to_string(),
             seq: None,
@@ -282,16 +371,16 @@ impl Room {
         })
     }
 
-    /// Whether this device's join is on its way.
-    fn is_joining(&self) -> bool {
+    /// Whether this device's certificate is on its way.
+    fn is_introduced(&self) -> bool {
         self.outbox
             .iter()
-            .any(|out| out.failed.is_none() && matches!(&out.letter, Letter::Content(content) if content.kind == JOIN_KIND))
+            .any(|out| out.failed.is_none() && matches!(&out.letter, Letter::Content(content) if content.kind == DEVICE_KIND))
     }
 }
 
-/// The content number of [`Message::Join`].
-const JOIN_KIND: u16 = 2;
+/// The content number of [`Message::Device`].
+const DEVICE_KIND: u16 = 2;
 
 fn first_16(digest: &Digest) -> [u8; 16] {
     digest.0.first_chunk().copied().unwrap_or_default()
@@ -300,9 +389,7 @@ fn first_16(digest: &Digest) -> [u8; 16] {
 fn content_view(message: &Message) -> Option<(MessageKind, String)> {
     match message {
         Message::Text(text) => Some((MessageKind::Text, text.clone())),
-        Message::Join(join) => Some((MessageKind::Join, tidy(&join.name))),
-        Message::Topic(title) => Some((MessageKind::Topic, tidy(title))),
-        Message::Typing => None,
+        Message::Typing | Message::Link(_) | Message::Device(_) => None,
         Message::Unknown(fallback) if fallback.is_empty() => None,
         Message::Unknown(fallback) => Some((MessageKind::Unknown, fallback.clone())),
     }

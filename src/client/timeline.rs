@@ -2,22 +2,24 @@
 //!
 //! Records come in the order of their seqs, from storage or from the server, and go through the same [`Timeline::apply`].
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use bytes::Bytes;
 
 use super::{
-    records::{LogRecord, OpenedRecord},
+    records::{ChangeRecord, Entry, LogRecord, OpenedRecord, Who},
     view::{Check, Integrity},
 };
 use crate::{
     core::{
         chain,
-        envelope::{Kind, NOT_A_MEMBER},
+        envelope::{Header, Kind},
         frame::{Item, Page},
         id::{DeviceKey, Digest, LogId, ProducerId, RoomId, Seq},
     },
     seal::{
-        body::{Body, Join, Message, Seen, tidy},
-        epoch::EpochKeys,
+        body::{Body, Message, Seen, tidy},
+        epoch::Epoch,
         message,
     },
 };
@@ -38,19 +40,28 @@ pub struct Timeline {
     head: Seq,
     /// Chain values of consecutive seqs; the last one is at `head`.
     chains: VecDeque<Digest>,
-    members: BTreeMap<u64, Joined>,
-    /// By device, not by leaf: a join that is told again has a leaf of its own.
+    /// What people are called, by device: those that went, too.
+    names: BTreeMap<DeviceKey, (Who, String)>,
+    introduced: BTreeSet<DeviceKey>,
     sessions: HashMap<(DeviceKey, ProducerId), (u64, Digest)>,
+    /// Some records of it are sealed to epochs that this device was not in.
+    partial: bool,
+    /// The newest change of the group, valid or not; 0 when there is none.
+    handshake: Seq,
+    /// Of the epoch that the newest valid one began.
+    authenticator: Digest,
     title: String,
     integrity: Integrity,
-    words_at: (Seq, Digest),
+    words_at: (Seq, [Digest; 2]),
 }
 
-/// A device that joined.
-#[derive(Debug, Clone)]
-pub struct Joined {
-    /// Whose, and its keys.
-    pub join: Join,
+/// With what messages of the newest epoch are opened and verified.
+#[derive(Debug, Clone, Copy)]
+pub struct Reader<'a> {
+    /// The epoch.
+    pub epoch: &'a Epoch,
+    /// Who is in it, by leaf.
+    pub roster: &'a BTreeMap<u32, Who>,
 }
 
 /// What a page does not do: follow what this device has.
@@ -83,8 +94,12 @@ pub enum Applied {
         /// As its sender signed it.
         opened: Box<OpenedRecord>,
     },
-    /// Nobody in the room wrote it, or it was shown before.
+    /// The group is another one.
+    Change(Box<ChangeRecord>),
+    /// Nobody in the room wrote it, it was shown before, or it breaks a rule.
     Injected,
+    /// Nothing to tell.
+    Nothing,
 }
 
 impl Timeline {
@@ -98,11 +113,15 @@ impl Timeline {
             base: 0,
             head: 0,
             chains: VecDeque::from([start]),
-            members: BTreeMap::new(),
+            names: BTreeMap::new(),
+            introduced: BTreeSet::new(),
             sessions: HashMap::new(),
+            partial: false,
+            handshake: 0,
+            authenticator: Digest([0; 32]),
             title: String::new(),
             integrity: Integrity::default(),
-            words_at: (0, start),
+            words_at: (0, [Digest([0; 32]), start]),
         }
     }
 
@@ -130,16 +149,23 @@ impl Timeline {
         Seen { log, seq: self.head, chain: self.chain_at(self.head).unwrap_or(Digest([0; 32])) }
     }
 
-    /// The devices that joined, by leaf.
+    /// What a person is called: what this device of theirs says, or else another one.
     #[must_use]
-    pub const fn members(&self) -> &BTreeMap<u64, Joined> {
-        &self.members
+    pub fn name_of(&self, who: Who) -> &str {
+        let of_user = || self.names.values().find(|(other, _)| other.user == who.user);
+        self.names.get(&who.device).or_else(of_user).map_or("", |(_, name)| name)
     }
 
-    /// The newest leaf of a device.
+    /// Whether a device has told its person's others of itself.
     #[must_use]
-    pub fn leaf_of(&self, device: DeviceKey) -> Option<u64> {
-        self.members.iter().rev().find(|(_, joined)| joined.join.certificate.device == device).map(|(leaf, _)| *leaf)
+    pub fn introduced(&self, device: DeviceKey) -> bool {
+        self.introduced.contains(&device)
+    }
+
+    /// The newest change of the group, valid or not.
+    #[must_use]
+    pub const fn handshake(&self) -> Seq {
+        self.handshake
     }
 
     /// The title that was set last.
@@ -159,10 +185,14 @@ impl Timeline {
         self.integrity.contradicts += 1;
     }
 
-    /// Where the room's words are taken: a seq, and the chain value there.
+    /// Where the room's words are taken: a seq, and there the epoch's authenticator and the chain value. Until the first of these
+    /// points is read they stand for the newest epoch alone.
     #[must_use]
-    pub const fn words_at(&self) -> (Seq, Digest) {
-        self.words_at
+    pub fn words_at(&self) -> (Seq, [Digest; 2]) {
+        match self.words_at {
+            (0, [_, start]) => (0, [self.authenticator, start]),
+            taken => taken,
+        }
     }
 
     /// Begins again after `seq`, where the chain has this value, if it is known: what lies before cannot be checked.
@@ -192,9 +222,9 @@ impl Timeline {
         Ok(())
     }
 
-    /// Opens and verifies the next item. What does not open is recorded as that.
+    /// The next item's record.
     #[must_use]
-    pub fn record(&self, keys: &dyn EpochKeys, item: &Item) -> LogRecord {
+    pub fn record(&self, item: &Item, entry: Entry) -> LogRecord {
         let digest = chain::digest(&item.envelope);
         let seq = self.head.saturating_add(1);
         let before = self.chain_at(self.head).unwrap_or(Digest([0; 32]));
@@ -203,90 +233,78 @@ impl Timeline {
             time_ms: item.time_ms.min(253_402_300_799_000),
             digest,
             chain: chain::next_hashed(self.room, before, seq, digest),
-            opened: self.open(keys, seq, item),
+            entry,
         }
-    }
-
-    fn open(&self, keys: &dyn EpochKeys, seq: Seq, item: &Item) -> Option<OpenedRecord> {
-        let header = crate::core::envelope::Header::parse(&item.envelope).ok()?;
-        let opened = message::open(keys.epoch(header.epoch)?, &item.envelope).ok()?;
-        if header.kind != Kind::Room {
-            return None;
-        }
-        let (leaf, body) = if header.leaf == NOT_A_MEMBER {
-            (seq, opened.verify_with(|body: &Body| joining_device(body, item.time_ms)).ok()?)
-        } else {
-            let leaf = u64::from(header.leaf);
-            let sender = self.members.get(&leaf)?.join.certificate.device;
-            let body = opened.verify(sender).ok()?;
-            // A member joins only as a newcomer: otherwise a leaf could be claimed twice.
-            if matches!(body.content.message(), Message::Join(_)) {
-                return None;
-            }
-            (leaf, body)
-        };
-        let Body { session, counter, previous, seen, content } = body;
-        Some(OpenedRecord { leaf, message: header.message, session, counter, previous, seen, content })
-    }
-
-    /// Opens an ephemeral envelope of a member. Returns the sender's leaf and the body.
-    #[must_use]
-    pub fn open_ephemeral(&self, keys: &dyn EpochKeys, envelope: &[u8]) -> Option<(u64, Body)> {
-        let header = crate::core::envelope::Header::parse(envelope).ok()?;
-        let leaf = u64::from(header.leaf);
-        let sender = self.members.get(&leaf)?.join.certificate.device;
-        if header.kind != Kind::Ephemeral {
-            return None;
-        }
-        let body = message::open(keys.epoch(header.epoch)?, envelope).ok()?.verify(sender).ok()?;
-        Some((leaf, body))
     }
 
     /// Takes the next record.
     pub fn apply(&mut self, record: &LogRecord) -> Applied {
         let seq = self.head.saturating_add(1);
-        let verdict = record.opened.as_ref().and_then(|opened| self.compare(seq, opened, record.digest));
+        let check = match &record.entry {
+            Entry::Message(opened) => self.compare(seq, opened, record.digest),
+            _ => None,
+        };
         self.head = seq;
         self.chains.push_back(record.chain);
         if self.chains.len() > CHAINS_MAX {
             self.chains.pop_front();
         }
+        let applied = self.enter(seq, &record.entry, check);
         if seq.is_multiple_of(WORDS_EVERY) {
-            self.words_at = (seq, record.chain);
+            self.words_at = (seq, [self.authenticator, record.chain]);
         }
-        let (Some(check), Some(opened)) = (verdict, &record.opened) else {
-            self.integrity.injected += 1;
-            return Applied::Injected;
-        };
-        match check {
-            Check::Matches => self.integrity.matches += 1,
-            Check::Unchecked => self.integrity.unchecked += 1,
-            Check::Contradicts => self.integrity.contradicts += 1,
-        }
-        match opened.content.message() {
-            Message::Join(join) => {
-                let join = Join { name: tidy(&join.name), ..*join };
-                self.members.insert(opened.leaf, Joined { join });
+        applied
+    }
+
+    fn enter(&mut self, seq: Seq, entry: &Entry, check: Option<Check>) -> Applied {
+        match (entry, check) {
+            (Entry::Message(opened), Some(check)) => {
+                match check {
+                    Check::Matches => self.integrity.matches += 1,
+                    Check::Unchecked => self.integrity.unchecked += 1,
+                    Check::Contradicts => self.integrity.contradicts += 1,
+                }
+                if let Message::Device(_) = opened.content.message() {
+                    self.introduced.insert(opened.sender.device);
+                }
+                Applied::Message { check, opened: Box::new(opened.clone()) }
             }
-            Message::Topic(title) => self.title = tidy(&title),
-            _ => {}
+            (Entry::Change(change), _) => {
+                self.handshake = seq;
+                self.authenticator = change.authenticator;
+                self.title = tidy(&change.title);
+                self.names.extend(change.names.iter().map(|(who, name)| (who.device, (*who, name.clone()))));
+                Applied::Change(Box::new(change.clone()))
+            }
+            (Entry::Known, _) => {
+                self.handshake = seq;
+                Applied::Nothing
+            }
+            (Entry::Invalid, _) => {
+                self.handshake = seq;
+                self.integrity.injected += 1;
+                Applied::Injected
+            }
+            (Entry::Sealed, _) => {
+                self.partial = true;
+                Applied::Nothing
+            }
+            (Entry::Foreign | Entry::Message(_), _) => {
+                self.integrity.injected += 1;
+                Applied::Injected
+            }
         }
-        Applied::Message { check, opened: Box::new(opened.clone()) }
     }
 
     /// Compares a message with the session it belongs to and with what its sender had seen. `None`: a replay.
     fn compare(&mut self, seq: Seq, opened: &OpenedRecord, digest: Digest) -> Option<Check> {
-        let device = match opened.content.message() {
-            Message::Join(join) => join.certificate.device,
-            _ => self.members.get(&opened.leaf)?.join.certificate.device,
-        };
-        let session = (device, opened.session);
+        let session = (opened.sender.device, opened.session);
         let order = match self.sessions.get(&session) {
             Some((last, _)) if opened.counter <= *last => return None,
             Some((last, hash)) if opened.counter == last + 1 && opened.previous == *hash => Check::Matches,
             Some(_) => Check::Contradicts,
             None if opened.counter == 1 && opened.previous == Digest([0; 32]) => Check::Matches,
-            None if self.base > 0 => Check::Unchecked,
+            None if self.base > 0 || self.partial => Check::Unchecked,
             None => Check::Contradicts,
         };
         self.sessions.insert(session, (opened.counter, digest));
@@ -316,9 +334,31 @@ const fn worse(a: Check, b: Check) -> Check {
     }
 }
 
-/// The key that must have signed a join: the device's, if the person certified it and the certificate was good then.
-fn joining_device(body: &Body, time_ms: u64) -> Option<DeviceKey> {
-    let Message::Join(join) = body.content.message() else { return None };
-    let good = join.certificate.verify().is_ok() && time_ms <= join.certificate.not_after_ms;
-    good.then_some(join.certificate.device)
+impl Reader<'_> {
+    /// Opens and verifies a message of the log.
+    #[must_use]
+    pub fn open(&self, envelope: &Bytes) -> Option<OpenedRecord> {
+        let (header, sender, body) = self.open_kind(Kind::Room, envelope)?;
+        if let Message::Device(certificate) = body.content.message() {
+            let own = Who { device: certificate.device, user: certificate.user } == sender;
+            if !own || certificate.verify().is_err() {
+                return None;
+            }
+        }
+        let Body { session, counter, previous, seen, content } = body;
+        Some(OpenedRecord { sender, message: header.message, session, counter, previous, seen, content })
+    }
+
+    /// Opens an ephemeral envelope.
+    #[must_use]
+    pub fn open_ephemeral(&self, envelope: &Bytes) -> Option<(Who, Body)> {
+        self.open_kind(Kind::Ephemeral, envelope).map(|(_, sender, body)| (sender, body))
+    }
+
+    fn open_kind(&self, kind: Kind, envelope: &Bytes) -> Option<(Header, Who, Body)> {
+        let header = Header::parse(envelope).ok().filter(|header| header.kind == kind)?;
+        let sender = *self.roster.get(&header.leaf)?;
+        let body = message::open(self.epoch, envelope).ok()?.verify(sender.device).ok()?;
+        Some((header, sender, body))
+    }
 }

@@ -53,6 +53,27 @@ pub enum Command {
         /// The room.
         room: String,
     },
+    /// Makes a link into the room, in the place of the former one; for owners and moderators.
+    MakeLink {
+        /// The room.
+        room: String,
+    },
+    /// Removes a person with all of their devices; for owners and moderators.
+    Remove {
+        /// The room.
+        room: String,
+        /// Their key.
+        user: String,
+    },
+    /// Gives or takes a role; for owners.
+    SetRole {
+        /// The room.
+        room: String,
+        /// Their key.
+        user: String,
+        /// What they are from now on.
+        role: Role,
+    },
     /// Deletes the room for everyone; for who made it.
     DeleteRoom {
         /// The room.
@@ -140,9 +161,9 @@ pub struct Room {
     pub id: String,
     /// Its title; empty while unknown.
     pub title: String,
-    /// Its link. Whoever has it reads everything.
+    /// Its link, if this device knows one that leads in; else empty.
     pub link: String,
-    /// Whether this person made it.
+    /// Whether this person owns it.
     pub owner: bool,
     /// Whether it can be used.
     pub state: RoomState,
@@ -187,10 +208,24 @@ pub struct Member {
     pub name: String,
     /// This device's person.
     pub you: bool,
+    /// What they may do.
+    pub role: Role,
     /// Whether a device of theirs is connected.
     pub online: bool,
     /// How many devices joined.
     pub devices: u32,
+}
+
+/// What a person may do beyond writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Nothing more.
+    Member,
+    /// Removes members and makes links.
+    Moderator,
+    /// Everything, and says who is what.
+    Owner,
 }
 
 /// What checking the room's history found.
@@ -246,10 +281,10 @@ pub struct Author {
 pub enum MessageKind {
     /// Text.
     Text,
-    /// A device joined.
+    /// A device came in, and says what its person is called.
     Join,
-    /// The title was set.
-    Topic,
+    /// Somebody was removed; the text is their names.
+    Removed,
     /// Of a type that this version does not know; the text is its fallback.
     Unknown,
 }

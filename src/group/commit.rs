@@ -45,6 +45,23 @@ pub struct Change {
     pub list: Vec<LiveLink>,
     /// Links to revoke.
     pub revoke: Vec<LinkId>,
+    /// What the room is to be called.
+    pub title: Option<String>,
+}
+
+impl Change {
+    /// Both.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.add.extend(other.add);
+        self.remove.extend(other.remove);
+        self.leaves.extend(other.leaves);
+        self.roles.extend(other.roles);
+        self.list.extend(other.list);
+        self.revoke.extend(other.revoke);
+        self.title = other.title.or(self.title);
+        self
+    }
 }
 
 /// Why no commit was made. The group is as it was.
@@ -212,6 +229,7 @@ fn after(before: &Policy, change: &Change, remaining: Option<&Vec<super::Member>
     for (user, role) in &change.roles {
         after.set_role(*user, *role);
     }
+    change.title.iter().for_each(|title| after.set_title(title));
     for id in &change.revoke {
         after.revoke(*id);
     }

@@ -23,14 +23,17 @@ use crate::{
     core::id::{DeviceKey, UnixMillis},
     seal::{
         Random,
+        body::{NAME_LEN_MAX, tidy},
         identity::{Identity, Statement, UserKey},
     },
 };
 
-/// Extension of a group's context: [`super::Policy`]. All three numbers are of the range for private use (RFC 9420 §17.3).
+/// Extension of a group's context: [`super::Policy`]. All four numbers are of the range for private use (RFC 9420 §17.3).
 pub(super) const POLICY: u16 = 0xF7A0;
 /// Extension of a leaf: the link by which the device came in.
 const VIA: u16 = 0xF7A1;
+/// Extension of a leaf: what the device's person wants to be called, UTF-8, at most [`NAME_LEN_MAX`] bytes.
+const NAME: u16 = 0xF7A3;
 /// Extension of a key package: until when it may be used, u64 LE.
 const EXPIRES: u16 = 0xF7A2;
 
@@ -108,10 +111,18 @@ pub(super) fn known_member(index: u32, leaf: &LeafNode) -> Option<Member> {
     Some(Member { leaf: index, device, user, via })
 }
 
-/// A leaf's extensions: how its device came in.
-pub(super) fn leaf_extensions(via: Option<LinkId>) -> Extensions<LeafNode> {
-    let extensions = via.map(|id| Extension::Unknown(VIA, UnknownExtension(id.0.to_vec())));
-    Extensions::from_vec(extensions.into_iter().collect()).expect("an unknown extension may be in a leaf")
+/// What a leaf says that its person is called, made fit to be shown; empty where it says nothing.
+pub(super) fn name(leaf: &LeafNode) -> String {
+    let name = leaf.extensions().unknown(NAME).filter(|name| name.0.len() <= NAME_LEN_MAX);
+    name.and_then(|name| core::str::from_utf8(&name.0).ok()).map(tidy).unwrap_or_default()
+}
+
+/// A leaf's extensions: how its device came in, and what its person is called.
+pub(super) fn leaf_extensions(via: Option<LinkId>, identity: &Identity) -> Extensions<LeafNode> {
+    let via = via.map(|id| Extension::Unknown(VIA, UnknownExtension(id.0.to_vec())));
+    let name = Some(identity.name()).filter(|name| !name.is_empty());
+    let name = name.map(|name| Extension::Unknown(NAME, UnknownExtension(name.as_bytes().to_vec())));
+    Extensions::from_vec(via.into_iter().chain(name).collect()).expect("an unknown extension may be in a leaf")
 }
 
 /// What every leaf of every group of ours can do: the same for all, so that nobody is left out of anything.
@@ -119,7 +130,9 @@ pub(super) fn capabilities(suite: Ciphersuite) -> Capabilities {
     Capabilities::builder()
         .versions(vec![ProtocolVersion::Mls10])
         .ciphersuites(vec![suite])
-        .extensions([POLICY, VIA, EXPIRES].map(ExtensionType::Unknown).into_iter().chain([ExtensionType::LastResort]).collect())
+        .extensions(
+            [POLICY, VIA, EXPIRES, NAME].map(ExtensionType::Unknown).into_iter().chain([ExtensionType::LastResort]).collect(),
+        )
         .proposals(vec![ProposalType::SelfRemove])
         .credentials(vec![CredentialType::Basic])
         .build()
@@ -228,7 +241,7 @@ impl KeyPackages {
             .key_package_lifetime(lifetime())
             .key_package_extensions(Extensions::single(expires).map_err(|_| SnapshotError)?)
             .leaf_node_capabilities(capabilities(suite.mls()))
-            .leaf_node_extensions(leaf_extensions(None));
+            .leaf_node_extensions(leaf_extensions(None, identity));
         if last_resort {
             builder = builder.mark_as_last_resort();
         }

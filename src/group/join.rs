@@ -25,7 +25,7 @@ use super::{
     record::{GroupInfoBody, Handshake, Joiner},
 };
 use crate::{
-    core::id::{DeviceKey, RoomId},
+    core::id::{DeviceKey, RoomId, Seq},
     seal::{
         Random, derive,
         epoch::Epoch,
@@ -255,8 +255,10 @@ impl GroupInfo {
         let storage = super::Storage::default();
         let nonce: [u8; 32] = rng.bytes();
         let provider = Provider::new(&storage, rng);
-        let leaf =
-            LeafNodeParameters::builder().with_capabilities(capabilities(suite)).with_extensions(leaf_extensions(via)).build();
+        let leaf = LeafNodeParameters::builder()
+            .with_capabilities(capabilities(suite))
+            .with_extensions(leaf_extensions(via, identity))
+            .build();
         let mut builder = MlsGroup::external_commit_builder()
             .with_config(join_config())
             .skip_lifetime_validation()
@@ -322,10 +324,47 @@ pub struct Joining {
 }
 
 impl Joining {
+    /// The group as the device will find it.
+    #[must_use]
+    pub const fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// What is given to the log, once it says behind which record.
+    pub const fn place_after(&mut self, after: Seq) -> &Record {
+        self.record.after = after;
+        &self.record
+    }
+
     /// What is given to the log.
     #[must_use]
     pub const fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// The state, to be kept beside the record. Secrets are in it.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        self.group.snapshot()
+    }
+
+    /// Whether the device takes its own place again.
+    #[must_use]
+    pub const fn rejoins(&self) -> bool {
+        self.rejoins
+    }
+
+    /// As kept.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub fn restore(
+        snapshot: &[u8],
+        record: Record,
+        rejoins: bool,
+        rng: &mut (impl Random + Send),
+    ) -> Result<Self, SnapshotError> {
+        Ok(Self { group: Group::restore(snapshot, rng)?, record, rejoins })
     }
 
     /// The log's record for that epoch: the group if it is this one's.

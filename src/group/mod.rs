@@ -20,6 +20,8 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use openmls::prelude::{
     Ciphersuite, Extension, Extensions, GroupContext, GroupEpoch, GroupId, LeafNodeIndex, MlsGroup, MlsGroupCreateConfig,
     MlsGroupJoinConfig, PURE_PLAINTEXT_WIRE_FORMAT_POLICY, UnknownExtension,
@@ -30,7 +32,7 @@ pub use self::{
     commit::{Change, CommitError},
     device::{KeyPackage, KeyPackageError, KeyPackages, VerifiedKeyPackage},
     join::{GroupInfo, JoinError, Joining},
-    policy::{Forbidden, LINKS_MAX, LinkId, LinkKeys, LiveLink, MEMBERS_MAX, Member, Policy, Role},
+    policy::{Forbidden, LINKS_MAX, LinkId, LinkKeys, LiveLink, MEMBERS_MAX, Member, Policy, Role, TITLE_LEN_MAX},
     process::{Applied, Event, Invalid, Skipped},
     record::{Record, RecordError, SealedGroupInfo, SealedKey},
     storage::SnapshotError,
@@ -149,7 +151,7 @@ impl Group {
             .use_ratchet_tree_extension(true)
             .lifetime(lifetime())
             .capabilities(capabilities(suite.mls()))
-            .with_leaf_node_extensions(leaf_extensions(None))
+            .with_leaf_node_extensions(leaf_extensions(None, identity))
             .map_err(|_| SnapshotError)?
             .with_group_context_extensions(context_extensions(&Policy::new(identity.user())))
             .build();
@@ -194,6 +196,12 @@ impl Group {
         self.pending.is_some()
     }
 
+    /// What the commit that waits is for.
+    #[must_use]
+    pub fn waiting(&self) -> Option<&Change> {
+        self.pending.as_ref().map(|pending| &pending.change)
+    }
+
     /// The cryptography.
     #[must_use]
     pub fn suite(&self) -> Suite {
@@ -211,6 +219,13 @@ impl Group {
     pub fn members(&self) -> Vec<Member> {
         let leaf = |index: LeafNodeIndex| Some((index.u32(), self.mls.public_group().leaf(index)?));
         self.mls.members().filter_map(|found| leaf(found.index)).filter_map(|(index, leaf)| known_member(index, leaf)).collect()
+    }
+
+    /// What each device's person wants to be called, made fit to be shown, by leaf; empty where nothing was said.
+    #[must_use]
+    pub fn names(&self) -> BTreeMap<u32, String> {
+        let leaf = |index: LeafNodeIndex| Some((index.u32(), device::name(self.mls.public_group().leaf(index)?)));
+        self.mls.members().filter_map(|found| leaf(found.index)).collect()
     }
 
     /// Roles and live links.

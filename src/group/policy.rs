@@ -17,6 +17,8 @@ use crate::{
 pub const MEMBERS_MAX: usize = 256;
 /// Most links that may be live at once: each costs 1.3 KB in every group info.
 pub const LINKS_MAX: usize = 8;
+/// Longest title, in bytes.
+pub const TITLE_LEN_MAX: usize = 64;
 /// Format of the extension.
 const FORMAT: u8 = 1;
 
@@ -92,13 +94,15 @@ pub struct Policy {
     /// By ascending key, each once.
     roles: Vec<(UserKey, Role)>,
     links: Vec<LiveLink>,
+    /// What the room is called.
+    title: String,
 }
 
 impl Policy {
     /// A new group's: its maker is its owner.
     #[must_use]
     pub fn new(owner: UserKey) -> Self {
-        Self { format: FORMAT, roles: vec![(owner, Role::Owner)], links: Vec::new() }
+        Self { format: FORMAT, roles: vec![(owner, Role::Owner)], links: Vec::new(), title: String::new() }
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -114,8 +118,9 @@ impl Policy {
         let keys =
             |link: &LiveLink| XWingPublic::from_bytes(&link.xwing).is_ok() && X25519Public::from_bytes(&link.x25519).is_ok();
         let links = distinct && policy.links.len() <= LINKS_MAX && policy.links.iter().all(keys);
+        let title = policy.title.len() <= TITLE_LEN_MAX;
         let owned = policy.roles.iter().any(|(_, role)| *role == Role::Owner);
-        (policy.format == FORMAT && ascending && links && owned && policy.encode() == bytes).then_some(policy)
+        (policy.format == FORMAT && ascending && links && title && owned && policy.encode() == bytes).then_some(policy)
     }
 
     /// The person's role; `None` for a member like any other.
@@ -128,6 +133,16 @@ impl Policy {
     #[must_use]
     pub fn links(&self) -> &[LiveLink] {
         &self.links
+    }
+
+    /// What the room is called.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        &self.title
+    }
+
+    pub(super) fn set_title(&mut self, title: &str) {
+        title.clone_into(&mut self.title);
     }
 
     pub(super) fn link(&self, id: LinkId) -> Option<&LiveLink> {
@@ -215,6 +230,9 @@ pub enum Forbidden {
     /// Only owners and moderators make and revoke links.
     #[error("only an owner or a moderator makes and revokes links")]
     Links,
+    /// Only owners and moderators name the room.
+    #[error("only an owner or a moderator names the room")]
+    Title,
     /// Nobody removes who stands as high.
     #[error("the committer may not remove that member")]
     Remove,
@@ -287,6 +305,9 @@ fn changes(policy: &Policy, remaining: &[Member], proposed: &Proposed, own: Opti
     }
     if after.links != expected.links && own.is_none() {
         return Err(Forbidden::Links);
+    }
+    if after.title != expected.title && own.is_none() {
+        return Err(Forbidden::Title);
     }
     if after.roles == expected.roles {
         return Ok(());

@@ -56,23 +56,21 @@ pub struct Content {
 pub enum Message {
     /// 1: text of a person.
     Text(String),
-    /// 2: a device joins.
-    Join(Box<Join>),
-    /// 3: the room's title.
-    Topic(String),
+    /// 2: the sender's certificate, for other devices of the same person.
+    Device(Box<Certificate>),
+    /// 3: a link that leads into the room, for members to hand on.
+    Link(SharedLink),
     /// 4: someone is typing (kind 7 only).
     Typing,
     /// Any other: the fallback.
     Unknown(String),
 }
 
-/// A device joins. Sent with leaf `0xFFFF_FFFF`; the seq of this record becomes its leaf.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Join {
-    /// Whose device.
-    pub certificate: Certificate,
-    /// What the person wants to be called. Not unique, not proof of anything.
-    pub name: String,
+/// The seed of a link that its maker's group lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedLink {
+    /// The seed.
+    pub seed: [u8; 32],
 }
 
 /// Longest name, title and text that is shown, in bytes; longer ones are cut at a character.
@@ -91,8 +89,8 @@ impl Content {
         };
         match message {
             Message::Text(text) => encode(1, "", postcard::to_allocvec(text)),
-            Message::Join(join) => encode(2, "", postcard::to_allocvec(join.as_ref())),
-            Message::Topic(title) => encode(3, "", postcard::to_allocvec(title)),
+            Message::Device(certificate) => encode(2, "", postcard::to_allocvec(certificate.as_ref())),
+            Message::Link(link) => encode(3, "", postcard::to_allocvec(link)),
             Message::Typing => encode(4, "", Ok(Vec::new())),
             Message::Unknown(fallback) => encode(u16::MAX, fallback, Ok(Vec::new())),
         }
@@ -103,8 +101,8 @@ impl Content {
     pub fn message(&self) -> Message {
         let known = match self.kind {
             1 => postcard::from_bytes(&self.data).map(Message::Text).ok(),
-            2 => postcard::from_bytes(&self.data).map(|join| Message::Join(Box::new(join))).ok(),
-            3 => postcard::from_bytes(&self.data).map(Message::Topic).ok(),
+            2 => postcard::from_bytes(&self.data).map(|certificate| Message::Device(Box::new(certificate))).ok(),
+            3 => postcard::from_bytes(&self.data).map(Message::Link).ok(),
             4 => Some(Message::Typing),
             _ => None,
         };

@@ -1,9 +1,6 @@
 //! The keys of a room's epochs.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::{
@@ -34,20 +31,6 @@ impl EpochSecrets {
     #[must_use]
     pub fn random(rng: &mut impl super::Random) -> Self {
         Self { x25519: rng.bytes(), xwing: rng.bytes(), psk: rng.bytes() }
-    }
-
-    /// The epoch authenticator of a room without MLS:
-    /// `SHA-256("waxwing epoch v1" ‖ room ‖ epoch u64 LE ‖ creator's user key ‖ SHA-256(x25519 ‖ xwing ‖ psk))`.
-    #[must_use]
-    pub fn authenticator(&self, room: RoomId, epoch: u64, creator: &[u8; 32]) -> Digest {
-        let secrets = Sha256::new().chain_update(self.x25519).chain_update(self.xwing).chain_update(self.psk).finalize();
-        let hash = Sha256::new()
-            .chain_update(b"waxwing epoch v1")
-            .chain_update(room.0)
-            .chain_update(epoch.to_le_bytes())
-            .chain_update(creator)
-            .chain_update(secrets);
-        Digest(hash.finalize().into())
     }
 
     /// The seed of the key that opens the room at the server: HKDF of the PSK.
@@ -103,38 +86,5 @@ impl Epoch {
 
     pub(super) fn psk(&self) -> Psk<'_> {
         Psk { key: &self.secrets.psk, id: &self.psk_id }
-    }
-}
-
-/// Where a room's epochs come from: a keyring today, MLS later. The envelope does not change with the source.
-pub trait EpochKeys {
-    /// The epoch that new messages are sealed to.
-    fn current(&self) -> &Epoch;
-    /// The epoch of that number, if this device holds it.
-    fn epoch(&self, number: u64) -> Option<&Epoch>;
-}
-
-/// Epochs that were handed over in a keyring.
-#[derive(Debug, Clone)]
-pub struct HandedOver {
-    newest: Epoch,
-    older: BTreeMap<u64, Epoch>,
-}
-
-impl HandedOver {
-    /// With `newest` as the current epoch.
-    #[must_use]
-    pub fn new(newest: Epoch, older: impl IntoIterator<Item = Epoch>) -> Self {
-        Self { newest, older: older.into_iter().map(|epoch| (epoch.number, epoch)).collect() }
-    }
-}
-
-impl EpochKeys for HandedOver {
-    fn current(&self) -> &Epoch {
-        &self.newest
-    }
-
-    fn epoch(&self, number: u64) -> Option<&Epoch> {
-        if number == self.newest.number { Some(&self.newest) } else { self.older.get(&number) }
     }
 }

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::{
-    Random, derive,
+    Random,
+    body::tidy,
+    derive,
     epoch::access_key,
     hpke::{XWingPrivate, XWingPublic},
     words::words,
@@ -173,6 +175,7 @@ pub struct Identity {
     inbox: XWingPrivate,
     inbox_public: XWingPublic,
     certificate: Certificate,
+    name: String,
 }
 
 impl Identity {
@@ -202,7 +205,19 @@ impl Identity {
         let message = Statement::message(user, device, chain::digest(&key), not_after_ms, counter);
         let signature = person.sign(&message).to_bytes().into();
         let certificate = Certificate { user, device, inbox: key, not_after_ms, counter, signature };
-        Self { secrets, signer, inbox, inbox_public, certificate }
+        Self { secrets, signer, inbox, inbox_public, certificate, name: String::new() }
+    }
+
+    /// With what the person wants to be called. Not unique, not proof of anything.
+    #[must_use]
+    pub fn named(self, name: &str) -> Self {
+        Self { name: tidy(name), ..self }
+    }
+
+    /// What the person wants to be called; empty when nothing was said.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// What is stored.

@@ -1,15 +1,16 @@
 //! A room's link: `https://host/#r1…`. What follows `#` never reaches the server: it is the key to the room.
 //!
-//! `r` is for room, then base64url of `format (1) ‖ room (16) ‖ invitation seed (32) ‖ issuer's certificate hash (32)`.
+//! `r` is for room, then base64url of `format (2) ‖ room (16) ‖ link seed (32) ‖ access seed (32) ‖ host (32)`.
 
 use core::fmt;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 
-use crate::core::id::{Digest, RoomId};
+use super::identity::UserKey;
+use crate::core::id::RoomId;
 
-const FORMAT: u8 = 1;
-const LEN: usize = 1 + 16 + 32 + 32;
+const FORMAT: u8 = 2;
+const LEN: usize = 1 + 16 + 32 + 32 + 32;
 
 /// What a link carries.
 #[derive(Clone, PartialEq, Eq)]
@@ -18,10 +19,12 @@ pub struct Link {
     pub origin: String,
     /// The room.
     pub room: RoomId,
-    /// The X-Wing seed of the invitation.
+    /// From it the link's keys are derived (`group::LinkKeys`).
     pub seed: [u8; 32],
-    /// The hash of the certificate of who made the invitation.
-    pub issuer: Digest,
+    /// What opens the room at the server.
+    pub access: [u8; 32],
+    /// Who made the link: whoever follows it looks for this person in the group.
+    pub host: UserKey,
 }
 
 impl fmt::Debug for Link {
@@ -35,7 +38,7 @@ impl fmt::Debug for Link {
 #[non_exhaustive]
 pub enum LinkError {
     /// No `#r…` in it: cut off, or another kind of link.
-    #[error("not a room link: it must end in #r and about 108 letters, copied whole")]
+    #[error("not a room link: it must end in #r and about 151 letters, copied whole")]
     NoFragment,
     /// The letters are damaged or cut short.
     #[error("the room link is damaged or cut short: copy it whole")]
@@ -54,7 +57,8 @@ impl fmt::Display for Link {
         bytes.push(FORMAT);
         bytes.extend_from_slice(&self.room.0);
         bytes.extend_from_slice(&self.seed);
-        bytes.extend_from_slice(&self.issuer.0);
+        bytes.extend_from_slice(&self.access);
+        bytes.extend_from_slice(&self.host.0);
         write!(f, "{}/#r{}", self.origin, BASE64.encode(bytes))
     }
 }
@@ -81,7 +85,8 @@ impl core::str::FromStr for Link {
             origin: format!("{scheme}://{authority}"),
             room: RoomId(part(1, 17).try_into().map_err(|_| LinkError::Damaged)?),
             seed: part(17, 49).try_into().map_err(|_| LinkError::Damaged)?,
-            issuer: Digest(part(49, 81).try_into().map_err(|_| LinkError::Damaged)?),
+            access: part(49, 81).try_into().map_err(|_| LinkError::Damaged)?,
+            host: UserKey(part(81, 113).try_into().map_err(|_| LinkError::Damaged)?),
         })
     }
 }
@@ -92,14 +97,20 @@ mod tests {
 
     #[test]
     fn a_link_survives_copying_and_says_what_is_wrong_with_it() {
-        let link = Link { origin: "http://localhost:8433".into(), room: RoomId([1; 16]), seed: [2; 32], issuer: Digest([3; 32]) };
+        let link = Link {
+            origin: "http://localhost:8433".into(),
+            room: RoomId([1; 16]),
+            seed: [2; 32],
+            access: [4; 32],
+            host: UserKey([3; 32]),
+        };
         let text = link.to_string();
         assert_eq!(text.parse(), Ok(link.clone()));
         assert_eq!(format!(" {text}\n").parse(), Ok(link.clone()));
         assert_eq!(text.replace("/#", "/r?transport=ws#").parse(), Ok(link));
         assert_eq!("http://localhost:8433/".parse::<Link>(), Err(LinkError::NoFragment));
         assert_eq!(text[..text.len() - 2].parse::<Link>(), Err(LinkError::Damaged));
-        assert_eq!(text.replace("#rA", "#rB").parse::<Link>(), Err(LinkError::Format(5)));
+        assert_eq!(text.replace("#rA", "#rB").parse::<Link>(), Err(LinkError::Format(6)));
         assert_eq!(text.replace("http://", "ftp://").parse::<Link>(), Err(LinkError::Origin));
         assert!(!format!("{:?}", text.parse::<Link>()).contains("AgIC"), "the seed is not in debug output");
     }

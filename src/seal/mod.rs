@@ -2,14 +2,14 @@
 //!
 //! A message is a single-shot HPKE envelope (RFC 9180) sealed to its room's epoch, with the sender's Ed25519 signature
 //! inside. [`hpke`] composes the two suites, [`message`] lays out and verifies what is inside, [`epoch`] holds the keys of an
-//! epoch behind [`epoch::EpochKeys`], [`identity`] the people and devices, [`keyring`] and [`link`] hand a room over.
+//! epoch, whatever their source, [`identity`] the people and devices, [`invitation`] and [`link`] lead into a room.
 
 pub mod backup;
 pub mod body;
 pub mod epoch;
 pub mod hpke;
 pub mod identity;
-pub mod keyring;
+pub mod invitation;
 pub mod link;
 pub mod message;
 pub mod vault;

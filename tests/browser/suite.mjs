@@ -52,15 +52,15 @@ for (const transport of ['ws', 'wt']) {
       link = await ann.link();
     });
 
-    test('another opens the link, reads what was said, and answers', async () => {
+    test('another opens the link, and reads and answers what is said from then on', async () => {
       bob = await Person.open(browser, at(link));
       await bob.get('welcome-invited').waitFor();
       await bob.begin('Bob');
       await bob.inRoom('Harbour walk');
       assert.ok(!bob.page.url().includes('#'), 'the secret has left the address bar');
       await bob.isOnline(transport);
-      await bob.sees('hello', 'received');
       await ann.get('join').filter({hasText: 'Bob joined'}).waitFor();
+      assert.deepEqual(await bob.said(), [], 'what was written before stays closed');
       await bob.get('composer-input').pressSequentially('hel');
       await ann.get('typing').filter({hasText: 'Bob is typing'}).waitFor();
       await bob.say('hello Ann');
@@ -76,7 +76,7 @@ for (const transport of ['ws', 'wt']) {
       await bob.sees('from a terminal', 'received');
       const lines = (await terminal(home, 'tail', '--json', '--once', '--transport', transport, link)).trim().split('\n').map((line) => JSON.parse(line));
       const texts = lines.filter(({event, message}) => event === 'message' && message.kind === 'text').map(({message}) => message.text);
-      assert.deepEqual(texts, ['hello', 'hello Ann', 'from a terminal']);
+      assert.deepEqual(texts, ['from a terminal']);
     });
 
     test('a name that is taken looks different', async () => {
@@ -129,7 +129,27 @@ for (const transport of ['ws', 'wt']) {
       await bob.sees('while it is away', 'received');
       await bob.isOnline(transport);
       assert.deepEqual(await ann.said(), [...said, 'while it is away']);
-      assert.deepEqual(await bob.said(), await ann.said());
+      assert.deepEqual(['hello', ...await bob.said()], await ann.said());
+    });
+
+    test('who is removed reads nothing more, and the link gets a successor', async () => {
+      await ann.get('details-toggle').click();
+      await ann.page.locator('[data-testid=member]').filter({hasText: 'Bob'}).getByTestId('remove-member').click();
+      await ann.get('confirm-yes').click();
+      await ann.get('removed').filter({hasText: 'removed Bob'}).waitFor();
+      await bob.get('composer-closed').filter({hasText: 'removed'}).waitFor({timeout: SEEN_MS});
+      await ann.say('without Bob');
+      await ann.sees('without Bob', 'sent');
+      const next = await ann.link();
+      assert.notEqual(next, link);
+      const dora = await Person.open(browser, at(next));
+      await dora.begin('Dora');
+      await dora.inRoom('Harbour walk');
+      await dora.say('I am new');
+      await ann.sees('I am new', 'received');
+      assert.ok(!(await bob.said()).includes('without Bob'));
+      await dora.isUnalarmed();
+      await dora.context.close();
     });
 
     test('nobody was alarmed', async () => {
@@ -237,10 +257,10 @@ describe('Firefox', {skip: existsSync(FIREFOX) ? false : `there is no ${FIREFOX}
         const ann = await Person.open(browser, edge.url);
         await ann.begin('Ann');
         await ann.createRoom('For both');
-        await ann.say('hello Firefox');
-        await ann.sees('hello Firefox', 'sent');
         await firefox.goto((await ann.link()).replace('/#', `/?transport=${transport}#`));
         await firefox.fillAndSubmit('welcome-name', 'Fay');
+        await ann.get('join').filter({hasText: 'Fay joined'}).waitFor({timeout: SEEN_MS});
+        await ann.say('hello Firefox');
         await firefox.sees('message-text', 'hello Firefox');
         await firefox.fillAndSubmit('composer-input', 'hello Chromium');
         await ann.sees('hello Chromium', 'received');

@@ -9,9 +9,7 @@
 #![cfg(feature = "client")]
 
 mod envelopes;
-#[cfg(feature = "groups")]
 mod groups;
-#[cfg(feature = "groups")]
 #[path = "../common/seeds.rs"]
 mod seeds;
 

@@ -7,6 +7,7 @@ import {Reader, concat, postcard, publicOf, sha256, signed, suites, u64, verifie
 const POLICY = 0xf7a0;
 const VIA = 0xf7a1;
 const EXPIRES = 0xf7a2;
+const NAME = 0xf7a3;
 const SELF_REMOVE = 0x000a;
 const LAST_RESORT = 0x000a;
 const X_WING = 0x004f;
@@ -62,7 +63,7 @@ function labeledDerive(ikm, label, length) {
 const capabilities = (suite) => ({
   versions: [1],
   ciphersuites: [suite],
-  extensions: [POLICY, VIA, EXPIRES, LAST_RESORT],
+  extensions: [POLICY, VIA, EXPIRES, NAME, LAST_RESORT],
   proposals: [SELF_REMOVE],
   credentials: [1],
 });

@@ -191,6 +191,12 @@ impl Device {
         }
     }
 
+    /// Where in the log this device came in; 0 for who made the room.
+    pub fn came_in(&self) -> u64 {
+        let own = self.messages.values().filter(|message| message.mine && message.kind == MessageKind::Join);
+        own.filter_map(|message| message.seq).max().unwrap_or(0)
+    }
+
     /// What was said, as this device has it.
     pub fn history(&self) -> Vec<(u64, String, String)> {
         let mut history: Vec<_> = self

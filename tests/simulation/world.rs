@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use waxwing::{
     client::{
         LinkId,
-        view::{Check, Command, RoomState},
+        view::{Check, Command, Role, RoomState},
     },
     core::{
         close::CloseCode,
@@ -183,7 +183,10 @@ impl World {
             return;
         };
         let may_read = end.conn.as_ref().is_none_or(|conn| conn.outbox.relieved().now_or_never().is_some());
-        let Some(frame) = pipe.to_server.pop_front().filter(|_| may_read) else { return };
+        if !may_read {
+            return;
+        }
+        let Some(frame) = pipe.to_server.pop_front() else { return };
         if end.conn.is_none() {
             end.strange += frame.len() + 2;
             assert!(end.strange <= self.limits.unauthenticated_bytes_max as usize, "a stranger may not send so much");
@@ -331,8 +334,23 @@ impl World {
             94..95 => self.crash_server(),
             95..96 => self.crash_client(index),
             96..97 => self.engine.fail_next(if self.rng.below(2) == 0 { Failure::DiskFull } else { Failure::OutcomeUnknown }),
+            97..98 => self.change(index),
             _ => self.say(index),
         }
+    }
+
+    /// The group changes: whoever owns the room makes another owner, or a link in the place of the former one.
+    fn change(&mut self, index: usize) {
+        let (now_ms, what) = (self.now_ms, self.rng.below(2));
+        let device = &mut self.devices[index];
+        let Some(room) = device.room.as_ref().filter(|room| room.owner) else { return };
+        let (room, other) = (room.id.clone(), room.members.iter().find(|member| !member.you));
+        let command = match other.filter(|_| what == 0) {
+            Some(other) => Command::SetRole { room, user: other.user.clone(), role: Role::Owner },
+            None => Command::MakeLink { room },
+        };
+        device.client.command(command, now_ms);
+        device.perform(usize::MAX);
     }
 
     fn say(&mut self, index: usize) {
@@ -361,7 +379,7 @@ impl World {
             let settled = |device: &Device| {
                 device.room.as_ref().is_some_and(|room| room.state == RoomState::Open && room.settled && room.up_to_date)
                     // What was acked comes back in the log, a little later.
-                    && device.messages.values().all(|message| message.check != Check::Unchecked)
+                    && device.messages.values().all(|message| !message.mine || message.check != Check::Unchecked)
                     && device.online.is_some()
                     && device.links.values().all(|pipe| pipe.is_empty())
             };
@@ -372,6 +390,7 @@ impl World {
         }
         for device in &self.devices {
             println!("{:?} online {:?} {:?}", device.room, device.online, device.notices);
+            println!("{:?}", device.stored.keys().filter(|key| !key.starts_with("log/")).collect::<Vec<_>>());
         }
         panic!("the world does not come to rest");
     }

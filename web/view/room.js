@@ -14,7 +14,7 @@ export class Room {
   #typingSaidAt = 0;
   #actions;
 
-  // Actions: send(text), typing().
+  // Actions: send(room, text), typing(room), remove(room, member).
   constructor(actions) {
     this.#actions = actions;
     el('composer').addEventListener('submit', (event) => {
@@ -48,7 +48,7 @@ export class Room {
     setText(el('room-summary'), summaryOf(room));
     el('copy-link').hidden = !room.link;
     drawBanner(room);
-    drawDetails(entry);
+    drawDetails(entry, (member) => this.#actions.remove(id, member));
     this.#drawComposer(room);
     this.drawTyping(entry);
   }
@@ -123,11 +123,15 @@ function drawBanner(room) {
     + 'others have seen. The server may have dropped, changed or reordered messages. Compare the room’s safety words with the others, by phone or in person.');
 }
 
-function drawDetails(entry) {
+function drawDetails(entry, remove) {
   const {room} = entry;
   const ambiguous = ambiguousUsers(entry);
   const members = [...room.members].sort((a, b) => b.you - a.you || b.online - a.online || a.name.localeCompare(b.name));
-  replaceWhenNew(el('members'), [members, [...ambiguous]], () => members.map((member) => memberRow(member, ambiguous.has(member.user))));
+  const mine = RANKS[room.members.find((member) => member.you)?.role] ?? 0;
+  const below = (member) => !member.you && mine > 0 && (mine === RANKS.owner || mine > RANKS[member.role]);
+  replaceWhenNew(el('members'), [room.id, members, [...ambiguous]], () => members.map((member) =>
+    memberRow(member, ambiguous.has(member.user), below(member) ? () => remove(member) : null)));
+  el('make-link').hidden = mine === 0 || room.state !== 'open';
   replaceWhenNew(el('words'), room.words, () => wordRows(room.words));
   setText(el('words-meaning'), wordsMeaning(room.words_at));
   setText(el('integrity'), integrityText(room.integrity));
@@ -136,12 +140,21 @@ function drawDetails(entry) {
   el('delete-room').hidden = !room.owner || room.state === 'deleted';
 }
 
-function memberRow(member, isAmbiguous) {
+// What a person may do: owners remove anybody, moderators those who stand below.
+const RANKS = {member: 0, moderator: 1, owner: 2};
+
+function memberRow(member, isAmbiguous, remove) {
   const devices = member.devices > 1 ? `${member.devices} devices` : null;
   return h('li', {class: `member ${member.online ? 'online' : ''}`, 'data-testid': 'member', 'data-user': member.user, 'data-online': String(member.online)},
     avatar(member.user, member.name),
     h('span', {class: 'member-name'}, member.name, isAmbiguous ? [' ', badge(member.user)] : null),
-    h('span', {class: 'member-note'}, [member.you ? 'you' : null, devices, member.online ? 'online' : 'offline'].filter(Boolean).join(' · ')));
+    h('span', {class: 'member-note'}, [member.you ? 'you' : null, member.role === 'member' ? null : member.role, devices,
+      member.online ? 'online' : 'offline'].filter(Boolean).join(' · ')),
+    remove === null ? null : removeButton(member, remove));
+}
+
+function removeButton(member, remove) {
+  return h('button', {class: 'member-remove', 'data-testid': 'remove-member', 'aria-label': `Remove ${member.name}`, onclick: remove}, 'Remove…');
 }
 
 // Until the first of the points at which words are taken, they stand for the room's keys alone.

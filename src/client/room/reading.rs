@@ -1,22 +1,24 @@
 //! What the server tells of a room: its log, who is there, what it refuses.
 
-use super::{ENTER_AGAIN_MS, RoomWire, Shown};
+use super::past::Past;
+use super::{ENTER_AGAIN_MS, RoomWire, Shown, What};
 use crate::client::outbox::Persist;
-use crate::client::records::{Letter, LogRecord, Stage, encode, former_key, log_key, room_key};
+use crate::client::records::{Entry, Letter, LogRecord, PastRecord, Stage, encode, former_key, log_key, past_key, room_key};
 use crate::client::timeline::{Applied, Timeline};
 use crate::client::view::{Check, Event, Level};
 use crate::client::{Client, Output};
 use crate::core::close::Refusal;
-use crate::core::envelope::Header;
+use crate::core::envelope::{Header, Kind};
 use crate::core::frame::{ClientFrame, Item, Operation, Page, Position};
 use crate::core::id::{DeviceKey, Digest, LogId, ProducerId, RoomId, Seq};
 use crate::seal::Random as _;
-use crate::seal::body::{Content, Join, Message};
+use crate::seal::body::{Content, Message};
 use bytes::Bytes;
 
 impl Client {
-    pub(in crate::client) fn on_entered(&mut self, log: RoomId, position: Position, now_ms: u64) {
+    pub(in crate::client) fn on_entered(&mut self, log: RoomId, position: Position, handshake: Seq, now_ms: u64) {
         let Some(room) = self.rooms.get_mut(&log) else { return };
+        room.wire.handshake = handshake;
         if room.record.stage == Stage::Deleting {
             return;
         }
@@ -26,6 +28,13 @@ impl Client {
         room.shut_out = None;
         room.wire.too_early = false;
         match room.record.log {
+            // Whoever is on the way in has read nothing yet.
+            _ if room.record.stage == Stage::Invited => {
+                room.record.log = Some(position.log);
+                room.timeline.set_log(position.log);
+                self.persist_room(log);
+                self.pump(log, now_ms);
+            }
             Some(known) if known != position.log => {
                 room.wire.stale = true;
                 self.log_changed(log, known, position.log);
@@ -56,14 +65,18 @@ impl Client {
     pub(in crate::client) fn log_changed(&mut self, id: RoomId, known: LogId, now: LogId) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         let mut moves: Vec<Persist> = room.timeline.seqs().map(|seq| (log_key(id, seq), None)).collect();
+        let past = PastRecord { format: 1, until: u64::MAX, changes: room.changes() };
         for (seq, shown) in core::mem::take(&mut room.shown) {
-            let Shown { time_ms, digest, opened, .. } = shown;
-            let record = LogRecord { time_ms, digest, chain: Digest([0; 32]), opened: Some(*opened) };
+            let Shown { time_ms, digest, what: What::Message(opened), .. } = shown else { continue };
+            let record = LogRecord { time_ms, digest, chain: Digest([0; 32]), entry: Entry::Message(*opened) };
             let key = former_key(id, known, seq);
             self.former.push((id, key.clone()));
             moves.push((key, Some(encode(&record))));
         }
+        moves.push((past_key(id), Some(encode(&past))));
+        room.past = Some(Past::new(id, past));
         room.reborn = true;
+        room.record.base = 0;
         room.timeline = Timeline::new(id);
         room.timeline.set_log(now);
         room.record.log = Some(now);
@@ -101,9 +114,15 @@ impl Client {
             Some(known) if after == head && known != chain => {
                 return self.contradiction(log, "the server's history is not the one that this device has seen");
             }
+            // Where this device came in.
+            None if after == head => room.timeline.skip_to(after, Some(chain)),
             _ => {}
         }
         let Some(room) = self.rooms.get_mut(&log) else { return };
+        let handshake = room.wire.handshake;
+        if room.timeline.handshake() < handshake && handshake <= after && room.place.seat().is_some() {
+            return self.rejoin(log);
+        }
         room.wire.subscribed = Some(position.head);
         self.up_to_date(log, now_ms);
         self.tell_room(log);
@@ -121,7 +140,7 @@ impl Client {
 
     pub(in crate::client) fn on_page(&mut self, page: &Page, now_ms: u64) {
         if !self.rooms.contains_key(&page.room) {
-            return self.on_inbox_page(page, now_ms);
+            return self.on_own_inbox(page, now_ms);
         }
         let id = page.room;
         let Some(room) = self.rooms.get_mut(&id) else { return };
@@ -132,44 +151,74 @@ impl Client {
             return self.contradiction(id, &error.to_string());
         }
         for item in &page.items {
-            self.take_item(id, item);
+            if !self.take_item(id, item, now_ms) {
+                return;
+            }
         }
         self.up_to_date(id, now_ms);
         self.tell_room(id);
     }
 
-    pub(in crate::client) fn take_item(&mut self, id: RoomId, item: &Item) {
-        let Some(me) = &self.me else { return };
-        let Some(room) = self.rooms.get_mut(&id) else { return };
-        let Some(keys) = &room.keys else { return };
-        let record = room.timeline.record(keys, item);
+    /// Takes the next record of the log; `false` when nothing more can be taken.
+    fn take_item(&mut self, id: RoomId, item: &Item, now_ms: u64) -> bool {
+        let Some(room) = self.rooms.get(&id) else { return false };
+        let header = Header::parse(&item.envelope).ok();
+        let entry = match header {
+            Some(header) if header.kind == Kind::Handshake => match self.take_change(id, item, now_ms) {
+                Some(entry) => entry,
+                None => {
+                    self.rejoin(id);
+                    return false;
+                }
+            },
+            _ => room.read(header.as_ref(), item),
+        };
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return false };
+        let record = room.timeline.record(item, entry);
         let applied = room.apply(&record);
         let seq = room.timeline.head();
         let mut persist = vec![(log_key(id, seq), Some(encode(&record)))];
-        if let Applied::Message { opened, check } = applied {
-            let mine = room
-                .timeline
-                .members()
-                .get(&opened.leaf)
-                .is_some_and(|joined| joined.join.certificate.device == me.identity.device());
-            if mine {
+        match &applied {
+            Applied::Message { opened, .. } if opened.sender.device == me.identity.device() => {
                 persist.extend(room.outbox.found_in_log(opened.message).into_iter().flatten());
             }
-            let event = room.message_view(&me.identity, seq);
-            self.persist_all(persist);
-            if let Some(message) = event {
-                self.outputs.push_back(Output::Event(Event::Message { room: id.to_string(), message }));
-            }
-            if check == Check::Contradicts {
-                self.notice(Level::Alarm, &format!("message {seq} contradicts what this device has seen"), Some(id));
-            }
-            if let Message::Join(join) = opened.content.message() {
-                self.learn_device(&join.certificate);
-            }
-        } else {
-            self.persist_all(persist);
-            self.notice(Level::Warn, &format!("record {seq} was written by nobody in this room; it is not shown"), Some(id));
+            _ => {}
         }
+        let event = room.message_view(&me.identity, seq);
+        let (going_on, is_past) = (room.record.stage != Stage::Removed, room.past.as_ref().is_some_and(|past| past.covers(seq)));
+        self.persist_all(persist);
+        if let Some(message) = event {
+            self.outputs.push_back(Output::Event(Event::Message { room: id.to_string(), message }));
+        }
+        match applied {
+            Applied::Message { opened, check } => {
+                if check == Check::Contradicts {
+                    self.notice(Level::Alarm, &format!("message {seq} contradicts what this device has seen"), Some(id));
+                }
+                match opened.content.message() {
+                    Message::Device(certificate) => self.learn_device(&certificate),
+                    Message::Link(link) => self.learn_link(id, opened.sender.user, link),
+                    _ => {}
+                }
+            }
+            Applied::Change(change) => {
+                if going_on && !is_past && !change.gone.is_empty() {
+                    self.enter_anew(id);
+                }
+                self.tell_link(id, &change, now_ms);
+            }
+            Applied::Injected if record.entry == Entry::Invalid => {}
+            Applied::Injected => {
+                self.notice(Level::Warn, &format!("record {seq} was written by nobody in this room; it is not shown"), Some(id));
+            }
+            Applied::Nothing => {}
+        }
+        if !going_on {
+            self.send(&ClientFrame::Leave { room: id });
+            self.notice(Level::Info, "this device was removed from the room; your copy is kept until you forget it", Some(id));
+            self.tell_room(id);
+        }
+        going_on
     }
 
     /// Once everything is read that was there at subscribing: join if this device has not, and send what waits.
@@ -189,49 +238,67 @@ impl Client {
             let fresh = ProducerId(self.rng.bytes());
             let Some(room) = self.rooms.get_mut(&id) else { return };
             room.reborn = false;
-            let persist = room.outbox.restart(fresh);
+            room.past = None;
+            let mut persist = room.outbox.restart(fresh);
+            persist.push((past_key(id), None));
             self.persist_all(persist);
         }
-        let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
-        // Once on each connection: a join that this device does not recognise must not be made again and again.
-        if room.timeline.leaf_of(me.identity.device()).is_none() && !room.is_joining() && !room.wire.join_sent {
-            let join = Join { certificate: me.identity.certificate().clone(), name: me.record.name.clone() };
-            let letter = self.letter(Letter::Content(Content::new(&Message::Join(Box::new(join)))), now_ms);
-            let Some(room) = self.rooms.get_mut(&id) else { return };
-            room.wire.join_sent = true;
-            let persist = room.outbox.push(letter, true);
-            self.persist_all(persist);
-        }
+        self.close_the_past(id);
+        self.introduce(id, now_ms);
+        self.end_links(id, now_ms);
+        self.commit_wanted(id, now_ms);
         self.pump(id, now_ms);
     }
 
+    /// The past is read: what was in it is in this device's own copy now.
+    fn close_the_past(&mut self, id: RoomId) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        if room.past.is_some() && room.is_past().is_none() {
+            room.past = None;
+            self.persist(past_key(id), None);
+        }
+    }
+
+    /// Tells other devices of the same person of this one: what opens its inbox is in the certificate.
+    fn introduce(&mut self, id: RoomId, now_ms: u64) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
+        let known = room.timeline.introduced(me.identity.device()) || room.is_introduced();
+        // Once on each connection: what this device does not recognise must not be said again and again.
+        if room.place.seat().is_none() || known || room.wire.introduced || me.record.own_devices.is_empty() {
+            return;
+        }
+        let certificate = Box::new(me.identity.certificate().clone());
+        let letter = self.letter(Letter::Content(Content::new(&Message::Device(certificate))), now_ms);
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        room.wire.introduced = true;
+        let persist = room.outbox.push(letter, true);
+        self.persist_all(persist);
+    }
+
     pub(in crate::client) fn on_failed(&mut self, log: RoomId, what: Operation, why: Refusal, now_ms: u64) {
-        let Some(id) = self.room_of(log) else { return };
-        if what == Operation::Subscribe && log == id && self.was_stale(id) {
+        let id = log;
+        if what == Operation::Subscribe && self.was_stale(id) {
             return;
         }
         let Some(room) = self.rooms.get(&id) else { return };
         match (what, why) {
-            (Operation::Subscribe, Refusal::CursorAhead { head }) if log == id => {
+            (Operation::Subscribe, Refusal::CursorAhead { head }) => {
                 let text =
                     format!("the server has only {head} of the {} messages that this device has seen", room.timeline.head());
                 self.contradiction(id, &text);
             }
-            // The invitation of a room that is being deleted is gone already.
-            (Operation::Enter, _) if log != id && room.record.stage == Stage::Deleting => {}
             (Operation::Enter | Operation::Subscribe | Operation::Create, why) if is_passing(why) => self.try_again(id, now_ms),
             (Operation::Enter, Refusal::NoAccess | Refusal::BadProof) => self.shut_out(id, now_ms),
             // The answer to the entering that failed says it.
             (Operation::Subscribe, Refusal::NoAccess) => {}
             (Operation::Create, Refusal::RoomExists) => {}
-            (Operation::Delete, Refusal::NoAccess) if log == id => self.remove(id),
-            (Operation::Delete, Refusal::NotCreator) if log == id => {
+            (Operation::Delete, Refusal::NoAccess) => self.remove(id),
+            (Operation::Delete, Refusal::NotCreator) => {
                 self.set_stage(id, Stage::Joined);
                 self.notice(Level::Warn, "only the device that made the room can delete it", Some(id));
                 self.begin(id);
                 self.tell_room(id);
             }
-            (Operation::Delete, _) if log != id => {}
             (Operation::Ephemeral, _) => {}
             (_, why) => self.notice(Level::Warn, &format!("the server refused: {why}"), Some(id)),
         }
@@ -240,7 +307,7 @@ impl Client {
     /// The server cannot now; everything of this room begins again in a while.
     fn try_again(&mut self, id: RoomId, now_ms: u64) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
-        room.wire = RoomWire { stopped: room.wire.stopped, join_sent: room.wire.join_sent, ..RoomWire::default() };
+        room.wire = RoomWire { stopped: room.wire.stopped, introduced: room.wire.introduced, ..RoomWire::default() };
         room.shut_out = Some(("the server is busy; asking again".to_owned(), now_ms + ENTER_AGAIN_MS));
         self.tell_room(id);
     }
@@ -277,21 +344,24 @@ impl Client {
     pub(in crate::client) fn on_ephemeral(&mut self, envelope: &Bytes) {
         let Ok(header) = Header::parse(envelope) else { return };
         let Some(room) = self.rooms.get_mut(&header.room) else { return };
-        let Some((leaf, body)) = room.keys.as_ref().and_then(|keys| room.timeline.open_ephemeral(keys, envelope)) else { return };
-        let heard = room.ephemerals.2.entry((leaf, body.session)).or_default();
+        let opened = room.place.seat().and_then(|seat| seat.reader().open_ephemeral(envelope));
+        let Some((sender, body)) = opened else { return };
+        let heard = room.ephemerals.2.entry((sender.device, body.session)).or_default();
         if body.counter <= *heard {
             return;
         }
         *heard = body.counter;
-        let Some(joined) = room.timeline.members().get(&leaf) else { return };
         if body.content.message() == Message::Typing {
-            let name = joined.join.name.clone();
+            let name = room.name_of(sender);
             self.outputs.push_back(Output::Event(Event::Typing { room: header.room.to_string(), name }));
         }
     }
 
     pub(in crate::client) fn on_deleted(&mut self, log: RoomId) {
-        let Some(id) = self.room_of(log).filter(|id| *id == log) else { return };
+        let id = log;
+        if !self.rooms.contains_key(&id) {
+            return;
+        }
         if self.rooms.get(&id).is_some_and(|room| room.record.stage == Stage::Deleting) {
             return self.remove(id);
         }

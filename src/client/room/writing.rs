@@ -1,17 +1,17 @@
 //! What this person says in a room: the outbox, its refusals, ephemeral messages.
 
-use super::{JOIN_KIND, Room, TYPING_EVERY_MS};
+use super::place::{Place, Seat};
+use super::{DEVICE_KIND, Room, TYPING_EVERY_MS};
 use crate::client::outbox::{Persist, Settled, ToSeal};
 use crate::client::records::{Letter, OutRecord, Stage};
 use crate::client::view::{self, Event, Level, MessageState};
 use crate::client::{Client, ClientRandom, Output};
 use crate::core::close::Refusal;
-use crate::core::envelope::{Kind, NOT_A_MEMBER};
+use crate::core::envelope::Kind;
 use crate::core::frame::{ClientFrame, Publish};
 use crate::core::id::{Digest, LogId, MessageId, ProducerId, RoomId, Seq};
 use crate::seal::Random as _;
 use crate::seal::body::{Body, Content, Message, Seen, TEXT_LEN_MAX};
-use crate::seal::epoch::{EpochKeys, HandedOver};
 use crate::seal::identity::Identity;
 use crate::seal::message::{self, SealError};
 use bytes::Bytes;
@@ -29,24 +29,36 @@ impl Client {
         let mut persist = Vec::new();
         let mut publish = Vec::new();
         let mut failed = Vec::new();
-        if room.wire.inbox_created || room.record.stage == Stage::Joined {
-            let (pumped, _) = room.invite_outbox.pump(|_| Ok::<_, SealError>(None));
+        let may_repeat = !room.wire.stopped && !room.wire.too_early;
+        let is_there = match room.record.stage {
+            Stage::Joined => true,
+            Stage::Invited => matches!(room.place, Place::Joining(_)),
+            _ => false,
+        };
+        if is_there && may_repeat {
+            let after = match &room.place {
+                Place::Joining(joining) => joining.record().after,
+                _ => room.timeline.handshake(),
+            };
+            let (pumped, _) = room.handshakes.pump(after, |_| Ok::<_, SealError>(None));
             persist.extend(pumped.persist);
             publish.extend(pumped.publish);
         }
         let read = room.up_to_date();
-        let may_repeat = room.record.stage == Stage::Joined && !room.wire.stopped && !room.wire.too_early;
-        if may_repeat && room.reborn == read {
+        if room.record.stage == Stage::Joined && may_repeat && room.reborn == read {
             // What is sealed is sent without waiting: the server knows the bytes if it has them.
-            let (pumped, _) = room.outbox.pump(|_| Ok::<_, SealError>(None));
+            let (pumped, _) = room.outbox.pump(0, |_| Ok::<_, SealError>(None));
             persist.extend(pumped.persist);
             publish.extend(pumped.publish);
         }
-        if let (true, Some(keys), Some(log)) = (read && !room.reborn, &room.keys, room.record.log) {
-            let leaf = room.timeline.leaf_of(me.identity.device()).and_then(|leaf| u32::try_from(leaf).ok());
+        let handshake = room.timeline.handshake();
+        let ready = read && !room.reborn && handshake >= room.gate;
+        // While a change of this device is on its way, nothing is sealed to the epoch that it ends.
+        let seat = room.place.seat().filter(|seat| ready && !seat.group.is_waiting());
+        if let (Some(seat), Some(log)) = (seat, room.record.log) {
             let seen = room.timeline.seen(log);
             let rng = &mut self.rng;
-            let (pumped, failures) = room.outbox.pump(|to_seal| seal(keys, leaf, seen, &me.identity, to_seal, rng));
+            let (pumped, failures) = room.outbox.pump(handshake, |to_seal| seal(seat, seen, &me.identity, to_seal, rng));
             persist.extend(pumped.persist);
             publish.extend(pumped.publish);
             failed = failures;
@@ -66,19 +78,16 @@ impl Client {
     /// A message will not be sent. A join is dropped: the next connection makes another one.
     fn gave_up(&mut self, id: RoomId, message: MessageId) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
-        let failed = |out: &&OutRecord| out.message == message;
-        let Some(out) = room.outbox.iter().chain(room.invite_outbox.iter()).find(failed) else { return };
+        let Some(out) = room.outbox.iter().find(|out| out.message == message) else { return };
         let why = out.failed.clone().unwrap_or_default();
         match &out.letter {
-            Letter::Content(content) if content.kind == JOIN_KIND => {
+            Letter::Content(content) if content.kind == DEVICE_KIND => {
                 let forget = room.outbox.take_failed(message).map(|(_, forget)| forget);
                 self.persist_all(forget.into_iter().collect());
-                self.notice(Level::Warn, &format!("this device could not join the room: {why}"), Some(id));
+                self.notice(Level::Warn, &format!("your other devices were not told of this one: {why}"), Some(id));
             }
             Letter::Content(_) => self.tell_out(id, message),
-            Letter::Envelope(_) => {
-                self.notice(Level::Warn, &format!("the room's keys are not where its link looks for them: {why}"), Some(id));
-            }
+            Letter::Envelope(_) => {}
         }
     }
 
@@ -87,33 +96,42 @@ impl Client {
         loop {
             let fresh = ProducerId(self.rng.bytes());
             let Some(room) = self.rooms.get_mut(&id) else { return };
-            let (settled, persist) = match room.invite_outbox.settle(fresh) {
-                (Settled::Nothing, _) => room.outbox.settle(fresh),
-                other => other,
+            let (settled, persist, commit) = match room.handshakes.settle(fresh) {
+                (Settled::Nothing, _) => {
+                    let (settled, persist) = room.outbox.settle(fresh);
+                    (settled, persist, false)
+                }
+                (settled, persist) => (settled, persist, true),
             };
             match &settled {
                 Settled::RetryAfter(0) | Settled::Nothing | Settled::Failed(_) => {}
                 Settled::RetryAfter(wait) => room.retry_at_ms = Some(now_ms + u64::from(*wait)),
-                // The first form has one epoch: a newer one needs keys that nobody hands out yet.
-                Settled::Reseal => room.retry_at_ms = Some(now_ms + 5_000),
+                Settled::Reseal(handshake) => room.gate = *handshake,
             }
             let retry = room.retry_at_ms;
             self.persist_all(persist);
             match settled {
                 Settled::Nothing => return,
+                Settled::Failed(message) if commit => {
+                    let failed = self.rooms.get(&id).and_then(|room| room.handshakes.iter().find(|out| out.message == message));
+                    let why = failed.and_then(|out| out.failed.clone()).unwrap_or_default();
+                    self.on_commit_failed(id, &why, now_ms);
+                }
                 Settled::Failed(message) => self.gave_up(id, message),
-                _ => retry.into_iter().for_each(|at_ms| self.outputs.push_back(Output::Timer { at_ms })),
+                Settled::Reseal(_) if commit => self.on_overtaken(id, now_ms),
+                _ => {}
             }
+            retry.into_iter().for_each(|at_ms| self.outputs.push_back(Output::Timer { at_ms }));
         }
     }
 
     pub(in crate::client) fn on_ack(&mut self, log: RoomId, producer: ProducerId, client_seq: u64, seq: Seq, now_ms: u64) {
-        let Some(id) = self.room_of(log) else { return self.on_post_ack(log, producer, client_seq) };
+        let id = log;
+        let Some(room) = self.rooms.get_mut(&id) else { return self.on_post_ack(log, producer, client_seq) };
         let Some(me) = &self.me else { return };
-        let Some(room) = self.rooms.get_mut(&id) else { return };
-        if log != id {
-            let Some((_, persist)) = room.invite_outbox.acked(producer, client_seq) else { return };
+        if let Some((_, persist)) = room.handshakes.acked(producer, client_seq) {
             self.persist_all(persist);
+            self.on_let_in(id, seq);
         } else {
             // The message stays in sight until it comes back in the log.
             let waiting = room.outbox.iter().cloned().collect::<Vec<_>>();
@@ -126,7 +144,6 @@ impl Client {
                 self.outputs.push_back(Output::Event(Event::Message { room: id.to_string(), message }));
             }
         }
-        self.creation_done(id);
         self.decided(id, now_ms);
         if self.rooms.get(&id).is_some_and(Room::settled) {
             self.tell_room(id);
@@ -134,15 +151,16 @@ impl Client {
     }
 
     pub(in crate::client) fn on_refused(&mut self, publish: &Publish, why: Refusal, now_ms: u64) {
-        let Some(id) = self.room_of(publish.room) else { return self.on_post_refused(publish, why) };
-        let Some(room) = self.rooms.get_mut(&id) else { return };
-        let outbox = if publish.room == id { &mut room.outbox } else { &mut room.invite_outbox };
-        if why == Refusal::NoAccess && publish.room == id && !room.wire.entered {
-            // It came before this device was let in: it is sent again when it is.
-            outbox.not_taken(publish.producer, publish.client_seq);
-            room.wire.too_early = true;
-        } else {
-            outbox.refused(publish.producer, publish.client_seq, why);
+        let id = publish.room;
+        let Some(room) = self.rooms.get_mut(&id) else { return self.on_post_refused(publish, why) };
+        for outbox in [&mut room.outbox, &mut room.handshakes] {
+            if why == Refusal::NoAccess {
+                // It came before this device was let in, or anew by another key: it is sent again when it is.
+                outbox.not_taken(publish.producer, publish.client_seq);
+                room.wire.too_early = true;
+            } else {
+                outbox.refused(publish.producer, publish.client_seq, why);
+            }
         }
         self.decided(id, now_ms);
     }
@@ -203,8 +221,7 @@ impl Client {
 
     pub(in crate::client) fn typing(&mut self, id: RoomId, now_ms: u64) {
         let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
-        let leaf = room.timeline.leaf_of(me.identity.device()).and_then(|leaf| u32::try_from(leaf).ok());
-        let (Some(leaf), Some(keys)) = (leaf, &room.keys) else { return };
+        let Some(seat) = room.place.seat() else { return };
         if now_ms < room.typed_ms + TYPING_EVERY_MS || !room.wire.entered {
             return;
         }
@@ -218,7 +235,8 @@ impl Client {
             content: Content::new(&Message::Typing),
         };
         let message = MessageId(self.rng.bytes());
-        let sealed = message::seal(keys.current(), Kind::Ephemeral, leaf, message, &me.identity, &body, &mut self.rng);
+        let sealed =
+            message::seal(seat.group.epoch(), Kind::Ephemeral, seat.group.leaf(), message, &me.identity, &body, &mut self.rng);
         if let Ok(envelope) = sealed {
             self.send(&ClientFrame::Ephemeral { envelope });
         }
@@ -233,21 +251,15 @@ impl Client {
     }
 }
 
-/// Seals one message of the outbox; `None` while this device has not joined (except for the join itself).
+/// Seals one message of the outbox.
 fn seal(
-    keys: &HandedOver,
-    leaf: Option<u32>,
+    seat: &Seat,
     seen: Seen,
     identity: &Identity,
     to_seal: ToSeal<'_>,
     rng: &mut ClientRandom,
 ) -> Result<Option<Bytes>, SealError> {
-    let leaf = match (to_seal.content.kind == JOIN_KIND, leaf) {
-        (true, _) => NOT_A_MEMBER,
-        (false, Some(leaf)) => leaf,
-        (false, None) => return Ok(None),
-    };
     let ToSeal { content, message, session, counter, previous } = to_seal;
     let body = Body { session, counter, previous, seen, content: content.clone() };
-    message::seal(keys.current(), Kind::Room, leaf, message, identity, &body, rng).map(Some)
+    message::seal(seat.group.epoch(), Kind::Room, seat.group.leaf(), message, identity, &body, rng).map(Some)
 }

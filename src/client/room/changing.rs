@@ -1,0 +1,246 @@
+//! Changes of a room's group: those that the log brings, and those that this device wants.
+
+use super::place::{Place, Taken};
+use crate::client::records::{ChangeRecord, Entry, KnownLink, Letter, Stage};
+use crate::client::view::{Level, Role as ViewRole};
+use crate::client::{Client, room::making::LINK_LIFE_MS};
+use crate::core::chain;
+use crate::core::frame::Item;
+use crate::core::id::RoomId;
+use crate::group::{Change, LinkKeys, Role};
+use crate::seal::Random as _;
+use crate::seal::body::{Message, SharedLink};
+use crate::seal::identity::UserKey;
+
+/// Whoever is overtaken so often on the way in waits a little.
+const OVERTAKEN_MAX: u32 = 16;
+
+impl Client {
+    /// Takes a change of the group from the log. Returns what it turned out to be; `None` when this device cannot follow.
+    pub(in crate::client) fn take_change(&mut self, id: RoomId, item: &Item, now_ms: u64) -> Option<Entry> {
+        let room = self.rooms.get_mut(&id)?;
+        let at = (room.timeline.head().saturating_add(1), chain::digest(&item.envelope));
+        if let Some(past) = room.past.as_mut().filter(|past| past.covers(at.0)) {
+            if let Some(change) = past.change(&item.envelope) {
+                return Some(Entry::Change(change));
+            }
+            // Of a time that this device knows nothing of; in a reborn log it may also be new.
+            if !room.reborn {
+                return Some(Entry::Known);
+            }
+        }
+        let title = room.timeline.title().to_owned();
+        match room.place.take(at, &item.envelope, &title, room.reborn, &mut self.rng) {
+            Taken::Applied(change) => {
+                // Before the log's record: one that is missing is found in the place.
+                self.persist_place(id);
+                self.follow(id, &change, now_ms);
+                Some(Entry::Change(change))
+            }
+            Taken::Nothing(entry) => Some(entry),
+            Taken::Invalid(why) => {
+                self.notice(Level::Warn, &format!("a change of the group is skipped, by every member alike: {why}"), Some(id));
+                Some(Entry::Invalid)
+            }
+            Taken::Lost => None,
+        }
+    }
+
+    /// The group is another one: what follows from it for this device.
+    fn follow(&mut self, id: RoomId, change: &ChangeRecord, now_ms: u64) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
+        let (device, user) = (me.identity.device(), me.identity.user());
+        if change.gone.iter().any(|who| who.device == device) {
+            room.set_link(None);
+            return self.set_stage(id, Stage::Removed);
+        }
+        let Some(seat) = room.place.seat_mut() else { return };
+        if !change.gone.is_empty() {
+            // Every link is gone, and so is what opened the room until now.
+            room.record.access = seat.group.epoch().secrets().access_seed(id);
+            room.record.access_at = room.timeline.head().saturating_add(1);
+            room.set_link(None);
+            self.persist_room(id);
+            if change.by.device == device && self.rooms.get(&id).is_some_and(|room| room.role(user).is_some()) {
+                self.want_link(id, now_ms);
+            }
+        }
+    }
+
+    /// Makes a link in the place of the one that this device knows.
+    fn want_link(&mut self, id: RoomId, now_ms: u64) {
+        let seed: [u8; 32] = self.rng.bytes();
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
+        let host = me.identity.user();
+        let Some(seat) = room.place.seat_mut() else { return };
+        let revoke = seat.group.policy().links().iter().map(crate::group::LiveLink::id).collect();
+        let list = vec![LinkKeys::new(&seed).listed(false, now_ms.saturating_add(LINK_LIFE_MS))];
+        seat.wants(Change { list, revoke, ..Change::default() });
+        room.set_link(Some(KnownLink { seed, host }));
+        self.persist_place(id);
+        self.persist_room(id);
+    }
+
+    /// Links whose time is over are ended by whoever may and is there: members have no common clock.
+    pub(in crate::client) fn end_links(&mut self, id: RoomId, now_ms: u64) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
+        if room.role(me.identity.user()).is_none() {
+            return;
+        }
+        let Some(seat) = room.place.seat_mut().filter(|seat| seat.wanted.is_none() && !seat.group.is_waiting()) else { return };
+        let policy = seat.group.policy();
+        let over = policy.links().iter().filter(|link| link.expires_ms <= now_ms);
+        let revoke: Vec<_> = over.map(crate::group::LiveLink::id).collect();
+        if !revoke.is_empty() {
+            seat.wants(Change { revoke, ..Change::default() });
+            self.persist_place(id);
+        }
+    }
+
+    /// Something that this device wants of the group: at once if it may, or else when what is under way was ordered.
+    fn want(&mut self, id: RoomId, change: Change, now_ms: u64) {
+        let Some(seat) = self.rooms.get_mut(&id).and_then(|room| room.place.seat_mut()) else {
+            return self.notice(Level::Warn, "this device is not in the room yet", Some(id));
+        };
+        seat.wants(change);
+        self.persist_place(id);
+        self.commit_wanted(id, now_ms);
+        self.pump(id, now_ms);
+        self.tell_room(id);
+    }
+
+    /// Makes a commit of what this device wants, if nothing of its own is under way and it has read what there is.
+    pub(in crate::client) fn commit_wanted(&mut self, id: RoomId, now_ms: u64) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
+        let read = room.record.stage == Stage::Creating || (room.up_to_date() && !room.reborn);
+        let after = room.timeline.handshake();
+        let Some(seat) = room.place.seat_mut().filter(|seat| read && !seat.group.is_waiting()) else { return };
+        if !room.handshakes.is_empty() || after < room.gate {
+            return;
+        }
+        let Some(change) = seat.wanted.take() else { return };
+        match seat.group.commit(change, &me.identity, &mut self.rng) {
+            Ok(mut record) => {
+                record.after = after;
+                let letter = self.letter(Letter::Envelope(record.encode()), now_ms);
+                let persist = self.rooms.get_mut(&id).map(|room| room.handshakes.push(letter, false)).unwrap_or_default();
+                self.persist_place(id);
+                self.persist_all(persist);
+            }
+            Err(error) => {
+                self.persist_place(id);
+                self.notice(Level::Warn, &format!("the room was not changed: {error}"), Some(id));
+            }
+        }
+    }
+
+    /// This device's commit was not taken: another one was ordered before. What it was for is made anew from what the log has.
+    pub(in crate::client) fn on_overtaken(&mut self, id: RoomId, now_ms: u64) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let persist = room.handshakes.clear_unsealed();
+        match &mut room.place {
+            Place::Joining(_) => {
+                room.place = Place::Out;
+                room.wire.door = None;
+                room.wire.overtaken += 1;
+                let often = room.wire.overtaken.is_multiple_of(OVERTAKEN_MAX);
+                self.persist_all(persist);
+                self.persist_place(id);
+                if often {
+                    self.stay_outside(id, "many are coming in at once; asking again", now_ms);
+                } else {
+                    self.knock(id, u64::MAX);
+                }
+            }
+            Place::In(seat) => {
+                if let Ok(Some(change)) = seat.group.withdraw() {
+                    seat.wants(change);
+                }
+                self.persist_all(persist);
+                self.persist_place(id);
+            }
+            Place::Out => self.persist_all(persist),
+        }
+    }
+
+    /// This device's commit was refused for good.
+    pub(in crate::client) fn on_commit_failed(&mut self, id: RoomId, why: &str, now_ms: u64) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let failed: Vec<_> = room.handshakes.iter().filter(|out| out.failed.is_some()).map(|out| out.message).collect();
+        let persist: Vec<_> = failed.into_iter().filter_map(|message| Some(room.handshakes.take_failed(message)?.1)).collect();
+        match &mut room.place {
+            Place::Joining(_) => {
+                room.place = Place::Out;
+                room.shut_out = Some((format!("the server did not let this device in: {why}"), now_ms.saturating_add(5_000)));
+            }
+            Place::In(seat) => drop(seat.group.withdraw()),
+            Place::Out => {}
+        }
+        self.persist_all(persist);
+        self.persist_place(id);
+        self.notice(Level::Warn, &format!("the room was not changed: {why}"), Some(id));
+        self.tell_room(id);
+    }
+
+    /// A link that this device made leads in since this change: others are told, in sealed traffic.
+    pub(in crate::client) fn tell_link(&mut self, id: RoomId, change: &ChangeRecord, now_ms: u64) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
+        let own = change.by.device == me.identity.device();
+        let Some(known) = room.record.link.filter(|known| own && known.host == me.identity.user()) else { return };
+        if room.live_link().is_none() || room.told == room.link {
+            return;
+        }
+        let alone = room.place.seat().is_some_and(|seat| seat.roster.len() == 1);
+        let link = room.link;
+        self.rooms.get_mut(&id).into_iter().for_each(|room| room.told = link);
+        if !alone {
+            self.post(id, &Message::Link(SharedLink { seed: known.seed }), now_ms);
+        }
+        self.hand_to_own_devices(id, now_ms);
+    }
+
+    /// A member says which link leads in.
+    pub(in crate::client) fn learn_link(&mut self, id: RoomId, host: UserKey, link: SharedLink) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        if room.live_link().is_none() {
+            room.set_link(Some(KnownLink { seed: link.seed, host }));
+            self.persist_room(id);
+        }
+    }
+
+    pub(in crate::client) fn make_link(&mut self, id: RoomId, now_ms: u64) {
+        self.want_link(id, now_ms);
+        self.want(id, Change::default(), now_ms);
+    }
+
+    pub(in crate::client) fn remove_person(&mut self, id: RoomId, user: &str, now_ms: u64) {
+        let Some(user) = self.person(id, user) else { return };
+        let Some(seat) = self.rooms.get(&id).and_then(|room| room.place.seat()) else { return };
+        let remove: Vec<_> = seat.roster.values().filter(|who| who.user == user).map(|who| who.device).collect();
+        if self.me.as_ref().is_some_and(|me| me.identity.user() == user) {
+            return self.notice(Level::Warn, "nobody removes themselves: another member does it", Some(id));
+        }
+        self.want(id, Change { remove, ..Change::default() }, now_ms);
+    }
+
+    pub(in crate::client) fn set_role(&mut self, id: RoomId, user: &str, role: ViewRole, now_ms: u64) {
+        let Some(user) = self.person(id, user) else { return };
+        let role = match role {
+            ViewRole::Member => None,
+            ViewRole::Moderator => Some(Role::Moderator),
+            ViewRole::Owner => Some(Role::Owner),
+        };
+        self.want(id, Change { roles: vec![(user, role)], ..Change::default() }, now_ms);
+    }
+
+    /// A person in the room, by their key.
+    fn person(&mut self, id: RoomId, user: &str) -> Option<UserKey> {
+        let wanted = user.parse::<crate::core::id::DeviceKey>().ok().map(|key| UserKey(key.0));
+        let seat = self.rooms.get(&id).and_then(|room| room.place.seat());
+        let found = wanted.filter(|user| seat.is_some_and(|seat| seat.roster.values().any(|who| who.user == *user)));
+        if found.is_none() {
+            self.notice(Level::Warn, "there is no such person in the room", Some(id));
+        }
+        found
+    }
+}

@@ -1,0 +1,123 @@
+//! Coming into a room by its link: the newest change of the group holds what the link opens, and a commit of one's own lets this
+//! device in, with nobody online.
+
+use super::place::Place;
+use crate::client::Client;
+use crate::client::records::{Letter, Stage, encode, past_key};
+use crate::client::view::Level;
+use crate::core::frame::{ClientFrame, Page};
+use crate::core::id::{RoomId, Seq};
+use crate::group::{GroupInfo, JoinError, Joining, LinkKeys, Record};
+
+/// So many changes of the group that the link does not open are looked at: whatever a member wrote there, a valid one lies before.
+const LOOK_BACK_MAX: u32 = 64;
+/// The link leads nowhere, or not yet: look again after this long.
+const KNOCK_AGAIN_MS: u64 = 5_000;
+
+impl Client {
+    /// Asks for the change of the group before `before`, unless this device's own commit is on its way.
+    pub(in crate::client) fn knock(&mut self, id: RoomId, before: Seq) {
+        let Some(room) = self.rooms.get(&id) else { return };
+        if room.handshakes.is_empty() {
+            self.send(&ClientFrame::Handshake { request: 0, room: id, before });
+        }
+    }
+
+    /// The change that was asked for: whoever holds the link comes in by it.
+    pub(in crate::client) fn on_fetched(&mut self, page: &Page, now_ms: u64) {
+        let id = page.room;
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        if room.record.stage != Stage::Invited || !room.handshakes.is_empty() {
+            return;
+        }
+        let (newest, looked) = room.wire.door.unwrap_or((page.first, 0));
+        let Some(record) = page.items.first().and_then(|item| Record::decode(&item.envelope).ok()) else {
+            return self.stay_outside(id, "the room is not ready: whoever made it has not been online yet", now_ms);
+        };
+        match self.make_joining(id, &record) {
+            Ok(Some(mut joining)) => {
+                let envelope = joining.place_after(newest).encode();
+                let letter = self.letter(Letter::Envelope(envelope), now_ms);
+                let Some(room) = self.rooms.get_mut(&id) else { return };
+                room.place = Place::Joining(Box::new(joining));
+                room.wire.door = None;
+                room.shut_out = None;
+                let persist = room.handshakes.push(letter, false);
+                self.persist_place(id);
+                self.persist_all(persist);
+                self.pump(id, now_ms);
+                self.tell_room(id);
+            }
+            Ok(None) => self.stay_outside(id, "the link names somebody who is not in the room: ask for a new one", now_ms),
+            Err(_) if record.after > 0 && looked < LOOK_BACK_MAX => {
+                let Some(room) = self.rooms.get_mut(&id) else { return };
+                room.wire.door = Some((newest, looked + 1));
+                self.knock(id, record.after.saturating_add(1));
+            }
+            Err(_) => self.stay_outside(id, "the link does not lead in any more: ask for a new one", now_ms),
+        }
+    }
+
+    /// The commit that lets this device in; `None` when the link's maker is not there.
+    fn make_joining(&mut self, id: RoomId, record: &Record) -> Result<Option<Joining>, JoinError> {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return Err(JoinError::NotForUs) };
+        let link = room.record.link.ok_or(JoinError::NotForUs)?;
+        let keys = LinkKeys::new(&link.seed);
+        let info = GroupInfo::open(id, record, &keys)?;
+        // Who was in the group before may still have its place there.
+        let rejoining = (room.timeline.head() > 0).then(|| info.join(id, None, &me.identity, &mut self.rng));
+        let joining = match rejoining {
+            Some(Ok(joining)) => joining,
+            Some(Err(JoinError::NotForUs)) | None => info.join(id, Some(&keys), &me.identity, &mut self.rng)?,
+            Some(Err(error)) => return Err(error),
+        };
+        let host = joining.group().members().iter().any(|member| member.user == link.host);
+        Ok(host.then_some(joining))
+    }
+
+    pub(super) fn stay_outside(&mut self, id: RoomId, why: &str, now_ms: u64) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        room.wire.door = None;
+        room.shut_out = Some((why.to_owned(), now_ms.saturating_add(KNOCK_AGAIN_MS)));
+        self.tell_room(id);
+    }
+
+    /// This device's commit is in the log at `seq`: from there on it reads.
+    pub(in crate::client) fn on_let_in(&mut self, id: RoomId, seq: Seq) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        if room.record.stage != Stage::Invited || !matches!(room.place, Place::Joining(_)) {
+            return;
+        }
+        match &mut room.past {
+            // Another device of this person has handed over what opens the time before.
+            Some(past) => past.ends_at(seq),
+            None => room.record.base = seq.saturating_sub(1),
+        }
+        room.record.access_at = seq;
+        let past = room.past.as_ref().map(|past| encode(past.record()));
+        room.timeline.skip_to(room.record.base, None);
+        self.persist(past_key(id), past);
+        self.set_stage(id, Stage::Joined);
+        self.enter_and_subscribe(id);
+        self.tell_room(id);
+    }
+
+    /// This device cannot follow the group: it takes its place again, as if it came in by the link.
+    pub(in crate::client) fn rejoin(&mut self, id: RoomId) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        room.place = Place::Out;
+        let mut persist = room.handshakes.clear_unsealed();
+        persist.extend(room.handshakes.restart(crate::core::id::ProducerId(crate::seal::Random::bytes(&mut self.rng))));
+        persist.extend(room.handshakes.clear_unsealed());
+        room.wire.subscribed = None;
+        self.send(&ClientFrame::Unsubscribe { room: id });
+        self.persist_all(persist);
+        self.persist_place(id);
+        self.set_stage(id, Stage::Invited);
+        let text =
+            "this device fell behind the room's group: it takes its place again, and cannot read what was written meanwhile";
+        self.notice(Level::Warn, text, Some(id));
+        self.knock(id, u64::MAX);
+        self.tell_room(id);
+    }
+}

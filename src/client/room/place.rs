@@ -1,0 +1,242 @@
+//! This device's place in a room's group.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::{
+    client::{
+        ClientRandom,
+        records::{ChangeRecord, Entry, GroupRecord, JoiningRecord, Who},
+        timeline::Reader,
+    },
+    core::id::{DeviceKey, Digest, Seq},
+    group::{Applied, Change, Event, Group, Joining, LinkId, Member, Record, Skipped, SnapshotError},
+    seal::body::tidy,
+};
+
+/// Where this device is.
+#[derive(Debug, Default)]
+pub(super) enum Place {
+    /// Outside.
+    #[default]
+    Out,
+    /// Its commit is on its way into the log.
+    Joining(Box<Joining>),
+    /// In the group, or taken out of it.
+    In(Box<Seat>),
+}
+
+/// A place in the group.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) group: Group,
+    /// Who is in it, by leaf.
+    pub(super) roster: BTreeMap<u32, Who>,
+    /// What this device wants of the group and has not made a commit of.
+    pub(super) wanted: Option<Change>,
+    /// The newest change that was taken.
+    last: Option<(Seq, Digest, ChangeRecord)>,
+}
+
+/// What a record of the log did to the group.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// It is another one.
+    Applied(ChangeRecord),
+    /// Nothing that was not known.
+    Nothing(Entry),
+    /// It breaks a rule; every member skips it.
+    Invalid(String),
+    /// This device cannot follow.
+    Lost,
+}
+
+const fn who(member: &Member) -> Who {
+    Who { device: member.device, user: member.user }
+}
+
+/// Whose leaves are others than before.
+fn seats(before: &BTreeMap<u32, Who>, after: &BTreeMap<u32, Who>) -> Vec<(u32, Option<Who>)> {
+    let emptied = before.keys().filter(|leaf| !after.contains_key(leaf)).map(|leaf| (*leaf, None));
+    let taken = after.iter().filter(|(leaf, who)| before.get(leaf) != Some(who)).map(|(leaf, who)| (*leaf, Some(*who)));
+    emptied.chain(taken).collect()
+}
+
+impl Seat {
+    pub(super) fn new(group: Group) -> Self {
+        let mut seat = Self { group, roster: BTreeMap::new(), wanted: None, last: None };
+        seat.call_roll();
+        seat
+    }
+
+    fn call_roll(&mut self) {
+        self.roster = self.group.members().iter().map(|member| (member.leaf, who(member))).collect();
+    }
+
+    pub(super) const fn reader(&self) -> Reader<'_> {
+        Reader { epoch: self.group.epoch(), roster: &self.roster }
+    }
+
+    /// What the room will be called, while the change that says so is on its way.
+    pub(super) fn wanted_title(&self) -> String {
+        let title = self.wanted.as_ref().and_then(|change| change.title.as_deref());
+        tidy(title.or_else(|| self.group.waiting()?.title.as_deref()).unwrap_or_default())
+    }
+
+    /// Whether a link leads in, or will when what this device wants is done.
+    pub(super) fn lists(&self, link: LinkId) -> bool {
+        let policy = self.group.policy();
+        let wanted = self.wanted.iter().chain(self.group.waiting()).flat_map(|change| &change.list);
+        policy.links().iter().chain(wanted).any(|listed| listed.id() == link)
+    }
+
+    /// Something more that this device wants.
+    pub(super) fn wants(&mut self, change: Change) {
+        self.wanted = Some(self.wanted.take().unwrap_or_default().and(change));
+    }
+
+    /// What those are called who were not there before.
+    fn names_but(&self, known: &BTreeMap<u32, Who>) -> Vec<(Who, String)> {
+        let names = self.group.names();
+        let named = |(leaf, who): (&u32, &Who)| Some((*who, names.get(leaf)?.clone()));
+        let is_new = |(_, who): &(&u32, &Who)| !known.values().any(|other| other == *who);
+        self.roster.iter().filter(is_new).filter_map(named).collect()
+    }
+
+    /// Notes a change that came true at this place of the log.
+    fn note(&mut self, at: (Seq, Digest), title: &str, applied: &Applied) -> ChangeRecord {
+        let of = |device: DeviceKey| self.roster.values().find(|who| who.device == device).copied();
+        let (mut joined, mut gone) = (Vec::new(), Vec::new());
+        for event in &applied.events {
+            match event {
+                Event::Added(member) | Event::Joined(member) => joined.push(who(member)),
+                Event::Removed(member) | Event::Left(member) => gone.push(who(member)),
+                _ => {}
+            }
+        }
+        let by = of(applied.by).or_else(|| joined.iter().find(|who| who.device == applied.by).copied());
+        let is_member = self.group.is_member();
+        let change = ChangeRecord {
+            by: by.unwrap_or(Who { device: applied.by, user: crate::seal::identity::UserKey(applied.by.0) }),
+            epoch: applied.epoch,
+            authenticator: self.group.epoch().authenticator,
+            secrets: self.group.epoch().secrets().clone(),
+            seats: Vec::new(),
+            joined,
+            names: Vec::new(),
+            gone,
+            title: if is_member { self.group.policy().title().to_owned() } else { title.to_owned() },
+        };
+        let change = if is_member {
+            let before = core::mem::take(&mut self.roster);
+            let known = if self.last.is_none() { BTreeMap::new() } else { before };
+            self.call_roll();
+            ChangeRecord { names: self.names_but(&known), seats: seats(&known, &self.roster), ..change }
+        } else {
+            change
+        };
+        self.last = Some((at.0, at.1, change.clone()));
+        change
+    }
+}
+
+impl Place {
+    /// As kept.
+    pub(super) fn restore(record: GroupRecord, rng: &mut ClientRandom) -> Result<Self, SnapshotError> {
+        let GroupRecord { snapshot, joining, wanted, last, .. } = record;
+        if let Some(JoiningRecord { record, rejoins }) = joining {
+            let record = Record::decode(&record).map_err(|_| SnapshotError)?;
+            return Ok(Self::Joining(Box::new(Joining::restore(&snapshot, record, rejoins, rng)?)));
+        }
+        let seat = Seat::new(Group::restore(&snapshot, rng)?);
+        Ok(Self::In(Box::new(Seat { wanted, last, ..seat })))
+    }
+
+    /// To be kept.
+    pub(super) fn record(&self) -> Option<GroupRecord> {
+        match self {
+            Self::Out => None,
+            Self::Joining(joining) => {
+                let record = JoiningRecord { record: joining.record().encode(), rejoins: joining.rejoins() };
+                Some(GroupRecord { format: 1, snapshot: joining.snapshot(), joining: Some(record), wanted: None, last: None })
+            }
+            Self::In(seat) => Some(GroupRecord {
+                format: 1,
+                snapshot: seat.group.snapshot(),
+                joining: None,
+                wanted: seat.wanted.clone(),
+                last: seat.last.clone(),
+            }),
+        }
+    }
+
+    /// The place, if this device is in the group.
+    pub(super) fn seat(&self) -> Option<&Seat> {
+        match self {
+            Self::In(seat) if seat.group.is_member() => Some(seat),
+            _ => None,
+        }
+    }
+
+    pub(super) fn seat_mut(&mut self) -> Option<&mut Seat> {
+        match self {
+            Self::In(seat) if seat.group.is_member() => Some(seat),
+            _ => None,
+        }
+    }
+
+    /// Takes a change that the log has at `at`. `title` is what the room was called until now; in a log that was `reborn`, changes
+    /// come that this device knows.
+    pub(super) fn take(
+        &mut self,
+        at: (Seq, Digest),
+        envelope: &Bytes,
+        title: &str,
+        reborn: bool,
+        rng: &mut ClientRandom,
+    ) -> Taken {
+        let record = match Record::decode(envelope) {
+            Ok(record) => record,
+            Err(error) => return Taken::Invalid(error.to_string()),
+        };
+        match core::mem::take(self) {
+            Self::Out => Taken::Nothing(Entry::Sealed),
+            Self::Joining(joining) => match joining.confirm(&record) {
+                Ok((group, applied)) => {
+                    let mut seat = Box::new(Seat::new(group));
+                    let change = seat.note(at, title, &applied);
+                    *self = Self::In(seat);
+                    Taken::Applied(change)
+                }
+                Err(_) => Taken::Lost,
+            },
+            Self::In(mut seat) => {
+                let taken = seat.take(at, &record, title, reborn, rng);
+                *self = Self::In(seat);
+                taken
+            }
+        }
+    }
+}
+
+impl Seat {
+    fn take(&mut self, at: (Seq, Digest), record: &Record, title: &str, reborn: bool, rng: &mut ClientRandom) -> Taken {
+        if let Some((seq, digest, change)) = &self.last
+            && (*seq, *digest) == at
+        {
+            return Taken::Nothing(Entry::Change(change.clone()));
+        }
+        match self.group.process(record, rng) {
+            Ok(applied) => {
+                if let Some(change) = applied.rebase.clone() {
+                    self.wants(change);
+                }
+                Taken::Applied(self.note(at, title, &applied))
+            }
+            Err(Skipped::Past) if reborn => Taken::Nothing(Entry::Known),
+            Err(Skipped::Lost | Skipped::Ahead { .. }) => Taken::Lost,
+            Err(skipped) => Taken::Invalid(skipped.to_string()),
+        }
+    }
+}
