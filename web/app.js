@@ -227,9 +227,9 @@ class App {
     el('room-link').addEventListener('focus', (event) => event.target.select());
     el('make-link').addEventListener('click', () => this.#do({do: 'make_link', room: this.#current}));
     el('forget').addEventListener('click', async () => {
-      const isSure = await ask('Leave on this device? Its copy of the messages is removed from this browser. Others keep theirs, and the link still works.', 'Leave');
+      const isSure = await ask('Leave with this device? Its copy of the messages is removed from this browser once another member’s device has taken it out, and it reads nothing that is written from then on.', 'Leave');
       if (isSure) {
-        this.#do({do: 'forget', room: this.#current});
+        this.#do({do: 'leave', room: this.#current});
       }
     });
     el('delete-room').addEventListener('click', async () => {

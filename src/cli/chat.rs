@@ -26,13 +26,14 @@ pub(super) struct ChatArgs {
     client: ClientArgs,
 }
 
-const HELP: &str = "Enter sends; /who  /link  /words  /remove  /help  /quit";
+const HELP: &str = "Enter sends; /who  /link  /words  /remove  /leave  /help  /quit";
 
 /// One line for a message, without colour.
 pub(super) fn plain(message: &Message) -> String {
     let time = clock(message.time_ms);
     match message.kind {
         MessageKind::Join => format!("{time}  * {} joined", message.author.name),
+        MessageKind::Left => format!("{time}  * {} left", message.author.name),
         MessageKind::Removed => format!("{time}  * {} removed {}", message.author.name, message.text),
         MessageKind::Text | MessageKind::Unknown => {
             format!("{time}  {}: {}{}", message.author.name, printable(&message.text), remark(message.check))
@@ -213,7 +214,7 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
             "   Enter sends what you typed\n   /who    who is in the room\n   /link   the room's link\n   \
              /newlink  make another link, and end the former one (owners and moderators)\n   \
              /remove NAME  remove a person; nobody removed reads what follows (owners and moderators)\n   \
-             /words  words to compare with the others\n   /quit   leave; the room stays yours",
+             /words  words to compare with the others\n   /leave  leave the room with this device\n   /quit   close; the room stays yours",
         )?,
         ("/who", Some(room)) => {
             for member in &room.members {
@@ -231,6 +232,7 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
             screen.line("   no link is known here that leads in: /newlink makes one")?
         }
         ("/link", Some(room)) => screen.line(&room.link)?,
+        ("/leave", Some(room)) => client.command(Command::Leave { room: room.id.clone() }).await?,
         ("/newlink", Some(room)) => client.command(Command::MakeLink { room: room.id.clone() }).await?,
         (line, Some(room)) if line.starts_with("/remove") => {
             remove(client, screen, room, line.trim_start_matches("/remove").trim()).await?

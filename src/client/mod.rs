@@ -246,6 +246,7 @@ impl Client {
             Command::SetRole { room, user, role } => {
                 self.in_room(&room, |this, room| this.set_role(room, &user, role, now_ms));
             }
+            Command::Leave { room } => self.in_room(&room, |this, room| this.leave(room, now_ms)),
             Command::Forget { room } => self.in_room(&room, Self::forget),
             Command::DeleteRoom { room } => self.in_room(&room, Self::delete),
         }
@@ -384,6 +385,8 @@ impl Client {
         self.changed(change, now_ms);
         let enter: Vec<_> = self.rooms.iter_mut().filter_map(|(id, room)| room.ask_again(now_ms).then_some(*id)).collect();
         let retry: Vec<_> = self.rooms.iter().filter_map(|(id, room)| room.retry_due(now_ms).then_some(*id)).collect();
+        let rooms: Vec<_> = self.rooms.keys().copied().collect();
+        rooms.into_iter().for_each(|room| self.take_out(room, now_ms));
         enter.into_iter().for_each(|room| self.begin(room));
         retry.into_iter().for_each(|room| self.pump(room, now_ms));
         self.schedule(now_ms);

@@ -67,6 +67,8 @@ pub struct RoomRecord {
     pub log: Option<LogId>,
     /// What this device reads of the log lies behind this seq: it came in with the next one.
     pub base: Seq,
+    /// This device goes, and waits for another member to take it out.
+    pub leaving: bool,
 }
 
 /// A link into a room.
@@ -229,10 +231,26 @@ pub struct ChangeRecord {
     pub joined: Vec<Who>,
     /// What those are called who were not known before.
     pub names: Vec<(Who, String)>,
-    /// Who went.
+    /// Who was removed.
     pub gone: Vec<Who>,
+    /// Who had said that they go.
+    pub left: Vec<Who>,
     /// What the room is called since.
     pub title: String,
+}
+
+impl ChangeRecord {
+    /// Whether the device is not in the group any more.
+    #[must_use]
+    pub fn took_out(&self, device: DeviceKey) -> bool {
+        self.gone.iter().chain(&self.left).any(|who| who.device == device)
+    }
+
+    /// Whether anybody is not in the group any more: then every link has ended, and what opened the room.
+    #[must_use]
+    pub const fn took_anybody_out(&self) -> bool {
+        !self.gone.is_empty() || !self.left.is_empty()
+    }
 }
 
 /// The outbox of one log.

@@ -25,6 +25,7 @@ use crate::seal::body::{Message, tidy};
 use crate::seal::identity::{Identity, UserKey};
 use crate::seal::link::Link;
 use crate::seal::words::words;
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Say "typing" at most this often.
@@ -59,9 +60,21 @@ pub(super) struct Room {
     past: Option<Past>,
     /// Nothing is published before this change of the group was taken.
     gate: Seq,
+    /// Who goes, in this epoch.
+    leaves: Vec<Goodbye>,
     typed_ms: u64,
     /// Ephemeral messages sent, and the highest counters heard.
     ephemerals: (ProducerId, u64, BTreeMap<(DeviceKey, ProducerId), u64>),
+}
+
+/// A member that goes.
+#[derive(Debug)]
+struct Goodbye {
+    device: DeviceKey,
+    /// What it has signed for this epoch.
+    proposal: Bytes,
+    /// When this device takes it out, unless another one has.
+    at_ms: u64,
 }
 
 /// A message as it was shown.
@@ -101,6 +114,8 @@ struct RoomWire {
     too_early: bool,
     /// This device's certificate was put into the outbox.
     introduced: bool,
+    /// In which epoch it said that it goes.
+    said_goodbye: Option<u64>,
     /// The server contradicted this device's copy: nothing more is taken from it.
     stopped: bool,
 }
@@ -130,6 +145,7 @@ impl Room {
             reborn: false,
             past: None,
             gate: 0,
+            leaves: Vec::new(),
             typed_ms: 0,
             ephemerals: (session, 0, BTreeMap::new()),
         }
@@ -165,7 +181,8 @@ impl Room {
     }
 
     pub(super) fn retry_at(&self) -> Option<u64> {
-        self.shut_out.iter().map(|(_, at_ms)| *at_ms).chain(self.retry_at_ms).min()
+        let goodbyes = self.leaves.iter().map(|leave| leave.at_ms).filter(|_| !self.record.leaving);
+        self.shut_out.iter().map(|(_, at_ms)| *at_ms).chain(self.retry_at_ms).chain(goodbyes).min()
     }
 
     /// Takes the next record; remembers what is to be shown.
@@ -248,6 +265,9 @@ impl Room {
             }
             Stage::Deleted | Stage::Deleting => (view::RoomState::Deleted, None),
             Stage::Removed => (view::RoomState::Refused, Some("this device was removed from the room".to_owned())),
+            _ if self.record.leaving => {
+                (view::RoomState::Refused, Some("leaving: another member's device takes this one out".to_owned()))
+            }
             _ if self.shut_out.is_some() => (view::RoomState::Refused, self.shut_out.as_ref().map(|(why, _)| why.clone())),
             Stage::Joined if self.place.seat().is_some() && self.timeline.handshake() > 0 => (view::RoomState::Open, None),
             Stage::Creating | Stage::Invited | Stage::Joined => (view::RoomState::Joining, None),
@@ -327,10 +347,11 @@ impl Room {
             }
             What::Change(change) => {
                 let names = |who: &[Who]| who.iter().map(|who| self.name_of(*who)).collect::<Vec<_>>().join(", ");
-                match (change.joined.first(), change.gone.is_empty()) {
-                    (Some(who), _) => (*who, MessageKind::Join, names(&change.joined)),
-                    (None, false) => (change.by, MessageKind::Removed, names(&change.gone)),
-                    (None, true) => return None,
+                match (change.joined.first(), change.gone.first(), change.left.first()) {
+                    (Some(who), ..) => (*who, MessageKind::Join, names(&change.joined)),
+                    (None, Some(_), _) => (change.by, MessageKind::Removed, names(&change.gone)),
+                    (None, None, Some(who)) => (*who, MessageKind::Left, names(&change.left)),
+                    (None, None, None) => return None,
                 }
             }
         };
@@ -389,7 +410,7 @@ fn first_16(digest: &Digest) -> [u8; 16] {
 fn content_view(message: &Message) -> Option<(MessageKind, String)> {
     match message {
         Message::Text(text) => Some((MessageKind::Text, text.clone())),
-        Message::Typing | Message::Link(_) | Message::Device(_) => None,
+        Message::Typing | Message::Link(_) | Message::Device(_) | Message::Leave(_) => None,
         Message::Unknown(fallback) if fallback.is_empty() => None,
         Message::Unknown(fallback) => Some((MessageKind::Unknown, fallback.clone())),
     }

@@ -48,6 +48,11 @@ pub enum Command {
         /// The room.
         room: String,
     },
+    /// Leaves the room with this device: the others see it, and it reads nothing that follows.
+    Leave {
+        /// The room.
+        room: String,
+    },
     /// Forgets the room on this device.
     Forget {
         /// The room.
@@ -285,6 +290,8 @@ pub enum MessageKind {
     Join,
     /// Somebody was removed; the text is their names.
     Removed,
+    /// A device left.
+    Left,
     /// Of a type that this version does not know; the text is its fallback.
     Unknown,
 }

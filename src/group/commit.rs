@@ -50,6 +50,12 @@ pub struct Change {
 }
 
 impl Change {
+    /// Whether it asks for nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Both.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {

@@ -62,6 +62,8 @@ pub enum Message {
     Link(SharedLink),
     /// 4: someone is typing (kind 7 only).
     Typing,
+    /// 5: the sender goes: an MLS message with its proposal to be removed, for a member that stays to commit.
+    Leave(Bytes),
     /// Any other: the fallback.
     Unknown(String),
 }
@@ -92,6 +94,7 @@ impl Content {
             Message::Device(certificate) => encode(2, "", postcard::to_allocvec(certificate.as_ref())),
             Message::Link(link) => encode(3, "", postcard::to_allocvec(link)),
             Message::Typing => encode(4, "", Ok(Vec::new())),
+            Message::Leave(proposal) => encode(5, "", postcard::to_allocvec(proposal)),
             Message::Unknown(fallback) => encode(u16::MAX, fallback, Ok(Vec::new())),
         }
     }
@@ -104,6 +107,7 @@ impl Content {
             2 => postcard::from_bytes(&self.data).map(|certificate| Message::Device(Box::new(certificate))).ok(),
             3 => postcard::from_bytes(&self.data).map(Message::Link).ok(),
             4 => Some(Message::Typing),
+            5 => postcard::from_bytes(&self.data).map(Message::Leave).ok(),
             _ => None,
         };
         known.unwrap_or_else(|| Message::Unknown(self.fallback.clone()))

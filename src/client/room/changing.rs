@@ -1,16 +1,21 @@
 //! Changes of a room's group: those that the log brings, and those that this device wants.
 
+use super::Goodbye;
 use super::place::{Place, Taken};
-use crate::client::records::{ChangeRecord, Entry, KnownLink, Letter, Stage};
+use crate::client::records::{ChangeRecord, Entry, KnownLink, Letter, Stage, Who};
 use crate::client::view::{Level, Role as ViewRole};
 use crate::client::{Client, room::making::LINK_LIFE_MS};
 use crate::core::chain;
 use crate::core::frame::Item;
-use crate::core::id::RoomId;
+use crate::core::id::{DeviceKey, RoomId};
 use crate::group::{Change, LinkKeys, Role};
 use crate::seal::Random as _;
 use crate::seal::body::{Message, SharedLink};
 use crate::seal::identity::UserKey;
+use bytes::Bytes;
+
+/// How much longer each next member in the tree waits before it takes out who goes.
+const GOODBYE_WAIT_MS: u64 = 2_000;
 
 /// Whoever is overtaken so often on the way in waits a little.
 const OVERTAKEN_MAX: u32 = 16;
@@ -50,18 +55,23 @@ impl Client {
     fn follow(&mut self, id: RoomId, change: &ChangeRecord, now_ms: u64) {
         let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
         let (device, user) = (me.identity.device(), me.identity.user());
-        if change.gone.iter().any(|who| who.device == device) {
+        room.leaves.clear();
+        if change.took_out(device) {
             room.set_link(None);
             return self.set_stage(id, Stage::Removed);
         }
         let Some(seat) = room.place.seat_mut() else { return };
-        if !change.gone.is_empty() {
+        if change.took_anybody_out() {
             // Every link is gone, and so is what opened the room until now.
             room.record.access = seat.group.epoch().secrets().access_seed(id);
             room.record.access_at = room.timeline.head().saturating_add(1);
             room.set_link(None);
             self.persist_room(id);
-            if change.by.device == device && self.rooms.get(&id).is_some_and(|room| room.role(user).is_some()) {
+            // One of those who may makes the next link: the first in the tree.
+            let room = self.rooms.get(&id);
+            let first =
+                room.and_then(|room| room.place.seat()?.roster.values().find(|who| room.role(who.user).is_some()).copied());
+            if first == Some(Who { device, user }) {
                 self.want_link(id, now_ms);
             }
         }
@@ -118,7 +128,7 @@ impl Client {
         if !room.handshakes.is_empty() || after < room.gate {
             return;
         }
-        let Some(change) = seat.wanted.take() else { return };
+        let Some(change) = seat.wanted.take().filter(|change| !change.is_empty()) else { return };
         match seat.group.commit(change, &me.identity, &mut self.rng) {
             Ok(mut record) => {
                 record.after = after;
@@ -218,7 +228,7 @@ impl Client {
         let Some(seat) = self.rooms.get(&id).and_then(|room| room.place.seat()) else { return };
         let remove: Vec<_> = seat.roster.values().filter(|who| who.user == user).map(|who| who.device).collect();
         if self.me.as_ref().is_some_and(|me| me.identity.user() == user) {
-            return self.notice(Level::Warn, "nobody removes themselves: another member does it", Some(id));
+            return self.notice(Level::Warn, "nobody removes themselves: leave the room instead", Some(id));
         }
         self.want(id, Change { remove, ..Change::default() }, now_ms);
     }
@@ -233,9 +243,66 @@ impl Client {
         self.want(id, Change { roles: vec![(user, role)], ..Change::default() }, now_ms);
     }
 
+    /// This device goes: another member has to take it out, and until then it says so in each epoch.
+    pub(in crate::client) fn leave(&mut self, id: RoomId, now_ms: u64) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let others = room.place.seat().is_some_and(|seat| seat.roster.len() > 1);
+        if room.record.stage != Stage::Joined || !others {
+            return self.forget(id);
+        }
+        room.record.leaving = true;
+        self.persist_room(id);
+        self.say_that_it_goes(id, now_ms);
+        self.tell_room(id);
+    }
+
+    /// Says in this epoch that this device goes.
+    pub(in crate::client) fn say_that_it_goes(&mut self, id: RoomId, now_ms: u64) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
+        let Some(seat) = room.place.seat_mut().filter(|_| room.record.leaving) else { return };
+        let epoch = seat.group.epoch().number;
+        if room.wire.said_goodbye == Some(epoch) || room.timeline.handshake() == 0 {
+            return;
+        }
+        // With a commit under way it is said once that was ordered.
+        let Ok(proposal) = seat.group.leave(&me.identity, &mut self.rng) else { return };
+        room.wire.said_goodbye = Some(epoch);
+        self.persist_place(id);
+        self.post(id, &Message::Leave(proposal), now_ms);
+    }
+
+    /// A member goes. Everybody who stays could take it out: the first in the tree does at once, the others if it does not.
+    pub(in crate::client) fn on_goodbye(&mut self, id: RoomId, device: DeviceKey, proposal: Bytes, now_ms: u64) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
+        let Some(seat) = room.place.seat() else { return };
+        let staying = seat
+            .roster
+            .values()
+            .filter(|who| who.device != device && !room.leaves.iter().any(|leave| leave.device == who.device));
+        let Some(rank) = staying.map(|who| who.device).position(|other| other == me.identity.device()) else { return };
+        let wait_ms = GOODBYE_WAIT_MS.saturating_mul(u64::try_from(rank).unwrap_or(u64::MAX));
+        room.leaves.retain(|leave| leave.device != device);
+        room.leaves.push(Goodbye { device, proposal, at_ms: now_ms.saturating_add(wait_ms) });
+        self.take_out(id, now_ms);
+    }
+
+    /// Takes out whose goodbye is due.
+    pub(in crate::client) fn take_out(&mut self, id: RoomId, now_ms: u64) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        if room.record.leaving || !room.leaves.iter().any(|leave| leave.at_ms <= now_ms) {
+            return;
+        }
+        let leaves: Vec<_> = room.leaves.extract_if(.., |leave| leave.at_ms <= now_ms).map(|leave| leave.proposal).collect();
+        let Some(seat) = room.place.seat_mut() else { return };
+        seat.wants(Change { leaves, ..Change::default() });
+        self.persist_place(id);
+        self.commit_wanted(id, now_ms);
+        self.pump(id, now_ms);
+    }
+
     /// A person in the room, by their key.
     fn person(&mut self, id: RoomId, user: &str) -> Option<UserKey> {
-        let wanted = user.parse::<crate::core::id::DeviceKey>().ok().map(|key| UserKey(key.0));
+        let wanted = user.parse::<DeviceKey>().ok().map(|key| UserKey(key.0));
         let seat = self.rooms.get(&id).and_then(|room| room.place.seat());
         let found = wanted.filter(|user| seat.is_some_and(|seat| seat.roster.values().any(|who| who.user == *user)));
         if found.is_none() {

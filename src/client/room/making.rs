@@ -80,6 +80,7 @@ impl Client {
             stage: Stage::Creating,
             log: None,
             base: 0,
+            leaving: false,
         };
         let list = vec![LinkKeys::new(&seed).listed(false, now_ms + LINK_LIFE_MS)];
         let mut seat = Seat::new(group);
@@ -116,6 +117,7 @@ impl Client {
                 stage: Stage::Invited,
                 log: None,
                 base: 0,
+                leaving: false,
             };
             self.add_room(link.room, record, Place::Out);
             return self.begin(link.room);
@@ -126,6 +128,7 @@ impl Client {
                 room.set_link(Some(known));
                 (room.record.access, room.record.access_at) = (link.access, u64::MAX);
                 room.shut_out = None;
+                room.record.leaving = false;
                 if !matches!(room.place, Place::Joining(_)) {
                     room.place = Place::Out;
                 }

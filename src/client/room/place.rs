@@ -107,11 +107,12 @@ impl Seat {
     /// Notes a change that came true at this place of the log.
     fn note(&mut self, at: (Seq, Digest), title: &str, applied: &Applied) -> ChangeRecord {
         let of = |device: DeviceKey| self.roster.values().find(|who| who.device == device).copied();
-        let (mut joined, mut gone) = (Vec::new(), Vec::new());
+        let (mut joined, mut gone, mut left) = (Vec::new(), Vec::new(), Vec::new());
         for event in &applied.events {
             match event {
                 Event::Added(member) | Event::Joined(member) => joined.push(who(member)),
-                Event::Removed(member) | Event::Left(member) => gone.push(who(member)),
+                Event::Removed(member) => gone.push(who(member)),
+                Event::Left(member) => left.push(who(member)),
                 _ => {}
             }
         }
@@ -126,6 +127,7 @@ impl Seat {
             joined,
             names: Vec::new(),
             gone,
+            left,
             title: if is_member { self.group.policy().title().to_owned() } else { title.to_owned() },
         };
         let change = if is_member {
@@ -136,6 +138,9 @@ impl Seat {
         } else {
             change
         };
+        // Who said in the former epoch that it goes, says nothing in this one.
+        self.wanted =
+            self.wanted.take().map(|wanted| Change { leaves: Vec::new(), ..wanted }).filter(|wanted| !wanted.is_empty());
         self.last = Some((at.0, at.1, change.clone()));
         change
     }

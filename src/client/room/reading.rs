@@ -198,11 +198,12 @@ impl Client {
                 match opened.content.message() {
                     Message::Device(certificate) => self.learn_device(&certificate),
                     Message::Link(link) => self.learn_link(id, opened.sender.user, link),
+                    Message::Leave(proposal) if !is_past => self.on_goodbye(id, opened.sender.device, proposal, now_ms),
                     _ => {}
                 }
             }
             Applied::Change(change) => {
-                if going_on && !is_past && !change.gone.is_empty() {
+                if going_on && !is_past && change.took_anybody_out() {
                     self.enter_anew(id);
                 }
                 self.tell_link(id, &change, now_ms);
@@ -213,7 +214,9 @@ impl Client {
             }
             Applied::Nothing => {}
         }
-        if !going_on {
+        if !going_on && self.rooms.get(&id).is_some_and(|room| room.record.leaving) {
+            self.forget(id);
+        } else if !going_on {
             self.send(&ClientFrame::Leave { room: id });
             self.notice(Level::Info, "this device was removed from the room; your copy is kept until you forget it", Some(id));
             self.tell_room(id);
@@ -246,6 +249,7 @@ impl Client {
         self.close_the_past(id);
         self.introduce(id, now_ms);
         self.end_links(id, now_ms);
+        self.say_that_it_goes(id, now_ms);
         self.commit_wanted(id, now_ms);
         self.pump(id, now_ms);
     }
