@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use waxwing::{
     client::{
         native::{Choice, Handle, Options},
-        view::{Command, Event, Level, MessageKind, Role, Room, RoomState},
+        view::{Command, Event, Level, Message, MessageKind, Role, Room, RoomState},
     },
     core::limits::Limits,
     transport::{Kind, Trust},
@@ -88,15 +88,18 @@ impl Person {
                     self.room = Some(room);
                 }
                 Event::RoomRemoved { .. } => self.gone = true,
-                Event::Message { message, .. } if message.kind == MessageKind::Text && message.seq.is_some() => {
-                    if !self.texts.contains(&message.text) {
-                        self.texts.push(message.text);
-                    }
-                }
-                Event::Message { message, .. } => self.lines.push((message.kind, message.author.name)),
+                Event::Message { message, .. } => self.shows(message),
                 Event::Notice { level, text, .. } => assert_ne!(level, Level::Alarm, "{text}"),
                 _ => {}
             }
+        }
+    }
+
+    fn shows(&mut self, message: Message) {
+        if message.kind != MessageKind::Text {
+            self.lines.push((message.kind, message.author.name));
+        } else if message.seq.is_some() && !self.texts.contains(&message.text) {
+            self.texts.push(message.text);
         }
     }
 
