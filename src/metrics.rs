@@ -80,6 +80,12 @@ pub struct Metrics {
     pub acks: Counter,
     /// Ephemeral envelopes passed on.
     pub ephemerals: Counter,
+    /// Key packages handed out that are gone now.
+    pub packages_taken: Counter,
+    /// Key packages of the last resort handed out.
+    pub last_resorts: Counter,
+    /// Requests for a key package of a device that had none.
+    pub packages_missing: Counter,
     /// Operations refused, by reason.
     pub refusals: ByReason,
     /// Bytes that wait in outboxes because clients do not take them now.
@@ -132,6 +138,9 @@ impl Metrics {
             deliveries: Counter::default(),
             acks: Counter::default(),
             ephemerals: Counter::default(),
+            packages_taken: Counter::default(),
+            last_resorts: Counter::default(),
+            packages_missing: Counter::default(),
             refusals: Family::default(),
             outbox_bytes: Gauge::default(),
             catchups: Counter::default(),
@@ -168,6 +177,9 @@ impl Metrics {
         r.register("deliveries", "Records delivered to subscribers", self.deliveries.clone());
         r.register("acks", "Publishes acknowledged", self.acks.clone());
         r.register("ephemerals", "Ephemeral envelopes passed on", self.ephemerals.clone());
+        r.register("key_packages_taken", "Key packages handed out", self.packages_taken.clone());
+        r.register("key_packages_last_resort", "Key packages of the last resort handed out", self.last_resorts.clone());
+        r.register("key_packages_missing", "Devices asked for a key package that had none", self.packages_missing.clone());
         r.register("refusals", "Operations refused", self.refusals.clone());
         r.register_with_unit("outbox", "Waiting in outboxes", Unit::Bytes, self.outbox_bytes.clone());
         r.register("catchups", "Subscriptions that fell behind", self.catchups.clone());

@@ -29,8 +29,8 @@ use waxwing::{
     core::{
         close::Refusal,
         envelope::Kind as EnvelopeKind,
-        frame::{ClientFrame, LogKind, Publish, ServerFrame},
-        id::{ProducerId, RoomId},
+        frame::{ClientFrame, KeyPackage, LogKind, Publish, ServerFrame},
+        id::{DeviceKey, ProducerId, RoomId},
         log::PRODUCER_RING,
     },
     transport::Kind,
@@ -309,4 +309,36 @@ async fn the_order_of_handshakes_survives_kills_and_restarts() {
             assert_eq!(say_after(&mut client, last + 1, before, rival).await, stale);
         }
     }
+}
+
+async fn take(client: &mut Client, device: DeviceKey) -> Option<Bytes> {
+    client.send(&ClientFrame::TakeKeyPackage { request: 9, device }).await;
+    match client.until(|frame| matches!(frame, ServerFrame::KeyPackage { .. })).await {
+        ServerFrame::KeyPackage { request: 9, result } => result.unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_key_package_is_handed_out_twice_over_kills_and_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(&mut serve(dir.path())).await;
+    let mut owner = server.login(Kind::WebSocket, 1).await;
+    let package = |number: u8| KeyPackage { expires_ms: u64::MAX, last_resort: number == 0, bytes: vec![number; 3_000].into() };
+    let packages = (0..10).map(package).collect();
+    owner.send(&ClientFrame::PublishKeyPackages { request: 3, packages, replace: true }).await;
+    let answer = owner.until(|frame| matches!(frame, ServerFrame::KeyPackages { .. })).await;
+    assert_eq!(answer, ServerFrame::KeyPackages { request: 3, result: Ok(9) });
+    let device = common::device_of(&owner.key);
+    let mut taken = Vec::new();
+    for stop in [Server::kill, Server::stop, Server::kill, Server::kill, Server::stop] {
+        stop(&mut server);
+        server = Server::start(&mut serve(dir.path())).await;
+        let mut other = server.login(Kind::Quic, 2).await;
+        taken.extend(take(&mut other, device).await);
+        taken.extend(take(&mut other, device).await);
+        let nobody = common::device_of(&common::key(77));
+        assert_eq!(take(&mut other, nobody).await, None);
+    }
+    assert_eq!(taken, (1..10).chain([0]).map(|number| package(number).bytes).collect::<Vec<_>>());
 }

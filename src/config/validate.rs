@@ -159,6 +159,7 @@ impl Check<'_> {
         for (key, value, most) in [
             ("limits.envelope_bytes_max", limits.envelope_bytes_max, 3 << 20),
             ("limits.handshake_bytes_max", limits.handshake_bytes_max, 3 << 20),
+            ("limits.key_package_bytes_max", limits.key_package_bytes_max, 2 << 20),
             ("limits.page_bytes_max", limits.page_bytes_max, 3 << 20),
             ("limits.frame_bytes_max", limits.frame_bytes_max, 4 << 20),
             ("limits.unauthenticated_bytes_max", limits.unauthenticated_bytes_max, 64 << 10),

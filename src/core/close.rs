@@ -179,6 +179,12 @@ pub enum Refusal {
     /// The server failed; nothing was done.
     #[error("internal error")]
     Internal,
+    /// The device would have more key packages than it may.
+    #[error("a device may have {max} key packages")]
+    TooManyPackages {
+        /// The limit.
+        max: u32,
+    },
 }
 
 impl Refusal {
@@ -205,6 +211,7 @@ impl Refusal {
             Self::CursorAhead { .. } => "cursor_ahead",
             Self::BadProof => "bad_proof",
             Self::Internal => "internal",
+            Self::TooManyPackages { .. } => "too_many_packages",
         }
     }
 

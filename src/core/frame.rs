@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub use super::delimit::{peek_delimited, peek_varint, put_delimited, put_length, put_varint, take_delimited};
 use super::{
     close::{CloseCode, Refusal},
     id::{AccessKey, ClientSeq, DeviceKey, Digest, LogId, Nonce, ProducerId, RoomId, Seq, Signature, UnixMillis},
@@ -124,6 +125,33 @@ pub enum ClientFrame {
         /// names the one before it.
         before: Seq,
     },
+    /// Adds key packages to those that others may take of this device.
+    PublishKeyPackages {
+        /// Chosen by the client, echoed.
+        request: u32,
+        /// They are handed out in this order.
+        packages: Vec<KeyPackage>,
+        /// Whether those that are there go first.
+        replace: bool,
+    },
+    /// Takes a key package of a device; nobody else gets that one.
+    TakeKeyPackage {
+        /// Chosen by the client, echoed.
+        request: u32,
+        /// Whose.
+        device: DeviceKey,
+    },
+}
+
+/// Keys with which somebody can be added to a group while away (RFC 9420 §10).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyPackage {
+    /// By the server's clock: it is not handed out from then on.
+    pub expires_ms: UnixMillis,
+    /// Handed out again and again when there is no other (RFC 9750 §5.1 has what that costs). A device has one at most.
+    pub last_resort: bool,
+    /// The package; the server does not look at it.
+    pub bytes: Bytes,
 }
 
 /// The first frame.
@@ -299,6 +327,20 @@ pub enum ServerFrame {
         /// The first seq that was stored at or after that time; `head + 1` when there is none.
         seq: Seq,
     },
+    /// Answer to [`ClientFrame::PublishKeyPackages`].
+    KeyPackages {
+        /// The request.
+        request: u32,
+        /// Packages that can be taken now, the last resort not counted; or why nothing has changed.
+        result: Result<u32, Refusal>,
+    },
+    /// Answer to [`ClientFrame::TakeKeyPackage`].
+    KeyPackage {
+        /// The request.
+        request: u32,
+        /// The package; nothing if the device has none.
+        result: Result<Option<Bytes>, Refusal>,
+    },
 }
 
 /// Which operation a [`ServerFrame::Failed`] answers.
@@ -452,6 +494,9 @@ impl ClientFrame {
     pub fn encode(&self) -> Bytes {
         let capacity = match self {
             Self::Publish(publish) => SMALL + publish.envelope.len(),
+            Self::PublishKeyPackages { packages, .. } => {
+                SMALL + packages.iter().map(|package| package.bytes.len() + 16).sum::<usize>()
+            }
             Self::Resume(resume) => 2 * SMALL + resume.hello.token.len() + resume.hello.authority.len(),
             _ => SMALL,
         };
@@ -480,85 +525,5 @@ impl ServerFrame {
             _ => SMALL,
         };
         encode(self, capacity)
-    }
-}
-
-/// Appends a varint to `out`.
-pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value.to_le_bytes()[0] | 0x80);
-        value >>= 7;
-    }
-    out.push(value.to_le_bytes()[0]);
-}
-
-/// Appends the length of a frame of `len` bytes to `out`.
-pub fn put_length(out: &mut Vec<u8>, len: usize) {
-    put_varint(out, u32::try_from(len).expect("frames are limited far below 4 GiB").into());
-}
-
-/// Appends `frame`, preceded by its length, to `out`.
-pub fn put_delimited(out: &mut Vec<u8>, frame: &[u8]) {
-    put_length(out, frame.len());
-    out.extend_from_slice(frame);
-}
-
-/// The varint that `buffer` begins with, and how many bytes it takes; `None` while it is incomplete.
-///
-/// # Errors
-/// [`DecodeError::Prefix`] when it does not fit 64 bits.
-pub fn peek_varint(buffer: &[u8]) -> Result<Option<(u64, usize)>, DecodeError> {
-    let mut value: u64 = 0;
-    for (index, byte) in buffer.iter().take(10).enumerate() {
-        let bits = u64::from(byte & 0x7f);
-        if index == 9 && bits > 1 {
-            return Err(DecodeError::Prefix);
-        }
-        value |= bits << (7 * index);
-        if byte & 0x80 == 0 {
-            return Ok(Some((value, index + 1)));
-        }
-    }
-    if buffer.len() >= 10 { Err(DecodeError::Prefix) } else { Ok(None) }
-}
-
-/// Where the first frame of `buffer` lies, as (start, end) after its length; `end` may be beyond what has arrived.
-///
-/// Returns `None` while the length itself is incomplete.
-///
-/// # Errors
-/// [`DecodeError::TooLarge`] or [`DecodeError::Prefix`] as soon as the length shows it.
-pub fn peek_delimited(buffer: &[u8], max: u32) -> Result<Option<(usize, usize)>, DecodeError> {
-    let mut len: u32 = 0;
-    for (index, byte) in buffer.iter().take(5).enumerate() {
-        let bits = u32::from(byte & 0x7f);
-        if index == 4 && bits > 0x0f {
-            return Err(DecodeError::Prefix);
-        }
-        len |= bits << (7 * index);
-        if byte & 0x80 == 0 {
-            if len > max {
-                return Err(DecodeError::TooLarge { len, max });
-            }
-            let start = index + 1;
-            return Ok(Some((start, start + len as usize)));
-        }
-    }
-    if buffer.len() >= 5 { Err(DecodeError::Prefix) } else { Ok(None) }
-}
-
-/// Takes the first complete frame from `buffer`.
-///
-/// Returns `None` when more bytes are needed.
-///
-/// # Errors
-/// [`DecodeError::TooLarge`] or [`DecodeError::Prefix`] as soon as the length shows it.
-pub fn take_delimited(buffer: &mut Bytes, max: u32) -> Result<Option<Bytes>, DecodeError> {
-    match peek_delimited(buffer, max)? {
-        Some((start, end)) if end <= buffer.len() => {
-            let frame = buffer.split_to(end).slice(start..);
-            Ok(Some(frame))
-        }
-        _ => Ok(None),
     }
 }

@@ -28,6 +28,13 @@ pub struct Limits {
     pub publish_burst_max: u32,
     /// Handshake records that one device may publish in a minute, and as many at once, over all of its sessions. Default 30.
     pub handshakes_per_minute_max: u32,
+    /// Key packages that one device may have, the last resort included. Default 50.
+    pub key_packages_max: u32,
+    /// Largest key package, in bytes. Default 16,384. All of a device together have 2 MiB at most.
+    pub key_package_bytes_max: u32,
+    /// Requests about key packages, of its own and of others, that one device may make in a minute, and as many at once, over all of
+    /// its sessions. Default 60.
+    pub key_package_requests_per_minute_max: u32,
     /// Ephemeral envelopes per second that one session may send. Default 20.
     pub ephemerals_per_second_max: u32,
     /// Outboxes (producers) that one device may use in one room. Default 64. One that was idle for 30 days is forgotten.
@@ -62,6 +69,9 @@ impl Default for Limits {
             publishes_per_second_max: 200,
             publish_burst_max: 400,
             handshakes_per_minute_max: 30,
+            key_packages_max: 50,
+            key_package_bytes_max: 16 << 10,
+            key_package_requests_per_minute_max: 60,
             ephemerals_per_second_max: 20,
             producers_per_device_max: 64,
             room_bytes_max: 1 << 30,

@@ -6,6 +6,7 @@
 pub mod access;
 pub mod chain;
 pub mod close;
+pub mod delimit;
 pub mod envelope;
 pub mod frame;
 pub mod handshake;
@@ -15,6 +16,7 @@ pub mod limits;
 pub mod log;
 pub mod login;
 pub mod merge;
+pub mod packages;
 mod recent;
 pub mod room;
 pub mod session;

@@ -4,7 +4,7 @@
 use super::{
     close::{CloseCode, Refusal},
     envelope::{Header, Kind},
-    frame::{ClientFrame, Hello, LogKind, Operation, PROTOCOL_VERSION, Publish, Resume, ServerFrame},
+    frame::{ClientFrame, Hello, KeyPackage, LogKind, Operation, PROTOCOL_VERSION, Publish, Resume, ServerFrame},
     id::{AccessKey, DeviceKey, Digest, Nonce, RoomId, Seq, Signature, UnixMillis},
     limits::{Limits, TokenBucket},
     login::{self, AGENT_LEN_MAX, AUTHORITY_LEN_MAX, TICKET_LEN_MAX, TOKEN_LEN_MAX, Transcript},
@@ -84,6 +84,43 @@ pub enum Action {
     },
 }
 
+/// What the session asks of who keeps key packages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackagesRequest {
+    /// Whose packages.
+    pub device: DeviceKey,
+    /// Echoed.
+    pub request: u32,
+    /// What is to be done.
+    pub action: PackagesAction,
+}
+
+/// What is to be done with a device's key packages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PackagesAction {
+    /// Add to them; the session is the device's.
+    Publish {
+        /// In the order in which they are handed out.
+        packages: Vec<KeyPackage>,
+        /// Whether those that are there go.
+        replace: bool,
+    },
+    /// Hand one out.
+    Take,
+}
+
+impl PackagesRequest {
+    /// The answer that refuses it.
+    #[must_use]
+    pub const fn refused(&self, why: Refusal) -> ServerFrame {
+        let request = self.request;
+        match self.action {
+            PackagesAction::Publish { .. } => ServerFrame::KeyPackages { request, result: Err(why) },
+            PackagesAction::Take => ServerFrame::KeyPackage { request, result: Err(why) },
+        }
+    }
+}
+
 /// What a frame leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
@@ -93,6 +130,8 @@ pub enum Step {
     Open(ServerFrame),
     /// Ask the room's owner.
     Route(RoomRequest),
+    /// Ask who keeps the device's key packages.
+    Packages(PackagesRequest),
     /// Nothing to do.
     Nothing,
     /// The client said goodbye.
@@ -336,6 +375,13 @@ impl Open {
             }
             ClientFrame::Publish(publish) => return Ok(self.publish(publish, now_ms)),
             ClientFrame::Ephemeral { envelope } => return Ok(self.ephemeral(envelope, now_ms)),
+            ClientFrame::PublishKeyPackages { request, packages, replace } => {
+                let (device, action) = (self.device, PackagesAction::Publish { packages, replace });
+                return Ok(self.packages(PackagesRequest { device, request, action }, now_ms));
+            }
+            ClientFrame::TakeKeyPackage { request, device } => {
+                return Ok(self.packages(PackagesRequest { device, request, action: PackagesAction::Take }, now_ms));
+            }
             ClientFrame::Ping { token } => return Ok(Step::Send(ServerFrame::Pong { token })),
             ClientFrame::Close => return Ok(Step::Goodbye),
             _ => {}
@@ -356,6 +402,13 @@ impl Open {
                 client_seq: publish.client_seq,
                 why: Refusal::RateLimited { retry_after_ms },
             }),
+        }
+    }
+
+    fn packages(&mut self, request: PackagesRequest, now_ms: u64) -> Step {
+        match self.requests.take(now_ms) {
+            Ok(()) => Step::Packages(request),
+            Err(retry_after_ms) => Step::Send(request.refused(Refusal::RateLimited { retry_after_ms })),
         }
     }
 

@@ -230,7 +230,7 @@ impl EmbeddedEngine {
         for number in 0..config.readers.max(1) {
             let (layers, database) = (Arc::clone(&self.layers), Arc::clone(&self.database));
             let (jobs, observer) = (Arc::clone(&self.jobs), Arc::clone(observer));
-            let serve = move || jobs.serve_reads(&*observer, |room, read| reader::answer(&layers, &database, room, read));
+            let serve = move || jobs.serve_reads(&*observer, |subject| reader::answer(&layers, &database, subject));
             threads.queues.push(self.spawn(&format!("store-read-{number}"), serve)?);
         }
         let writer = Writer {

@@ -7,12 +7,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+
 use super::{
     Answer, Busy, Complete, Completion, Failure, Observer, Request, Token, clock,
     queue::{Queue, Weigh},
 };
 use crate::core::{
-    id::{RoomId, Seq, UnixMillis},
+    id::{DeviceKey, RoomId, Seq, UnixMillis},
     log::{Append, LogMeta},
 };
 
@@ -22,13 +24,15 @@ pub(super) enum Write {
     Create { room: RoomId, meta: LogMeta },
     Append(Append),
     Delete { room: RoomId },
+    Packages { device: DeviceKey, packages: Bytes },
 }
 
 impl Write {
-    /// Envelope bytes.
+    /// Bytes of the envelope, or of the packages.
     fn bytes(&self) -> usize {
         match self {
             Self::Append(append) => append.envelope.len(),
+            Self::Packages { packages, .. } => packages.len(),
             Self::Create { .. } | Self::Delete { .. } => 0,
         }
     }
@@ -42,6 +46,13 @@ pub(super) enum Read {
     Before { before: Seq, count_max: u32, bytes_max: u32 },
     Seek { time_ms: UnixMillis },
     Handshake { seq: Seq },
+}
+
+/// What is read.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Subject {
+    Room(RoomId, Read),
+    Packages(DeviceKey),
 }
 
 /// A write, and who waits for it.
@@ -58,8 +69,7 @@ impl Weigh for WriteJob {
 }
 
 struct ReadJob {
-    room: RoomId,
-    read: Read,
+    subject: Subject,
     token: Token,
     to: Arc<dyn Complete>,
 }
@@ -85,7 +95,8 @@ impl Jobs {
     /// As [`Engine::submit`](super::Engine::submit).
     pub(super) fn submit(&self, request: Request, token: Token, to: &Arc<dyn Complete>) -> Result<(), Busy> {
         let to = Arc::clone(to);
-        let read = |room, read, to| self.reads.push(ReadJob { room, read, token, to });
+        let read_of = |subject, to| self.reads.push(ReadJob { subject, token, to });
+        let read = |room, read, to| read_of(Subject::Room(room, read), to);
         let write = |write, to| self.writes.push(WriteJob { write, token, to });
         match request {
             Request::Load { room } => read(room, Read::Load, to),
@@ -98,6 +109,8 @@ impl Jobs {
             Request::Create { room, meta } => write(Write::Create { room, meta }, to),
             Request::Append(append) => write(Write::Append(append), to),
             Request::Delete { room } => write(Write::Delete { room }, to),
+            Request::LoadPackages { device } => read_of(Subject::Packages(device), to),
+            Request::StorePackages { device, packages } => write(Write::Packages { device, packages }, to),
         }
     }
 
@@ -119,13 +132,13 @@ impl Jobs {
     }
 
     /// Answers reads until closed and drained.
-    pub(super) fn serve_reads(&self, observer: &dyn Observer, answer: impl Fn(RoomId, Read) -> Result<Answer, Failure>) {
+    pub(super) fn serve_reads(&self, observer: &dyn Observer, answer: impl Fn(Subject) -> Result<Answer, Failure>) {
         let mut jobs = VecDeque::new();
         while self.reads.take(&mut jobs, 1, usize::MAX) {
             for job in jobs.drain(..) {
                 let begun = clock();
                 // A panic here could only come from a damaged file; it must not cost the reader.
-                let attempt = catch_unwind(AssertUnwindSafe(|| answer(job.room, job.read)));
+                let attempt = catch_unwind(AssertUnwindSafe(|| answer(job.subject)));
                 let result = attempt.unwrap_or(Err(Failure::Read));
                 match &result {
                     Ok(answer) => observer.read(answer_bytes(answer), begun.elapsed()),
@@ -140,6 +153,7 @@ impl Jobs {
 fn answer_bytes(answer: &Answer) -> usize {
     match answer {
         Answer::Records(page) => page.records.iter().map(|record| record.envelope.len()).sum(),
+        Answer::Packages(packages) => packages.len(),
         Answer::Loaded(_) | Answer::Done | Answer::Sought(_) => 0,
     }
 }

@@ -14,8 +14,10 @@ pub mod wal;
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+
 use crate::core::{
-    id::{RoomId, Seq, UnixMillis},
+    id::{DeviceKey, RoomId, Seq, UnixMillis},
     log::{Append, LoadedLog, LogMeta, Records},
 };
 
@@ -72,6 +74,18 @@ pub enum Request {
         /// The log.
         room: RoomId,
     },
+    /// Load the key packages of a device.
+    LoadPackages {
+        /// Whose.
+        device: DeviceKey,
+    },
+    /// Put these bytes in the place of a device's key packages, durably; no bytes: it has none.
+    StorePackages {
+        /// Whose.
+        device: DeviceKey,
+        /// What their owner makes of them; the engine does not look at it.
+        packages: Bytes,
+    },
     /// Where a time lies. A log's times ascend as far as the clock that gave them never went back; where it did, the answer is
     /// one of the places that the time fits.
     Seek {
@@ -87,10 +101,12 @@ pub enum Request {
 pub enum Answer {
     /// To [`Request::Load`]; `None` when there is no such log.
     Loaded(Option<Box<LoadedLog>>),
-    /// To [`Request::Create`] and [`Request::Delete`], and to [`Request::Append`]: it is on disk.
+    /// To [`Request::Create`], [`Request::Delete`], [`Request::StorePackages`], and to [`Request::Append`]: it is on disk.
     Done,
     /// To [`Request::ReadAfter`], [`Request::ReadBefore`] and [`Request::ReadHandshake`].
     Records(Records),
+    /// To [`Request::LoadPackages`]: as they were stored last; no bytes where there are none.
+    Packages(Bytes),
     /// To [`Request::Seek`]: the first seq kept that was accepted at or after that time; `head + 1` when there is none.
     Sought(Seq),
 }

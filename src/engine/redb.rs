@@ -171,7 +171,7 @@ impl RedbEngine {
         let failed = |source| OpenError::Io { path: path.into(), source };
         for number in 0..config.readers.max(1) {
             let (store, jobs, observer) = (Arc::clone(&engine.store), Arc::clone(&engine.jobs), Arc::clone(&observer));
-            let serve = move || jobs.serve_reads(&*observer, |room, what| read::read(&store, room, what));
+            let serve = move || jobs.serve_reads(&*observer, |subject| read::read(&store, subject));
             engine.spawn(&format!("store-read-{number}"), serve).map_err(failed)?;
         }
         let (store, jobs) = (Arc::clone(&engine.store), Arc::clone(&engine.jobs));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
 
 use crate::core::{
@@ -22,6 +23,8 @@ pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("
 pub(super) const PRODUCERS: TableDefinition<'_, &'static ProducerKey, &[u8]> = TableDefinition::new("producers");
 /// The logs that have ended and whose rows are being removed.
 pub(super) const DELETING: TableDefinition<'_, &[u8; 16], ()> = TableDefinition::new("deleting");
+/// By device: its key packages, as their owner spells them. Made when it is first written to: older stores do not have it.
+pub(super) const PACKAGES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("packages");
 /// The row of [`META`] with the format.
 pub(super) const FORMAT_ROW: &str = "format";
 
@@ -296,6 +299,40 @@ impl<'t> Producers<'t> {
         }
         Ok(swept)
     }
+}
+
+/// The key packages of `device`; no bytes where there are none.
+pub(super) fn packages(txn: &ReadTransaction, device: DeviceKey) -> Result<Bytes, Error> {
+    let table = match txn.open_table(PACKAGES) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Bytes::new()),
+        table => table?,
+    };
+    Ok(table.get(&device.0)?.map_or_else(Bytes::new, |row| Bytes::copy_from_slice(row.value())))
+}
+
+/// Calls `each` for those of all devices, until it says false.
+pub(super) fn each_packages(txn: &ReadTransaction, mut each: impl FnMut(DeviceKey, &[u8]) -> bool) -> Result<(), Error> {
+    let table = match txn.open_table(PACKAGES) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+        table => table?,
+    };
+    for entry in table.iter()? {
+        let (device, row) = entry?;
+        if !each(DeviceKey(*device.value()), row.value()) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Puts these in the place of the key packages of `device`.
+pub(super) fn put_packages(txn: &WriteTransaction, device: DeviceKey, packages: &[u8]) -> Result<(), Error> {
+    let mut table = txn.open_table(PACKAGES)?;
+    match packages {
+        [] => drop(table.remove(&device.0)?),
+        _ => drop(table.insert(&device.0, packages)?),
+    }
+    Ok(())
 }
 
 /// What a redb file says that it is.

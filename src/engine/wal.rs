@@ -41,6 +41,7 @@
 //! | 2, append | log (16), device (32), producer (16), seq, `client_seq`, `time_ms` (LEB128), envelope. The room is the one that the envelope's header names |
 //! | 3, append | room (16), then as 2 |
 //! | 4, delete | room (16), log (16) |
+//! | 5, key packages | device (32), what takes the place of its packages |
 //!
 //! # What is durable
 //! A batch lies in one segment, and is begun only when the one before is durable. So a record that is not good
@@ -63,6 +64,8 @@ mod segment;
 
 use std::{fmt, io, sync::Arc};
 
+use bytes::Bytes;
+
 pub use self::files::{Directory, Files, SegmentFile};
 use self::{
     pool::{Next, Pool, Slot},
@@ -70,7 +73,7 @@ use self::{
     segment::{HEADER_LEN, Header},
 };
 use crate::core::{
-    id::{LogId, RoomId},
+    id::{DeviceKey, LogId, RoomId},
     log::{Append, LogMeta},
 };
 
@@ -101,6 +104,13 @@ pub enum Entry {
         room: RoomId,
         /// The log's life.
         log: LogId,
+    },
+    /// These took the place of a device's key packages.
+    Packages {
+        /// Whose.
+        device: DeviceKey,
+        /// No bytes: it has none.
+        packages: Bytes,
     },
 }
 

@@ -13,7 +13,7 @@ use crate::{
     core::{
         close::Refusal,
         frame::ServerFrame,
-        id::{LogId, RoomId, Seq, UnixMillis},
+        id::{DeviceKey, LogId, RoomId, Seq, UnixMillis},
         lane::{Lane, Outgoing},
         limits::Limits,
         log::LogMeta,
@@ -100,6 +100,12 @@ pub struct Stats {
     pub ephemerals: u64,
     /// Ephemeral envelopes that a full outbox dropped.
     pub ephemerals_dropped: u64,
+    /// Key packages handed out that are gone now.
+    pub packages_taken: u64,
+    /// Key packages of the last resort handed out.
+    pub last_resorts: u64,
+    /// Requests for a key package of a device that had none.
+    pub packages_missing: u64,
     /// Pages encoded for those who catch up.
     pub pages_encoded: u64,
     /// Change of the bytes of recent messages in memory.
@@ -136,6 +142,7 @@ pub(super) enum Op {
     ReadBefore { room: RoomId, life: u64, conn: Arc<Conn>, request: u32, permit: Permit },
     Handshake { room: RoomId, life: u64, conn: Arc<Conn>, request: u32, seq: Seq, permit: Permit },
     Delete { room: RoomId },
+    Packages { device: DeviceKey },
 }
 
 /// Everything of a shard but its rooms.

@@ -8,6 +8,7 @@ mod context;
 mod delivery;
 mod handshakes;
 pub mod outbox;
+mod packages;
 mod presence;
 mod reads;
 mod room;
@@ -105,6 +106,7 @@ struct Used {
     since_ms: u64,
     publishes: Option<TokenBucket>,
     handshakes: Option<TokenBucket>,
+    packages: Option<TokenBucket>,
 }
 
 impl Usage {
@@ -152,6 +154,13 @@ impl Usage {
             .take(now_ms)
         })
         .map_err(|retry_after_ms| Refusal::RateLimited { retry_after_ms })
+    }
+
+    /// Counts one more request about key packages.
+    fn packages(&self, now_ms: u64, limits: &Limits) -> Result<(), Refusal> {
+        let rate = limits.key_package_requests_per_minute_max;
+        self.with(|used| used.packages.get_or_insert_with(|| TokenBucket::per_minute(rate, rate, now_ms)).take(now_ms))
+            .map_err(|retry_after_ms| Refusal::RateLimited { retry_after_ms })
     }
 
     fn is_idle(&self, now_ms: u64) -> bool {

@@ -18,6 +18,7 @@ use super::{
     Conn, ConnId,
     context::{Context, Op},
     outbox::Permit,
+    packages::Directory,
     room::{Asked, Fate, Member, Room, fail, refusal, refuse},
     tails::Tails,
 };
@@ -28,7 +29,7 @@ use crate::{
         frame::{Operation, ServerFrame},
         id::{RoomId, UnixMillis},
         log::{LoadedLog, LogMeta, LogState},
-        session::{Action, RoomRequest},
+        session::{Action, PackagesRequest, RoomRequest},
     },
     engine::{Answer, Busy, Completion, Failure, Request},
 };
@@ -45,6 +46,15 @@ pub enum Message {
         conn: Arc<Conn>,
         /// What.
         request: RoomRequest,
+        /// Lives until it is answered.
+        permit: Permit,
+    },
+    /// A session asks for key packages, or has some.
+    Packages {
+        /// Who.
+        conn: Arc<Conn>,
+        /// What.
+        request: PackagesRequest,
         /// Lives until it is answered.
         permit: Permit,
     },
@@ -85,6 +95,7 @@ struct Closing {
 #[derive(Debug)]
 pub struct Shard {
     rooms: HashMap<RoomId, Slot>,
+    directory: Directory,
     /// Rooms that want a slice, in the order of their turns.
     ready: VecDeque<RoomId>,
     /// Counts turns.
@@ -101,7 +112,8 @@ impl Shard {
     pub fn new(setup: Setup) -> Self {
         let tails = Tails::new(setup.recent_bytes_max);
         let (rooms, ready) = (HashMap::new(), VecDeque::new());
-        Self { rooms, ready, turn: 1, tails, told_bytes: 0, ctx: Context::new(setup) }
+        let directory = Directory::default();
+        Self { rooms, directory, ready, turn: 1, tails, told_bytes: 0, ctx: Context::new(setup) }
     }
 
     /// One message, at this wall-clock time.
@@ -109,6 +121,7 @@ impl Shard {
         self.ctx.now_ms = now_ms;
         match message {
             Message::Request { conn, request, permit } => self.request(conn, request, permit),
+            Message::Packages { conn, request, permit } => self.directory.ask((conn, request, permit), &mut self.ctx),
             Message::Drained { conn } => self.drained(conn),
             Message::Closed { conn } => self.closed(conn),
             Message::Completed(batch) => batch.into_iter().for_each(|completion| self.completed(completion)),
@@ -242,6 +255,12 @@ impl Shard {
     #[must_use]
     pub fn rooms_len(&self) -> usize {
         self.rooms.len()
+    }
+
+    /// Devices in memory whose key packages are asked for.
+    #[must_use]
+    pub fn directory_len(&self) -> usize {
+        self.directory.len()
     }
 
     /// What was sent and not yet taken: for each home, its connections' frames in order. The shell empties the lists at the end
@@ -378,6 +397,7 @@ impl Shard {
                 });
                 drop(permit);
             }
+            Some(Op::Packages { device }) => self.directory.completed(device, result, &mut self.ctx),
             Some(Op::Delete { room }) => self.with(room, None, |room, ctx| room.deleted(result.map(drop), ctx)),
         }
     }

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     core::{
-        id::{LogId, RoomId, UnixMillis},
+        id::{DeviceKey, LogId, RoomId, UnixMillis},
         limits::Limits,
     },
     engine::{Complete, Completion, Engine},
@@ -126,6 +126,13 @@ impl Handle {
     #[must_use]
     pub fn shard_of(&self, room: RoomId) -> usize {
         let hash = self.hasher.hash_one(room) % self.shards.len() as u64;
+        usize::try_from(hash).unwrap_or(0)
+    }
+
+    /// The index of the shard that looks after the key packages of `device`.
+    #[must_use]
+    pub fn shard_of_device(&self, device: DeviceKey) -> usize {
+        let hash = self.hasher.hash_one(device) % self.shards.len() as u64;
         usize::try_from(hash).unwrap_or(0)
     }
 

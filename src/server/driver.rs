@@ -29,11 +29,11 @@ use crate::{
         close::CloseCode,
         frame::{ClientFrame, ServerFrame},
         limits::Limits,
-        session::{Action, Session, Setup, Step},
+        session::{Action, PackagesAction, Session, Setup, Step},
     },
     router::{
         Conn, DeviceSession, Stopped,
-        outbox::{Outbox, Permit, ShardSet},
+        outbox::{IN_FLIGHT_BYTES_MAX, Outbox, Permit, ShardSet},
         shard::Message,
     },
     transport::{Connection, Error, FrameReader, FrameWriter, Kind},
@@ -240,7 +240,7 @@ impl Wire {
                 Step::Goodbye => return Err(CloseCode::Normal.into()),
                 // Behind a resume that was not accepted.
                 Step::Nothing => {}
-                Step::Route(_) => return Err(CloseCode::Protocol.into()),
+                Step::Route(_) | Step::Packages(_) => return Err(CloseCode::Protocol.into()),
             }
         }
     }
@@ -339,6 +339,12 @@ impl Wire {
                 self.used |= 1 << shard;
                 return Ok(Some((shard, Message::Request { conn: Arc::clone(conn), request, permit })));
             }
+            Step::Packages(request) => {
+                let conn = link.conn();
+                let shard = at.service.router.shard_of_device(request.device);
+                let permit = Permit::new(&conn.outbox, packages_weight(&request.action));
+                return Ok(Some((shard, Message::Packages { conn: Arc::clone(conn), request, permit })));
+            }
             Step::Goodbye => return Err(CloseCode::Normal.into()),
             Step::Nothing | Step::Open(_) => {}
         }
@@ -380,6 +386,14 @@ fn weight(action: &Action, limits: &Limits) -> usize {
             Action::Ephemeral { envelope } => envelope.len(),
             _ => 0,
         }
+}
+
+/// As [`weight`]. Who takes a package has the owner look at all that the device has: one at a time.
+fn packages_weight(action: &PackagesAction) -> usize {
+    match action {
+        PackagesAction::Publish { packages, .. } => 256 + packages.iter().map(|package| package.bytes.len()).sum::<usize>(),
+        PackagesAction::Take => IN_FLIGHT_BYTES_MAX,
+    }
 }
 
 /// How long a client shall wait before it comes back.

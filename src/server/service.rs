@@ -194,6 +194,9 @@ fn observe(metrics: Arc<Metrics>) -> Arc<dyn Fn(usize, i64, Stats) + Send + Sync
         metrics.deliveries.inc_by(stats.deliveries);
         metrics.acks.inc_by(stats.acks);
         metrics.ephemerals.inc_by(stats.ephemerals);
+        metrics.packages_taken.inc_by(stats.packages_taken);
+        metrics.last_resorts.inc_by(stats.last_resorts);
+        metrics.packages_missing.inc_by(stats.packages_missing);
         metrics.catchups.inc_by(stats.catch_ups);
         metrics.recent_bytes.inc_by(stats.recent_bytes);
         for (why, count) in stats.refusals {

@@ -7,11 +7,12 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use bytes::Bytes;
 use waxwing::{
     core::{
         access::FormerKeys,
         chain,
-        id::{RoomId, Seq},
+        id::{DeviceKey, RoomId, Seq},
         log::{Append, LoadedLog, LogMeta, LogState, Producer, ProducerState, Record, Records, Stored},
     },
     engine::{Answer, Busy, Complete, Completion, Engine, Failure, Request, Token},
@@ -38,6 +39,7 @@ pub struct Log {
 #[derive(Default)]
 struct State {
     logs: BTreeMap<RoomId, Log>,
+    packages: BTreeMap<DeviceKey, Bytes>,
     queue: VecDeque<(Request, Token, Arc<dyn Complete>)>,
     fail_next: VecDeque<Failure>,
     /// Loads that will fail.
@@ -223,6 +225,20 @@ impl State {
                     kept.into_iter().find(|record| record.time_ms >= time_ms).map_or(log.state.head + 1, |record| record.seq);
                 Ok(Answer::Sought(seq))
             }
+            Request::LoadPackages { device } => Ok(Answer::Packages(self.packages.get(&device).cloned().unwrap_or_default())),
+            Request::StorePackages { device, packages } => match self.fail_next.pop_front() {
+                None => {
+                    self.packages.insert(device, packages);
+                    Ok(Answer::Done)
+                }
+                Some(failure) => {
+                    // Nobody knows, says the failure: here it is there.
+                    if failure == Failure::OutcomeUnknown {
+                        self.packages.insert(device, packages);
+                    }
+                    Err(failure)
+                }
+            },
             Request::Delete { room } => self.logs.remove(&room).map(|_| Answer::Done).ok_or(Failure::NotFound),
         }
     }

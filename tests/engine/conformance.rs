@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use waxwing::{
-    core::chain,
+    core::{chain, id::DeviceKey},
     engine::{Answer, Engine, Failure, Request},
 };
 
@@ -24,12 +24,14 @@ pub(crate) fn suite(len_max: usize, open: &dyn Fn() -> Arc<dyn Engine>) {
     }
     deletion(&mut driver);
     let large = large_handshakes(len_max, &mut driver);
+    packages(&mut driver);
     drop(driver);
 
     let mut driver = Driver::new(open());
     assert_eq!(driver.load(room(1)).unwrap().meta, meta(91));
     assert_eq!(driver.load(room(1)).unwrap().state.head, 0);
     assert_eq!(large.check(&mut driver), large.acked);
+    assert_eq!([1, 2, 3].map(|number| packages_of(&mut driver, number)), [vec![9; 3_000], vec![], vec![2; 10]]);
     assert_eq!(logs[1].check(&mut driver), logs[1].acked, "a deletion leaves other logs alone");
 }
 
@@ -158,4 +160,21 @@ fn large_handshakes(len_max: usize, driver: &mut Driver) -> Log {
         assert_eq!((lens, page.state.handshake), (vec![(seq, len)], 5));
     }
     log
+}
+
+fn packages_of(driver: &mut Driver, number: u8) -> Vec<u8> {
+    match driver.ask(Request::LoadPackages { device: DeviceKey([number; 32]) }) {
+        Ok(Answer::Packages(bytes)) => bytes.to_vec(),
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+/// Each device has what was stored last.
+fn packages(driver: &mut Driver) {
+    assert!(packages_of(driver, 1).is_empty(), "there are none");
+    for (number, bytes) in [(1, vec![1; 10]), (2, vec![2; 20]), (3, vec![2; 10]), (2, vec![]), (1, vec![9; 3_000])] {
+        let device = DeviceKey([number; 32]);
+        assert_eq!(driver.done(Request::StorePackages { device, packages: bytes.clone().into() }), Ok(()));
+        assert_eq!(packages_of(driver, number), bytes);
+    }
 }

@@ -15,6 +15,7 @@ mod common;
 mod contract;
 mod handshakes;
 mod model;
+mod packages;
 mod scale;
 mod slices;
 mod world;

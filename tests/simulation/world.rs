@@ -216,6 +216,11 @@ impl World {
                 let permit = Permit::new(&conn.outbox, weight);
                 self.shard.handle(ShardMessage::Request { conn: Arc::clone(conn), request, permit }, now_ms);
             }
+            Step::Packages(request) => {
+                let conn = Arc::clone(end.conn.as_ref().expect("only open sessions ask"));
+                let permit = Permit::new(&conn.outbox, 512);
+                self.shard.handle(ShardMessage::Packages { conn, request, permit }, now_ms);
+            }
             Step::Nothing => self.moves.dropped += 1,
             Step::Goodbye => drop(self.end(index, link)),
         }

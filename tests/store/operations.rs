@@ -9,15 +9,18 @@ use std::{
     thread,
 };
 
+use bytes::Bytes;
 use waxwing::{
     core::{
-        frame::LogKind,
+        frame::{KeyPackage, LogKind},
         handshake::{TRAILER_LEN, Trailer},
-        id::{AccessKey, RoomId},
+        id::{AccessKey, DeviceKey, RoomId},
+        limits::Limits,
         log::LogMeta,
+        packages::Packages,
     },
     engine::{
-        Engine, Request,
+        Answer, Engine, Request,
         embedded::{
             Config, EmbeddedEngine,
             ops::{self, Error, Progress},
@@ -452,4 +455,42 @@ fn what_only_the_write_ahead_log_has_is_checked_too() {
     assert!(told[0].contains(&RoomId([1; 16]).to_string()), "{told:?}");
     let missing = ops::check(&directory.path().join("nowhere"), &mut go_on).unwrap_err().to_string();
     assert!(missing.starts_with("there is no store in "), "{missing}");
+}
+
+fn packages_of(driver: &mut Driver, number: u8) -> Bytes {
+    match driver.ask(Request::LoadPackages { device: DeviceKey([number; 32]) }) {
+        Ok(Answer::Packages(bytes)) => bytes,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn key_packages_are_copied_and_a_restored_store_has_the_last_resorts_only() {
+    let mut store = Store::new(config());
+    store.fill(1, 3, 100);
+    let package = |number: u8, last_resort| KeyPackage { expires_ms: 9, last_resort, bytes: vec![number; 400].into() };
+    let encoded = |packages: &[KeyPackage]| {
+        let mut all = Packages::default();
+        all.publish(packages, true, 0, &Limits::default()).unwrap();
+        all.encode()
+    };
+    let with_last = encoded(&[package(1, false), package(2, true), package(3, false)]);
+    let (without, last) = (encoded(&[package(4, false)]), encoded(&[package(2, true)]));
+    for (number, packages) in [(1, &with_last), (2, &without), (3, &with_last), (3, &Bytes::new())] {
+        let (device, packages) = (DeviceKey([number; 32]), packages.clone());
+        store.driver.done(Request::StorePackages { device, packages }).unwrap();
+    }
+    let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let backup = directory.path().join("backup");
+    store.engine.backup(&backup, 1, &mut go_on).unwrap();
+    ops::restore(&backup, other.path(), "store", &mut go_on).unwrap();
+    let (data, _) = store.stop();
+    ops::compact(&data.path().join("store"), &config(), &mut go_on).unwrap();
+    for (data, expected) in [(&data, [with_last, without, Bytes::new()]), (&other, [last, Bytes::new(), Bytes::new()])] {
+        assert!(ops::check(&data.path().join("store"), &mut go_on).unwrap().is_whole());
+        let engine = open(data.path(), config());
+        let mut driver = Driver::new(Arc::clone(&engine) as Arc<dyn Engine>);
+        assert_eq!([1, 2, 3].map(|number| packages_of(&mut driver, number)), expected);
+        engine.shutdown();
+    }
 }

@@ -131,7 +131,7 @@ fn every_room_of_a_damaged_stretch_is_named() {
         }
     });
     let Err(OpenError::Corrupted { lsn: 2, until: Some(5), rooms, .. }) = model.open(&disk) else { panic!() };
-    assert_eq!(rooms, [2, 3, 4].map(|lsn| room(&model.entries[lsn - 1])));
+    assert_eq!(rooms, [2, 3, 4].map(|lsn| room(&model.entries[lsn - 1]).unwrap()));
 }
 
 /// Fills several segments with entries of one size.

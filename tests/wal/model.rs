@@ -19,12 +19,16 @@ pub(crate) const CONFIG: Config = Config { segment_bytes: 8 << 10, bytes_max: 40
 pub(crate) fn entry(rng: &mut Rng, lsn: Lsn) -> Entry {
     let room = RoomId([u8::try_from(rng.below(5)).unwrap(); 16]);
     let log = LogId([7; 16]);
-    match rng.below(12) {
+    match rng.below(13) {
         0 => {
             let (access, creator) = (AccessKey([1; 32]), DeviceKey([2; 32]));
             Entry::Create { room, meta: LogMeta { log, kind: LogKind::Room, access, creator, created_ms: lsn } }
         }
         1 => Entry::Delete { room, log },
+        2 => {
+            let packages: Vec<u8> = (0..rng.below(900)).map(|_| rng.next().to_le_bytes()[0]).collect();
+            Entry::Packages { device: DeviceKey([room.0[0]; 32]), packages: packages.into() }
+        }
         _ => {
             let len = if rng.one_in(8) { rng.below(3_000) } else { rng.below(400) };
             // No two alike in any sector: what is left of one never completes another.
@@ -51,10 +55,11 @@ pub(crate) fn append(room: RoomId, log: LogId, lsn: Lsn, envelope: Vec<u8>) -> E
     Entry::Append { log, append }
 }
 
-pub(crate) fn room(entry: &Entry) -> RoomId {
+pub(crate) fn room(entry: &Entry) -> Option<RoomId> {
     match entry {
-        Entry::Create { room, .. } | Entry::Delete { room, .. } => *room,
-        Entry::Append { append, .. } => append.room,
+        Entry::Create { room, .. } | Entry::Delete { room, .. } => Some(*room),
+        Entry::Append { append, .. } => Some(append.room),
+        Entry::Packages { .. } => None,
     }
 }
 

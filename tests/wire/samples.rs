@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use waxwing::core::{
     close::{CloseCode, Refusal},
-    frame::{ClientFrame, Hello, Item, LogKind, Operation, PROTOCOL_VERSION, Page, Position, Publish, Resume, ServerFrame},
+    frame::{
+        ClientFrame, Hello, Item, KeyPackage, LogKind, Operation, PROTOCOL_VERSION, Page, Position, Publish, Resume, ServerFrame,
+    },
     id::{AccessKey, DeviceKey, Digest, LogId, Nonce, ProducerId, RoomId, Signature},
     limits::Limits,
 };
@@ -79,6 +81,18 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
             }),
         ),
         ("handshake", ClientFrame::Handshake { request: 7, room: ROOM, before: u64::MAX }),
+        (
+            "publish key packages",
+            ClientFrame::PublishKeyPackages {
+                request: 7,
+                packages: vec![
+                    KeyPackage { expires_ms: 1_700_000_000_000, last_resort: false, bytes: bytes("first") },
+                    KeyPackage { expires_ms: u64::MAX, last_resort: true, bytes: bytes("last") },
+                ],
+                replace: true,
+            },
+        ),
+        ("take key package", ClientFrame::TakeKeyPackage { request: 7, device: DEVICE }),
     ]
 }
 
@@ -126,6 +140,11 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
     for why in refusals() {
         frames.push(("refused", ServerFrame::Refused { room: ROOM, producer: PRODUCER, client_seq: 127, why }));
     }
+    frames.push(("key packages", ServerFrame::KeyPackages { request: 7, result: Ok(300) }));
+    frames.push(("key packages refused", ServerFrame::KeyPackages { request: 7, result: Err(Refusal::TooLarge { max: 300 }) }));
+    frames.push(("key package", ServerFrame::KeyPackage { request: 7, result: Ok(Some(bytes("first"))) }));
+    frames.push(("no key package", ServerFrame::KeyPackage { request: 7, result: Ok(None) }));
+    frames.push(("key package refused", ServerFrame::KeyPackage { request: 7, result: Err(Refusal::DiskFull) }));
     frames.push(("sought", ServerFrame::Sought { request: 7, room: ROOM, seq: 299 }));
     for code in CloseCode::ALL {
         frames.push(("closing", ServerFrame::Closing { code, retry_after_ms: 1_000 }));
@@ -155,5 +174,6 @@ pub(crate) fn refusals() -> Vec<Refusal> {
         CursorAhead { head: 300 },
         BadProof,
         Internal,
+        TooManyPackages { max: 50 },
     ]
 }

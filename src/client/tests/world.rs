@@ -205,7 +205,7 @@ impl World {
         match session.handle(frame, self.now_ms, self.now_ms, &self.edge).unwrap() {
             Step::Send(ServerFrame::Pong { .. }) if mute => {}
             Step::Send(frame) | Step::Open(frame) => self.client.received_frame(link, &frame.encode(), self.now_ms),
-            Step::Route(_) | Step::Nothing | Step::Goodbye => {}
+            Step::Route(_) | Step::Packages(_) | Step::Nothing | Step::Goodbye => {}
         }
     }
 

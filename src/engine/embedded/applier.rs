@@ -17,7 +17,7 @@ use super::{
 use crate::{
     core::id::RoomId,
     engine::{
-        Observer,
+        Observer, rows,
         wal::{Lsn, Recycler},
     },
 };
@@ -106,6 +106,10 @@ impl Applier {
             self.health.damaged(tail.log);
             self.observer.damaged(room, &error.to_string());
         };
+        let only_packages = table.rooms.is_empty().then_some(table.last);
+        if only_packages.is_some() || !table.packages.is_empty() {
+            self.database.write(|txn| apply_packages(txn, table, only_packages))?;
+        }
         while let Some(slice) = slices.next() {
             let done = slices.rooms.is_empty().then_some(table.last);
             self.database.write(|txn| apply_slice(txn, slice, done, &mut damaged))?;
@@ -137,6 +141,14 @@ impl Applier {
             }
         }
     }
+}
+
+/// All key packages at once: a table holds few.
+fn apply_packages(txn: &WriteTransaction, table: &Memtable, done: Option<Lsn>) -> Result<(), Error> {
+    for (device, packages) in &table.packages {
+        rows::put_packages(txn, *device, packages)?;
+    }
+    done.map_or(Ok(()), |lsn| Apply::open(txn)?.set_applied(lsn))
 }
 
 fn apply_slice(

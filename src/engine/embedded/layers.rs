@@ -5,13 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+
 use super::{
     Health,
     memtable::{Block, Change, Handle, Memtable, RoomTail},
 };
 use crate::{
     core::{
-        id::{AccessKey, Digest, LogId, RoomId, Seq},
+        id::{AccessKey, DeviceKey, Digest, LogId, RoomId, Seq},
         log::{LogMeta, LogState},
     },
     engine::wal::Lsn,
@@ -239,6 +241,13 @@ impl Layers {
     pub(super) fn bytes(&self) -> usize {
         let tables = self.lock();
         tables.active.bytes + tables.frozen.as_ref().map_or(0, |frozen| frozen.bytes)
+    }
+
+    /// The key packages of `device`, if the tables know of them.
+    pub(super) fn packages(&self, device: DeviceKey) -> Option<Bytes> {
+        let tables = self.lock();
+        let frozen = || tables.frozen.as_ref().and_then(|frozen| frozen.packages.get(&device));
+        tables.active.packages.get(&device).or_else(frozen).cloned()
     }
 
     /// What the tables have of `room`.

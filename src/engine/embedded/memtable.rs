@@ -10,7 +10,7 @@
 //! is kept until its table is applied; whatever is answered from it is copied, so that an answer never holds more than it
 //! shows.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 
@@ -18,7 +18,7 @@ use super::hash::RoomMap;
 use crate::{
     core::{
         chain, envelope, handshake,
-        id::{AccessKey, ClientSeq, Digest, LogId, RoomId, Seq, UnixMillis},
+        id::{AccessKey, ClientSeq, DeviceKey, Digest, LogId, RoomId, Seq, UnixMillis},
         log::{Append, EnvelopeHash, LogMeta, LogState, Producer, Stored},
     },
     engine::{
@@ -186,12 +186,16 @@ pub(super) enum Change {
     Append { room: RoomId, log: LogId, number: u32 },
     /// The room's log is over.
     Delete { room: RoomId },
+    /// These take the place of a device's key packages.
+    Packages { device: DeviceKey, packages: Bytes },
 }
 
 /// Logged writes, by room.
 #[derive(Debug, Default)]
 pub(super) struct Memtable {
     pub(super) rooms: RoomMap<RoomTail>,
+    /// Key packages that were stored, the latest of each device.
+    pub(super) packages: HashMap<DeviceKey, Bytes>,
     /// The newest entry in it; 0 when empty.
     pub(super) last: Lsn,
     /// Memory that it takes, roughly, in bytes.
@@ -200,6 +204,8 @@ pub(super) struct Memtable {
 
 /// Memory of a record besides its envelope.
 const RECORD_BYTES: usize = size_of::<Logged>() + size_of::<Handle>();
+/// Memory of a device's packages besides their bytes.
+const PACKAGES_BYTES: usize = 128;
 /// Memory of a room besides its records.
 const ROOM_BYTES: usize = 256;
 
@@ -215,6 +221,8 @@ impl Memtable {
             Entry::Create { room, meta } => self.create(room, meta),
             Entry::Append { log, append } => self.append(append.room, log, Handle::alone(&append)),
             Entry::Delete { room, .. } => self.delete(room),
+            // Its own bytes, not those of the segment that was read.
+            Entry::Packages { device, packages } => self.packages(device, Bytes::copy_from_slice(&packages)),
         }
     }
 
@@ -225,6 +233,7 @@ impl Memtable {
             Change::Create { room, meta } => self.create(room, *meta),
             Change::Append { room, log, number } => self.append(room, log, Handle { block: Arc::clone(block), number }),
             Change::Delete { room } => self.delete(room),
+            Change::Packages { device, packages } => self.packages(device, packages),
         }
     }
 
@@ -245,6 +254,12 @@ impl Memtable {
             tail.keys.extend(handshake::new_access(record.envelope()).map(|key| (record.seq(), key)));
         }
         tail.records.push(record);
+    }
+
+    fn packages(&mut self, device: DeviceKey, packages: Bytes) {
+        // What is replaced counts until the table is applied, or a loud device would put that off for ever.
+        self.bytes += PACKAGES_BYTES + packages.len();
+        self.packages.insert(device, packages);
     }
 
     /// Its records may share their blocks with others, so that their memory counts until the table is applied.

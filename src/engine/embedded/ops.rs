@@ -15,6 +15,7 @@ mod compact;
 mod copy;
 mod disk;
 mod migrate;
+mod target;
 
 use std::{
     io,

@@ -18,14 +18,28 @@ use crate::{
         id::{Digest, RoomId, Seq, UnixMillis},
         log::{LoadedLog, LogMeta, LogState, Producer, ProducerState, Record, Records},
     },
-    engine::{Answer, Failure, jobs::Read, rows},
+    engine::{
+        Answer, Failure,
+        jobs::{Read, Subject},
+        rows,
+    },
 };
 
 /// How often a read begins anew because a log ended while it was read.
 const ATTEMPTS: usize = 8;
 
 /// Answers one read.
-pub(super) fn answer(layers: &Layers, database: &Database, room: RoomId, read: Read) -> Result<Answer, Failure> {
+pub(super) fn answer(layers: &Layers, database: &Database, subject: Subject) -> Result<Answer, Failure> {
+    match subject {
+        Subject::Room(room, read) => of_room(layers, database, room, read),
+        Subject::Packages(device) => {
+            let packages = layers.packages(device).map_or_else(|| database.read(|txn| rows::packages(txn, device)), Ok);
+            packages.map(Answer::Packages).map_err(|_: Error| Failure::Read)
+        }
+    }
+}
+
+fn of_room(layers: &Layers, database: &Database, room: RoomId, read: Read) -> Result<Answer, Failure> {
     let want = match read {
         // Which records a time lies among is not known before: all handles, no bytes.
         Read::Load | Read::Seek { .. } => Want::All,

@@ -10,6 +10,7 @@
 //! | `stranded` | (log id, 16; first seq, u64) | postcard ([`Stranded`]): acked records that a damaged log could not take |
 //! | `producers` | log id, 16 ‖ device, 32 ‖ producer, 16 | postcard (last number, its time, [(seq less the one before, [`EnvelopeHash`](crate::core::log::EnvelopeHash))]), see `rows` |
 //! | `handshakes` | log id, 16 | postcard ([`Kept`]): the newest handshake record, where it was trimmed. Not in older stores |
+//! | `packages` | device, 32 | its key packages, as their owner spells them. Not in older stores |
 //! | `deleting` | log id, 16 | nothing |
 //!
 //! The seqs of a log's chunks are dense, and all of its `tails` come after all of its `chunks`. They are two tables because

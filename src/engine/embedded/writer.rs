@@ -148,6 +148,7 @@ impl Writer {
             Write::Create { room, meta } => Change::Create { room: *room, meta: Box::new(meta.clone()) },
             Write::Append(append) => Change::Append { room: append.room, log, number: batch.block.push(append) },
             Write::Delete { room } => Change::Delete { room: *room },
+            Write::Packages { device, packages } => Change::Packages { device: *device, packages: packages.clone() },
         };
         batch.changes.push((batch.results.len(), lsn, change));
         Ok(Ok(()))
@@ -188,6 +189,9 @@ impl Writer {
         let room = match write {
             Write::Create { room, .. } | Write::Delete { room } => *room,
             Write::Append(append) => append.room,
+            Write::Packages { packages, .. } if full && !packages.is_empty() => return Err(Failure::DiskFull),
+            // They belong to no log.
+            Write::Packages { .. } => return Ok(LogId([0; 16])),
         };
         let known = match self.known.entry(room) {
             hash_map::Entry::Occupied(entry) => entry.into_mut(),
@@ -211,6 +215,7 @@ impl Writer {
                 *known = None;
                 Ok(log)
             }
+            (Write::Packages { .. }, _) => Ok(LogId([0; 16])),
         }
     }
 }
@@ -221,6 +226,7 @@ fn log_write(wal: &mut Wal, log: LogId, write: &Write) -> Result<Lsn, Full> {
         Write::Append(append) => wal.push_append(log, append),
         Write::Create { room, meta } => wal.push(&Entry::Create { room: *room, meta: meta.clone() }),
         Write::Delete { room } => wal.push(&Entry::Delete { room: *room, log }),
+        Write::Packages { device, packages } => wal.push(&Entry::Packages { device: *device, packages: packages.clone() }),
     }
 }
 

@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use redb::{ReadableTable as _, Table, WriteTransaction};
 
 use super::{
     super::{
         Failure,
         jobs::Write,
-        rows::{Producers, Spelling},
+        rows::{self, Producers, Spelling},
     },
     tables::{self, Error, LogRow, RecordKey},
 };
 use crate::core::{
     access::FormerKeys,
-    id::{LogId, RoomId},
+    id::{DeviceKey, LogId, RoomId},
     log::{Append, LogMeta, LogState},
 };
 
@@ -22,6 +23,7 @@ use crate::core::{
 const SWEEP_RECORDS: usize = 1000;
 
 pub(super) struct Batch<'t> {
+    txn: &'t WriteTransaction,
     logs: Table<'t, &'static [u8; 16], &'static [u8]>,
     records: Table<'t, RecordKey, &'static [u8]>,
     producers: Producers<'t>,
@@ -53,6 +55,7 @@ impl<'t> Batch<'t> {
     /// `full`: the disk is at its reserve, so nothing but deletions is done.
     pub(super) fn open(txn: &'t WriteTransaction, full: bool) -> Result<Self, Error> {
         Ok(Self {
+            txn,
             logs: txn.open_table(tables::LOGS)?,
             records: txn.open_table(tables::RECORDS)?,
             producers: Producers::open_as(txn, Spelling::First)?,
@@ -70,6 +73,7 @@ impl<'t> Batch<'t> {
             Write::Create { room, meta } => self.create(*room, meta),
             Write::Append(append) => self.append(append),
             Write::Delete { room } => self.delete(*room),
+            Write::Packages { device, packages } => self.packages(*device, packages),
         };
         match result {
             // One log's row is broken: that log fails, others go on.
@@ -144,6 +148,15 @@ impl<'t> Batch<'t> {
         time.copy_from_slice(&append.time_ms.to_le_bytes());
         envelope.copy_from_slice(&append.envelope);
         Ok(())
+    }
+
+    fn packages(&mut self, device: DeviceKey, packages: &Bytes) -> Result<Result<(), Failure>, Error> {
+        if self.full && !packages.is_empty() {
+            return Ok(Err(Failure::DiskFull));
+        }
+        rows::put_packages(self.txn, device, packages)?;
+        self.changed = true;
+        Ok(Ok(()))
     }
 
     fn delete(&mut self, room: RoomId) -> Result<Result<(), Failure>, Error> {

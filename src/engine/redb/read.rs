@@ -4,7 +4,11 @@ use bytes::Bytes;
 use redb::ReadTransaction;
 
 use super::{
-    super::{Answer, Failure, jobs::Read, rows},
+    super::{
+        Answer, Failure,
+        jobs::{Read, Subject},
+        rows,
+    },
     store::Store,
     tables::{self, Error, LogRow},
 };
@@ -14,8 +18,12 @@ use crate::core::{
 };
 
 /// Answers one read.
-pub(super) fn read(store: &Store, room: RoomId, read: Read) -> Result<Answer, Failure> {
-    store.read(|txn| answer(txn, room, read)).unwrap_or(Err(Failure::Read))
+pub(super) fn read(store: &Store, subject: Subject) -> Result<Answer, Failure> {
+    let answer = store.read(|txn| match subject {
+        Subject::Room(room, read) => answer(txn, room, read),
+        Subject::Packages(device) => rows::packages(txn, device).map(|packages| Ok(Answer::Packages(packages))),
+    });
+    answer.unwrap_or(Err(Failure::Read))
 }
 
 /// Fails outside when the storage failed, inside when the request cannot be answered.

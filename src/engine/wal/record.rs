@@ -25,6 +25,7 @@ const APPEND: u8 = 2;
 /// An append that states its room.
 const APPEND_ROOM: u8 = 3;
 const DELETE: u8 = 4;
+const PACKAGES: u8 = 5;
 
 /// Where an envelope's header names its room.
 const ROOM_AT: std::ops::Range<usize> = 4..20;
@@ -172,6 +173,11 @@ pub(super) fn put_body(buffer: &mut Vec<u8>, entry: &Entry) {
             buffer.extend_from_slice(&room.0);
             buffer.extend_from_slice(&log.0);
         }
+        Entry::Packages { device, packages } => {
+            buffer.push(PACKAGES);
+            buffer.extend_from_slice(&device.0);
+            buffer.extend_from_slice(packages);
+        }
     }
 }
 
@@ -213,6 +219,7 @@ pub(super) fn encoded_len(entry: &Entry) -> usize {
             1 + room + 16 + 32 + 16 + numbers + append.envelope.len()
         }
         Entry::Delete { .. } => 1 + 16 + 16,
+        Entry::Packages { packages, .. } => 1 + 32 + packages.len(),
     };
     padded(HEAD_LEN + body)
 }
@@ -246,6 +253,10 @@ pub(super) fn decode(whole: &Bytes) -> Option<Entry> {
         DELETE => {
             let entry = Entry::Delete { room: RoomId(take(&mut rest)?), log: LogId(take(&mut rest)?) };
             rest.is_empty().then_some(entry)
+        }
+        PACKAGES => {
+            let device = DeviceKey(take(&mut rest)?);
+            Some(Entry::Packages { device, packages: whole.slice_ref(rest) })
         }
         _ => None,
     }

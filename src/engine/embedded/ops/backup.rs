@@ -10,8 +10,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Damaged, Disk, Error, HISTORY, Report, System, Unfinished,
-    copy::{self, Copied, Copier, Ids, Source, Target},
+    copy::{self, Copied, Copier, Ids, Source},
     exists, sync,
+    target::Target,
 };
 use crate::{
     core::id::UnixMillis,

@@ -11,7 +11,8 @@ use redb::{ReadTransaction, ReadableTable as _, ReadableTableMetadata as _};
 
 use super::{
     Damaged, Disk, Error, HISTORY, Report, System,
-    copy::{self, Copier, Source, Target},
+    copy::{self, Copier, Source},
+    target::Target,
 };
 use crate::{
     core::id::{LogId, RoomId, Seq},

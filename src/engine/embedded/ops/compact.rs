@@ -7,7 +7,8 @@ use redb::Builder;
 
 use super::{
     Damaged, Disk, Error, HISTORY, Report, System, Unfinished,
-    copy::{self, Copier, OnDamage, Source, Target},
+    copy::{self, Copier, OnDamage, Source},
+    target::Target,
 };
 use crate::engine::{
     Observer,

@@ -2,20 +2,22 @@
 
 use std::{
     ops::{Bound, ControlFlow},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
-use redb::{
-    BackendError, Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _, StorageBackend,
-};
+use redb::{BackendError, Builder, Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _};
 
-use super::{Damaged, Disk, Error, Progress, Report};
+use super::{
+    Damaged, Disk, Error, Progress, Report,
+    target::{Place, Row, Target},
+};
 use crate::{
     core::{
         chain, envelope,
         id::{Digest, LogId, RoomId, Seq, UnixMillis},
-        log::{LogMeta, LogState, Producer},
+        log::{LogMeta, LogState},
+        packages::Packages,
     },
     engine::{
         embedded::{
@@ -23,7 +25,7 @@ use crate::{
             chunk::{self, Item},
             layout::Sizes,
             read,
-            tables::{self, CHUNKS, HANDSHAKES, LOGS, LogRow, META, Open, PRODUCERS, STRANDED, TAILS},
+            tables::{self, CHUNKS, LOGS, LogRow, META, Open, STRANDED, TAILS},
         },
         redb::{self as direct, OldStore},
         rows::{self, Contents},
@@ -31,10 +33,6 @@ use crate::{
     },
 };
 
-/// Bytes of rows that are gathered for one transaction.
-const FLUSH_BYTES: usize = 16 << 20;
-/// Bytes of the cache of the file that is written: it is written once and hardly read.
-const TARGET_CACHE_BYTES: usize = 16 << 20;
 /// Bytes of the first format's records that are laid out together.
 const BATCH_BYTES: u64 = 4 << 20;
 
@@ -75,168 +73,6 @@ pub(super) enum Source<'a> {
     History(&'a ReadTransaction),
     /// A store of the first format.
     First(&'a OldStore),
-}
-
-/// A fresh history file, or nothing.
-pub(super) struct Target<'a> {
-    file: Option<Fresh<'a>>,
-    rows: Vec<Row>,
-    bytes: usize,
-    /// Logs of which rows may be in the file already: the latest only, as logs come one after the other.
-    flushed: Option<LogId>,
-}
-
-struct Fresh<'a> {
-    database: Database,
-    disk: &'a dyn Disk,
-    path: PathBuf,
-}
-
-enum Row {
-    Log(RoomId, Vec<u8>),
-    Chunk(Place, LogId, Seq, Vec<u8>),
-    Producer(LogId, Producer, Vec<u8>),
-    /// The newest handshake record of a log, which was trimmed.
-    Kept(LogId, Vec<u8>),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
-    Chunks,
-    Tails,
-    Stranded,
-}
-
-impl<'a> Target<'a> {
-    /// Keeps nothing.
-    pub(super) const fn nothing() -> Self {
-        Self { file: None, rows: Vec::new(), bytes: 0, flushed: None }
-    }
-
-    /// A new file at `path`.
-    pub(super) fn create(disk: &'a dyn Disk, path: &Path) -> Result<Self, Error> {
-        let file = disk.create(path).map_err(Error::write(path))?;
-        let created = Self::create_in(file, disk, path);
-        if created.is_err() {
-            // It is ours, and nobody will finish it.
-            let _ = disk.remove(path);
-        }
-        created
-    }
-
-    fn create_in(file: Box<dyn StorageBackend>, disk: &'a dyn Disk, path: &Path) -> Result<Self, Error> {
-        let mut builder = Builder::new();
-        builder.set_cache_size(TARGET_CACHE_BYTES);
-        let database = builder
-            .create_with_backend(direct::guarded(file))
-            .map_err(|error| Error::Write { path: path.into(), why: error.to_string() })?;
-        let target = Self { file: Some(Fresh { database, disk, path: path.into() }), ..Self::nothing() };
-        target.write(false, tables::make)?;
-        Ok(target)
-    }
-
-    fn write(&self, last: bool, write: impl FnOnce(&redb::WriteTransaction) -> Result<(), rows::Error>) -> Result<(), Error> {
-        let Some(Fresh { database, path, .. }) = &self.file else { return Ok(()) };
-        let run = || {
-            let mut txn = database.begin_write()?;
-            txn.set_durability(Durability::Immediate).map_err(|error| rows::Error::Storage(error.into()))?;
-            // Only what is whole is ever opened again.
-            txn.set_quick_repair(last);
-            write(&txn)?;
-            txn.commit()?;
-            Ok(())
-        };
-        run().map_err(|error: rows::Error| Error::Write { path: path.clone(), why: error.to_string() })
-    }
-
-    fn put(&mut self, row: Row) -> Result<(), Error> {
-        if self.file.is_none() {
-            return Ok(());
-        }
-        let log = match &row {
-            Row::Chunk(_, log, ..) | Row::Producer(log, ..) | Row::Kept(log, _) => Some(*log),
-            Row::Log(..) => None,
-        };
-        self.bytes += match &row {
-            Row::Log(_, bytes) | Row::Chunk(.., bytes) | Row::Producer(_, _, bytes) | Row::Kept(_, bytes) => {
-                bytes.len() + size_of::<Row>()
-            }
-        };
-        self.rows.push(row);
-        if self.bytes >= FLUSH_BYTES {
-            self.flush()?;
-            self.flushed = log.or(self.flushed);
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        let rows = std::mem::take(&mut self.rows);
-        self.bytes = 0;
-        self.write(false, |txn| {
-            let (mut logs, mut producers) = (txn.open_table(LOGS)?, txn.open_table(PRODUCERS)?);
-            let (mut chunks, mut tails, mut stranded) =
-                (txn.open_table(CHUNKS)?, txn.open_table(TAILS)?, txn.open_table(STRANDED)?);
-            let mut handshakes = txn.open_table(HANDSHAKES)?;
-            for row in &rows {
-                match row {
-                    Row::Kept(log, bytes) => drop(handshakes.insert(&log.0, bytes.as_slice())?),
-                    Row::Log(room, bytes) => drop(logs.insert(&room.0, bytes.as_slice())?),
-                    Row::Producer(log, producer, bytes) => {
-                        producers.insert(&rows::producer_key(*log, producer), bytes.as_slice())?;
-                    }
-                    Row::Chunk(place, log, seq, bytes) => {
-                        let table = match place {
-                            Place::Chunks => &mut chunks,
-                            Place::Tails => &mut tails,
-                            Place::Stranded => &mut stranded,
-                        };
-                        table.insert((&log.0, *seq), bytes.as_slice())?;
-                    }
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// Takes back what was put of `log`.
-    fn forget(&mut self, log: LogId) -> Result<(), Error> {
-        self.rows.retain(|row| match row {
-            Row::Chunk(_, of, ..) | Row::Producer(of, ..) | Row::Kept(of, _) => *of != log,
-            Row::Log(..) => true,
-        });
-        if self.flushed != Some(log) {
-            return Ok(());
-        }
-        self.write(false, |txn| {
-            for table in [CHUNKS, TAILS, STRANDED] {
-                let mut table = txn.open_table(table)?;
-                for entry in table.extract_from_if((&log.0, 0)..=(&log.0, u64::MAX), |_, _| true)? {
-                    entry?;
-                }
-            }
-            txn.open_table(HANDSHAKES)?.remove(&log.0)?;
-            rows::Producers::open(txn)?.sweep(log, usize::MAX)?;
-            Ok(())
-        })
-    }
-
-    /// Everything is there: makes it durable, and lets go of the file.
-    pub(super) fn finish(mut self, meta: &[(&'static str, Vec<u8>)]) -> Result<(), Error> {
-        self.flush()?;
-        self.write(true, |txn| {
-            let mut table = txn.open_table(META)?;
-            for (name, value) in meta {
-                table.insert(name, value.as_slice())?;
-            }
-            Ok(())
-        })?;
-        let Some(Fresh { mut database, disk, path }) = self.file.take() else { return Ok(()) };
-        // Pages that were written more than once left gaps.
-        database.compact().map_err(|error| Error::Write { path: path.clone(), why: error.to_string() })?;
-        drop(database);
-        disk.open_read_only(&path).and_then(|file| file.sync_data()).map_err(Error::write(&path))
-    }
 }
 
 /// One copying.
@@ -311,6 +147,7 @@ impl<'a, 'd, 'r> Copier<'a, 'd, 'r> {
             self.progress.logs += 1;
             self.tell()?;
         }
+        self.packages()?;
         copied.progress = self.progress;
         (copied.records, copied.bytes, copied.chunks) = (self.progress.records, self.progress.bytes, self.chunks);
         Ok((copied, self.target))
@@ -321,6 +158,26 @@ impl<'a, 'd, 'r> Copier<'a, 'd, 'r> {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::Stopped),
         }
+    }
+
+    /// The key packages of all devices. Another life of the store begins without those that are handed out once: nobody knows
+    /// which of them were handed out after the backup.
+    fn packages(&mut self) -> Result<(), Error> {
+        let Source::History(txn) = self.source else { return Ok(()) };
+        let (ids, target, mut put) = (self.ids, &mut self.target, Ok(()));
+        let read = rows::each_packages(txn, |device, bytes| {
+            let bytes = if ids == Ids::New {
+                let mut packages = Packages::decode(bytes).unwrap_or_default();
+                packages.keep_last_resort();
+                packages.encode().into()
+            } else {
+                bytes.to_vec()
+            };
+            put = target.put(Row::Packages(device, bytes));
+            put.is_ok()
+        });
+        read.map_err(|error| Error::read(self.path, &error))?;
+        put
     }
 
     /// All logs; what they have is added up. And the rooms whose rows cannot be read.
@@ -384,7 +241,7 @@ impl<'a, 'd, 'r> Copier<'a, 'd, 'r> {
         let row = read::row(txn, room)?.ok_or(rows::Error::Row("logs"))?;
         let place = |first| if first < row.open.tails { Place::Chunks } else { Place::Tails };
         read::chunks(txn, room, &row)?.verify(|chunk| {
-            if self.target.file.is_some() {
+            if self.target.keeps() {
                 let items: Vec<Item<'_>> = chunk.items().collect();
                 let mut bytes = vec![0; chunk::encoded_len(chunk.first(), &items)];
                 chunk::encode(id, chunk.first(), chunk.before(), &items, &mut bytes);

@@ -4,8 +4,9 @@ use std::{io, path::Path};
 
 use super::{
     Disk, Error, HISTORY, Report, System, Unfinished,
-    copy::{self, Copier, Source, Target},
+    copy::{self, Copier, Source},
     exists, sync,
+    target::Target,
 };
 use crate::engine::{
     embedded::tables::{META, MIGRATED_ROW},
