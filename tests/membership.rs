@@ -156,7 +156,12 @@ async fn who_was_away_over_removals_follows_them_and_who_was_removed_does_not() 
         person.join(&link).await;
     }
     ann.sees(&["Ann", "Bob", "Cy", "Dan"]).await;
+    let confirmed = |person: &Person, name: &str| {
+        person.room.as_ref().unwrap().members.iter().any(|member| member.name == name && member.confirmed)
+    };
+    assert!(!confirmed(&ann, "Dan") && confirmed(&ann, "Ann"), "nobody has written since");
     ann.say("all are here").await;
+    ann.until("Dan's confirmation", |ann| confirmed(ann, "Dan")).await;
     for person in [&mut bob, &mut cy, &mut dan] {
         person.reads("all are here").await;
     }

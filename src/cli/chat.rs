@@ -225,7 +225,8 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
                     Role::Moderator => ", moderator",
                     Role::Member => "",
                 };
-                screen.line(&format!("   {}{you}{role}: {presence}, {} device(s)", member.name, member.devices))?;
+                let new = if member.confirmed { "" } else { ", not yet confirmed" };
+                screen.line(&format!("   {}{you}{role}: {presence}, {} device(s){new}", member.name, member.devices))?;
             }
         }
         ("/link", Some(room)) if room.link.is_empty() => {

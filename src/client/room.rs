@@ -324,6 +324,7 @@ impl Room {
                 None => view::Role::Member,
             },
             online: devices.iter().any(|device| self.online.contains(device)),
+            confirmed: devices.iter().all(|device| self.timeline.is_confirmed(*device)),
             devices: u32::try_from(devices.len()).unwrap_or(u32::MAX),
         };
         people.into_iter().map(member).collect()

@@ -43,6 +43,8 @@ pub struct Timeline {
     /// What people are called, by device: those that went, too.
     names: BTreeMap<DeviceKey, (Who, String)>,
     introduced: BTreeSet<DeviceKey>,
+    /// Devices that came in by themselves, and where: nobody else's message has crossed that yet.
+    unconfirmed: BTreeMap<DeviceKey, Seq>,
     sessions: HashMap<(DeviceKey, ProducerId), (u64, Digest)>,
     /// Some records of it are sealed to epochs that this device was not in.
     partial: bool,
@@ -115,6 +117,7 @@ impl Timeline {
             chains: VecDeque::from([start]),
             names: BTreeMap::new(),
             introduced: BTreeSet::new(),
+            unconfirmed: BTreeMap::new(),
             sessions: HashMap::new(),
             partial: false,
             handshake: 0,
@@ -154,6 +157,20 @@ impl Timeline {
     pub fn name_of(&self, who: Who) -> &str {
         let of_user = || self.names.values().find(|(other, _)| other.user == who.user);
         self.names.get(&who.device).or_else(of_user).map_or("", |(_, name)| name)
+    }
+
+    /// Whether another member, itself confirmed, has written something since the device came in, having seen that. Who was added by
+    /// a member is confirmed by that.
+    #[must_use]
+    pub fn is_confirmed(&self, device: DeviceKey) -> bool {
+        !self.unconfirmed.contains_key(&device)
+    }
+
+    /// A confirmed member's message confirms whom it has seen coming in.
+    fn confirm(&mut self, opened: &OpenedRecord) {
+        if self.is_confirmed(opened.sender.device) && self.log == Some(opened.seen.log) {
+            self.unconfirmed.retain(|_, seq| *seq > opened.seen.seq);
+        }
     }
 
     /// Whether a device has told its person's others of itself.
@@ -264,6 +281,7 @@ impl Timeline {
                     Check::Unchecked => self.integrity.unchecked += 1,
                     Check::Contradicts => self.integrity.contradicts += 1,
                 }
+                self.confirm(opened);
                 if let Message::Device(_) = opened.content.message() {
                     self.introduced.insert(opened.sender.device);
                 }
@@ -273,6 +291,9 @@ impl Timeline {
                 self.handshake = seq;
                 self.authenticator = change.authenticator;
                 self.title = tidy(&change.title);
+                self.unconfirmed.retain(|device, _| !change.took_out(*device));
+                let by_itself = change.joined.iter().filter(|who| **who == change.by);
+                self.unconfirmed.extend(by_itself.map(|who| (who.device, seq)));
                 self.names.extend(change.names.iter().map(|(who, name)| (who.device, (*who, name.clone()))));
                 Applied::Change(Box::new(change.clone()))
             }

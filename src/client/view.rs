@@ -217,6 +217,8 @@ pub struct Member {
     pub role: Role,
     /// Whether a device of theirs is connected.
     pub online: bool,
+    /// Whether another member has written since the last of their devices came in, having seen it.
+    pub confirmed: bool,
     /// How many devices joined.
     pub devices: u32,
 }

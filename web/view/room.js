@@ -149,7 +149,7 @@ function memberRow(member, isAmbiguous, remove) {
     avatar(member.user, member.name),
     h('span', {class: 'member-name'}, member.name, isAmbiguous ? [' ', badge(member.user)] : null),
     h('span', {class: 'member-note'}, [member.you ? 'you' : null, member.role === 'member' ? null : member.role, devices,
-      member.online ? 'online' : 'offline'].filter(Boolean).join(' · ')),
+      member.online ? 'online' : 'offline', member.confirmed ? null : 'not yet confirmed'].filter(Boolean).join(' · ')),
     remove === null ? null : removeButton(member, remove));
 }
 
