@@ -254,7 +254,7 @@ impl Room {
     }
 
     fn role(&self, user: UserKey) -> Option<Role> {
-        self.place.seat()?.group.policy().role(user)
+        self.place.seat()?.policy.role(user)
     }
 
     fn view(&self, me: &Identity) -> view::Room {

@@ -8,7 +8,7 @@ use crate::client::{Client, room::making::LINK_LIFE_MS};
 use crate::core::chain;
 use crate::core::frame::Item;
 use crate::core::id::{DeviceKey, RoomId};
-use crate::group::{Change, LinkKeys, Role};
+use crate::group::{Change, LinkKeys, LiveLink, Role};
 use crate::seal::Random as _;
 use crate::seal::body::{Message, SharedLink};
 use crate::seal::identity::UserKey;
@@ -83,7 +83,7 @@ impl Client {
         let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
         let host = me.identity.user();
         let Some(seat) = room.place.seat_mut() else { return };
-        let revoke = seat.group.policy().links().iter().map(crate::group::LiveLink::id).collect();
+        let revoke = seat.policy.links().iter().map(LiveLink::id).collect();
         let list = vec![LinkKeys::new(&seed).listed(false, now_ms.saturating_add(LINK_LIFE_MS))];
         seat.wants(Change { list, revoke, ..Change::default() });
         room.set_link(Some(KnownLink { seed, host }));
@@ -98,9 +98,8 @@ impl Client {
             return;
         }
         let Some(seat) = room.place.seat_mut().filter(|seat| seat.wanted.is_none() && !seat.group.is_waiting()) else { return };
-        let policy = seat.group.policy();
-        let over = policy.links().iter().filter(|link| link.expires_ms <= now_ms);
-        let revoke: Vec<_> = over.map(crate::group::LiveLink::id).collect();
+        let over = seat.policy.links().iter().filter(|link| link.expires_ms <= now_ms);
+        let revoke: Vec<_> = over.map(LiveLink::id).collect();
         if !revoke.is_empty() {
             seat.wants(Change { revoke, ..Change::default() });
             self.persist_place(id);

@@ -11,7 +11,7 @@ use crate::{
         timeline::Reader,
     },
     core::id::{DeviceKey, Digest, Seq},
-    group::{Applied, Change, Event, Group, Joining, LinkId, Member, Record, Skipped, SnapshotError},
+    group::{Applied, Change, Event, Group, Joining, LinkId, LiveLink, Member, Policy, Record, Skipped, SnapshotError},
     seal::body::tidy,
 };
 
@@ -33,6 +33,9 @@ pub(super) struct Seat {
     pub(super) group: Group,
     /// Who is in it, by leaf.
     pub(super) roster: BTreeMap<u32, Who>,
+    /// Roles and links.
+    pub(super) policy: Policy,
+    links: Vec<LinkId>,
     /// What this device wants of the group and has not made a commit of.
     pub(super) wanted: Option<Change>,
     /// The newest change that was taken.
@@ -65,13 +68,16 @@ fn seats(before: &BTreeMap<u32, Who>, after: &BTreeMap<u32, Who>) -> Vec<(u32, O
 
 impl Seat {
     pub(super) fn new(group: Group) -> Self {
-        let mut seat = Self { group, roster: BTreeMap::new(), wanted: None, last: None };
+        let policy = group.policy();
+        let mut seat = Self { group, roster: BTreeMap::new(), policy, links: Vec::new(), wanted: None, last: None };
         seat.call_roll();
         seat
     }
 
     fn call_roll(&mut self) {
         self.roster = self.group.members().iter().map(|member| (member.leaf, who(member))).collect();
+        self.policy = self.group.policy();
+        self.links = self.policy.links().iter().map(LiveLink::id).collect();
     }
 
     pub(super) const fn reader(&self) -> Reader<'_> {
@@ -86,9 +92,8 @@ impl Seat {
 
     /// Whether a link leads in, or will when what this device wants is done.
     pub(super) fn lists(&self, link: LinkId) -> bool {
-        let policy = self.group.policy();
         let wanted = self.wanted.iter().chain(self.group.waiting()).flat_map(|change| &change.list);
-        policy.links().iter().chain(wanted).any(|listed| listed.id() == link)
+        self.links.contains(&link) || wanted.into_iter().any(|listed| listed.id() == link)
     }
 
     /// Something more that this device wants.
