@@ -25,15 +25,16 @@ try {
   await ann.createRoom('Release checklist');
   await say(ann, 'The build is green again');
   await ann.createRoom('Harbour walk on Sunday');
-  await say(ann, 'Hello! Who is coming on Sunday?');
   const link = await ann.link();
   const [bob, cyrille] = await Promise.all(['Bob', 'Cyrille Dumont'].map(async (name) => {
     const person = await Person.open(browser, link);
     await person.begin(name);
     await person.inRoom('Harbour walk');
-    await person.sees('Hello! Who is coming on Sunday?');
     return person;
   }));
+  await ann.get('join').filter({hasText: 'Cyrille'}).waitFor();
+  await ann.get('join').filter({hasText: 'Bob'}).waitFor();
+  await say(ann, 'Hello! Who is coming on Sunday?', bob, cyrille);
   await say(bob, 'I am, and so is Cyrille. She knows the path along the old quay.', ann, cyrille);
   await say(cyrille, 'If we meet at nine we have the light behind us, and the ferry leaves at noon from the north pier.', ann);
   await terminal(join(dir, 'dora'), 'send', '--name', 'Dora', link, 'From my terminal: I bring the thermos');

@@ -157,11 +157,11 @@ function removeButton(member, remove) {
   return h('button', {class: 'member-remove', 'data-testid': 'remove-member', 'aria-label': `Remove ${member.name}`, onclick: remove}, 'Remove…');
 }
 
-// Until the first of the points at which words are taken, they stand for the room's keys alone.
+// Until the first of the points at which words are taken, they stand for the room's members and keys alone.
 function wordsMeaning(at) {
   const compare = 'Compare them with the others, by phone for instance.';
   return at === 0
-    ? `${compare} The same words mean that you are in the same room, made by the same person.`
+    ? `${compare} The same words mean that you are in the same room, with the same members.`
     : `${compare} Taken at message ${at}: the same words there mean that the server has shown you the same room and, up to there, the same history.`;
 }
 
