@@ -178,6 +178,8 @@ impl Room {
         let member = self.members.get_mut(&id)?;
         member.waits = false;
         let Cursor::Behind(after) = member.cursor else { return None };
+        // Records behind the cursor were trimmed: the subscription begins anew where the log begins.
+        let after = after.max(self.log.durable().floor - 1);
         if after >= self.log.until(member.since) {
             self.put_out(id, ctx);
             return None;
@@ -186,8 +188,6 @@ impl Room {
             member.stall(self.id, ctx);
             return None;
         }
-        // Records behind the cursor were trimmed: the subscription begins anew where the log begins.
-        let after = after.max(self.log.durable().floor - 1);
         self.move_to(id, after);
         Some(after)
     }
@@ -276,6 +276,9 @@ impl Room {
         if after < held.after {
             after = held.after; // Trimmed, and this room has not heard of it yet.
             self.move_to(id, after);
+            if self.members.get(&id).is_some_and(|member| after >= self.log.until(member.since)) {
+                return self.put_out(id, ctx);
+            }
         }
         if !self.is_announced(id) {
             let chain = held.chain_at(self.id, after, ctx);

@@ -281,7 +281,10 @@ impl Room {
             return; // Its end was announced already, or will be: nobody would remove it again.
         }
         let message = login::access_message(conn.binding, self.id);
-        let Some((since, _)) = self.log.opening(handshake).filter(|(_, key)| proof.verifies(&key.0, &message)) else {
+        let opening = self.log.opening(handshake).filter(|(_, key)| proof.verifies(&key.0, &message));
+        // Where the record that replaced the key was trimmed, the key leads nowhere any more.
+        let floor = self.log.durable().floor;
+        let Some((since, _)) = opening.filter(|(since, _)| self.log.until(*since) >= floor) else {
             return fail(ctx, conn, self.id, Operation::Enter, Refusal::BadProof);
         };
         if let Some(member) = self.members.get_mut(&conn.id) {

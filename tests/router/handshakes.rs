@@ -246,6 +246,17 @@ fn who_entered_by_a_former_key_is_given_the_record_that_replaced_it_and_put_out(
         world.ask(&former, ROOM, Action::Subscribe { after: 2 });
         assert_eq!(delivered(&world.read_all(&former)), (vec![3, 4], vec![]));
     }
+    // Once that record was trimmed, nobody comes in by the key that it replaced: the first attempt shows that it was.
+    world.engine.trim(ROOM, 2);
+    let late = world.connect(device_of(&key(5)));
+    for expected in [(Operation::Subscribe, Refusal::NoAccess), (Operation::Enter, Refusal::BadProof)] {
+        world.enter_by(&late, ROOM, 0, &room_key(ROOM));
+        if expected.0 == Operation::Subscribe {
+            world.ask(&late, ROOM, Action::Subscribe { after: 0 });
+        }
+        let (seqs, ended) = delivered(&world.read_all(&late));
+        assert_eq!((seqs, ended), (vec![], vec![(Some(expected.0), expected.1)]));
+    }
     // Making the same room again is answered as ever.
     let conn = world.connect(device_of(&key(1)));
     world.create(&conn, ROOM, LogKind::Room);

@@ -138,9 +138,9 @@ impl World {
     }
 
     /// As one who has processed the handshake record at `handshake`, which brought this key.
-    pub(crate) fn enter_by(&mut self, conn: &Arc<Conn>, room: RoomId, handshake: Seq, key: &SigningKey) {
+    pub(crate) fn enter_by(&mut self, conn: &Arc<Conn>, room: RoomId, handshake: Seq, key: &SigningKey) -> bool {
         let proof = sign(key, &login::access_message(conn.binding, room));
-        self.ask(conn, room, Action::Enter { handshake, proof });
+        self.ask(conn, room, Action::Enter { handshake, proof })
     }
 
     pub(crate) fn turn(&mut self) {
