@@ -1,5 +1,5 @@
 //! The shard against a reference model: messages, and handshake records, of which each client names the newest that it knows
-//! of.
+//! of, and which may bring the room another access key.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -10,11 +10,12 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use waxwing::{
     core::{
+        access::FormerKeys,
         chain,
         close::Refusal,
         envelope::Kind,
-        frame::{LogKind, Publish, ServerFrame},
-        id::{DeviceKey, Digest, ProducerId, RoomId, Seq},
+        frame::{LogKind, Operation, Publish, ServerFrame},
+        id::{AccessKey, DeviceKey, Digest, ProducerId, RoomId, Seq},
         session::Action,
     },
     engine::Failure,
@@ -34,7 +35,6 @@ struct Client {
     device: DeviceKey,
     conn: Arc<Conn>,
     rooms: BTreeMap<RoomId, ClientRoom>,
-    entered: bool,
 }
 
 #[derive(Default)]
@@ -43,6 +43,14 @@ struct ClientRoom {
     pending: VecDeque<Pending>,
     /// The newest handshake record, as far as it has heard.
     handshake: Seq,
+    /// The newest that it has read, and what brought the access key that it knows; nothing: the room was made with it.
+    processed: Seq,
+    key: Option<u64>,
+    entered: bool,
+    /// It was told that it may not publish: it waits until it has entered anew, or it would drown in answers.
+    barred: bool,
+    /// It has read the record that replaced the key by which it had entered: nothing may follow before it enters again.
+    replaced: bool,
     published: u64,
     acked: BTreeMap<u64, Seq>,
     /// By seq; nothing where the log was trimmed before it was read.
@@ -73,10 +81,15 @@ impl Pending {
     fn envelope(&self, room: RoomId) -> Bytes {
         let payload = [&self.counter.to_le_bytes()[..], &self.handshake.to_le_bytes(), &vec![0; self.len]].concat();
         match self.is_change {
-            true => common::handshake(room, self.handshake, None, &payload, (0, 0)),
+            true => common::handshake(room, self.handshake, access_of(self.counter), &payload, (0, 0)),
             false => envelope(Kind::Room, room, &payload),
         }
     }
+}
+
+/// Every other handshake record brings a key of its own.
+fn access_of(counter: u64) -> Option<AccessKey> {
+    counter.is_multiple_of(2).then(|| common::access_of(&key(counter)))
 }
 
 #[derive(Debug, Clone)]
@@ -137,7 +150,7 @@ impl Model {
         let clients = (0..4).map(|n| {
             let device = device_of(&key(n));
             let rooms = ROOMS.into_iter().map(|room| (room, ClientRoom::default())).collect();
-            Client { device, conn: world.connect(device), rooms, entered: false }
+            Client { device, conn: world.connect(device), rooms }
         });
         let clients = clients.collect();
         let mut model = Self { world, clients, counter: 0 };
@@ -178,7 +191,13 @@ impl Model {
                 self.world.engine.fail_next(if unknown { Failure::OutcomeUnknown } else { Failure::DiskFull });
             }
             Step::Turn(count) => self.world.turn_with(count),
-            Step::Trim { room, keep } => self.world.engine.trim(ROOMS[room], keep),
+            Step::Trim { room, keep } => {
+                // A record that replaced a key is how those who know only that key come back: here all of them do.
+                let seen = self.clients.iter().map(|client| client.rooms[&ROOMS[room]].seen.len() as u64).min();
+                let log = self.world.engine.log(ROOMS[room]).filter(|log| log.former != FormerKeys::default());
+                let unseen = log.map_or(0, |log| log.state.head - seen.unwrap_or_default());
+                self.world.engine.trim(ROOMS[room], keep.max(unseen));
+            }
             Step::Ephemeral { client, room } => {
                 self.enter(client);
                 let conn = Arc::clone(&self.clients[client].conn);
@@ -204,15 +223,16 @@ impl Model {
         }
         let device = self.clients[client].device;
         self.clients[client].conn = self.world.connect(device);
-        self.clients[client].entered = false;
-        self.clients[client].rooms.values_mut().for_each(|room| room.subscribed = false);
+        self.clients[client].rooms.values_mut().for_each(|room| {
+            (room.subscribed, room.entered, room.barred) = (false, false, false);
+        });
     }
 
     fn enter(&mut self, client: usize) {
-        if !self.clients[client].entered {
-            let conn = Arc::clone(&self.clients[client].conn);
-            ROOMS.into_iter().for_each(|room| self.world.enter(&conn, room));
-            self.clients[client].entered = true;
+        let conn = Arc::clone(&self.clients[client].conn);
+        for (room, state) in self.clients[client].rooms.iter_mut().filter(|(_, state)| !state.entered) {
+            let key = state.key.map_or_else(|| common::room_key(*room), key);
+            state.entered = self.world.enter_by(&conn, *room, state.processed, &key);
         }
     }
 
@@ -225,6 +245,9 @@ impl Model {
     }
 
     fn retry(&mut self, client: usize, room: RoomId) {
+        if self.clients[client].rooms[&room].barred {
+            return;
+        }
         for pending in self.clients[client].rooms[&room].pending.clone() {
             self.send(client, room, &pending);
         }
@@ -325,10 +348,16 @@ impl Client {
                 assert_eq!(page.first, state.seen.len() as u64 + 1, "no gap, no repetition");
                 assert_eq!(Some(page.chain), state.chain);
                 assert!(page.position.head >= page.first + page.items.len() as u64 - 1);
+                assert!(!state.replaced, "nothing behind the record that replaced its key");
                 for item in page.items {
+                    assert!(!state.replaced, "no page goes on behind such a record");
                     let seq = state.seen.len() as u64 + 1;
                     if waxwing::core::envelope::is_handshake(&item.envelope) {
-                        state.handshake = seq;
+                        let counter = u64::from_le_bytes(*common::handshake_payload(&item.envelope).first_chunk().unwrap());
+                        (state.handshake, state.processed) = (seq, seq);
+                        if access_of(counter).is_some() {
+                            (state.key, state.replaced) = (Some(counter), true);
+                        }
                     }
                     state.chain = state.chain.map(|before| chain::next(page.room, before, seq, &item.envelope));
                     state.seen.push(Some(item.envelope));
@@ -342,7 +371,14 @@ impl Client {
                 }
                 state.pending.retain(|pending| pending.number != client_seq);
             }
-            ServerFrame::Entered { room, handshake, .. } => self.rooms.get_mut(&room).unwrap().handshake = handshake,
+            ServerFrame::Entered { room, handshake, .. } => {
+                let state = self.rooms.get_mut(&room).unwrap();
+                (state.handshake, state.replaced, state.barred) = (handshake, false, false);
+            }
+            ServerFrame::Failed { room, what: Operation::Subscribe, why: Refusal::NoAccess } => {
+                let state = self.rooms.get_mut(&room).unwrap();
+                (state.entered, state.subscribed) = (false, false);
+            }
             ServerFrame::Refused { room, client_seq, why: Refusal::StaleEpoch { handshake }, .. } => {
                 let state = self.rooms.get_mut(&room).unwrap();
                 state.handshake = handshake;
@@ -351,6 +387,7 @@ impl Client {
                     pending.handshake = handshake;
                 }
             }
+            ServerFrame::Refused { room, why: Refusal::NoAccess, .. } => self.rooms.get_mut(&room).unwrap().barred = true,
             // A former form of it was under way still when it was sealed again, and is what is stored.
             ServerFrame::Refused { room, client_seq, why: Refusal::Conflict, .. } => {
                 let pending = &mut self.rooms.get_mut(&room).unwrap().pending;
@@ -358,17 +395,12 @@ impl Client {
                 pending.retain(|pending| pending.number != client_seq);
             }
             ServerFrame::Refused { why, .. } => assert!(
-                matches!(
-                    why,
-                    Refusal::OutOfOrder { .. }
-                        | Refusal::Overloaded
-                        | Refusal::DiskFull
-                        | Refusal::OutcomeUnknown
-                        | Refusal::NoAccess
-                ),
+                matches!(why, Refusal::OutOfOrder { .. } | Refusal::Overloaded | Refusal::DiskFull | Refusal::OutcomeUnknown),
                 "{why:?}"
             ),
-            ServerFrame::Failed { what, why, .. } => assert_ne!(why, Refusal::Internal, "{what:?}"),
+            ServerFrame::Failed { what, why, .. } => {
+                assert!(!matches!(why, Refusal::Internal | Refusal::BadProof), "{what:?}: {why:?}");
+            }
             _ => {}
         }
     }
