@@ -33,6 +33,8 @@ pub struct Outbox {
     items: VecDeque<Item>,
     /// The newest number that was acked on this connection.
     acked_here: u64,
+    /// It was found on this connection to be older than what the log has: once, because a new producer has sent nothing before.
+    outdated: bool,
 }
 
 #[derive(Debug)]
@@ -83,19 +85,22 @@ pub enum Settled {
     Failed(MessageId),
     /// The log has this change of the group, which sealing did not know: it can be sealed again.
     Reseal(Seq),
+    /// The log has other bytes under this number: this outbox is older than what it once sent. Before anything is sealed again, under a new
+    /// producer, the log must be read to its end, because it may have these very messages.
+    Outdated,
 }
 
 impl Outbox {
     /// An empty outbox towards `log`, kept under `name`.
     #[must_use]
     pub fn new(name: RoomId, log: RoomId, producer: ProducerId) -> Self {
-        Self { name, log, record: new_record(producer), items: VecDeque::new(), acked_here: 0 }
+        Self { name, log, record: new_record(producer), items: VecDeque::new(), acked_here: 0, outdated: false }
     }
 
     /// As stored; the messages in the order of their numbers.
     pub fn load(name: RoomId, log: RoomId, record: OutboxRecord, items: impl IntoIterator<Item = (u64, OutRecord)>) -> Self {
         let items = items.into_iter().map(|(number, out)| Item { number, out, sent: false, refused: None }).collect();
-        Self { name, log, record, items, acked_here: 0 }
+        Self { name, log, record, items, acked_here: 0, outdated: false }
     }
 
     /// Whether nothing waits.
@@ -130,6 +135,7 @@ impl Outbox {
     /// The connection is gone: everything is to be sent again.
     pub fn disconnected(&mut self) {
         self.acked_here = 0;
+        self.outdated = false;
         self.send_again();
     }
 
@@ -199,6 +205,12 @@ impl Outbox {
         (pumped, failed)
     }
 
+    /// The message that was sent under this number, if it waits for an answer.
+    #[must_use]
+    pub fn named(&self, producer: ProducerId, client_seq: u64) -> Option<MessageId> {
+        self.items.get(self.position(producer, client_seq)?).map(|item| item.out.message)
+    }
+
     /// A publish is on the server's disk. Returns its message id and what to persist.
     pub fn acked(&mut self, producer: ProducerId, client_seq: u64) -> Option<(MessageId, Vec<Persist>)> {
         let index = self.position(producer, client_seq)?;
@@ -261,6 +273,9 @@ impl Outbox {
             Refusal::Overloaded | Refusal::OutcomeUnknown | Refusal::Internal => self.later(1000),
             Refusal::DiskFull => self.later(5000),
             Refusal::StaleEpoch { handshake } => (Settled::Reseal(handshake), self.reseal()),
+            Refusal::Conflict | Refusal::Expired if !core::mem::replace(&mut self.outdated, true) => {
+                (Settled::Outdated, self.restart(fresh))
+            }
             final_refusal => {
                 item.out.failed = Some(final_refusal.to_string());
                 item.out.sealed = None;
@@ -324,6 +339,15 @@ impl Outbox {
         let (gone, kept): (VecDeque<_>, _) = self.items.drain(..).partition(|item| item.out.sealed.is_none());
         self.items = kept;
         gone.into_iter().map(|item| (out_key(name, item.number), None)).collect()
+    }
+
+    /// Gives up all that waits, and goes on under a new producer. Returns what to persist.
+    pub fn abandon(&mut self, fresh: ProducerId) -> Vec<Persist> {
+        self.record = new_record(fresh);
+        self.acked_here = 0;
+        let name = self.name;
+        let gone = self.items.drain(..).map(|item| (out_key(name, item.number), None)).collect::<Vec<_>>();
+        core::iter::once(self.persist_record()).chain(gone).collect()
     }
 
     /// Takes out a message that is in the log already. Returns what to persist.

@@ -173,7 +173,7 @@ impl Client {
                 None => self.on_subscribed(room, after, chain, position, now_ms),
             },
             ServerFrame::Deliver(page) => self.on_page(&page, now_ms),
-            ServerFrame::Fetched { page, .. } => self.on_fetched(&page, now_ms),
+            ServerFrame::Fetched { request, page } => self.on_fetched(request, &page, now_ms),
             ServerFrame::Ack { room, producer, client_seq, seq } => self.on_ack(room, producer, client_seq, seq, now_ms),
             ServerFrame::Refused { room, producer, client_seq, why } => {
                 let publish = Publish { room, producer, client_seq, handshake: 0, envelope: bytes::Bytes::new() };

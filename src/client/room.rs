@@ -51,6 +51,8 @@ pub(super) struct Room {
     handshakes: Outbox,
     online: BTreeSet<DeviceKey>,
     wire: RoomWire,
+    /// Names the latest question for a change of the group; only its answer counts.
+    knocks: u32,
     retry_at_ms: Option<u64>,
     /// The server does not let this device in: why, in words, and when to ask again.
     shut_out: Option<(String, u64)>,
@@ -102,6 +104,8 @@ struct RoomWire {
     handshake: Seq,
     /// The newest one, as this device was told that wants to come in, and how many it has looked at.
     door: Option<(Seq, u32)>,
+    /// It fell behind the group.
+    rejoined: bool,
     /// How often another commit came first.
     overtaken: u32,
     /// The head at the time of subscribing: once reached, the room is up to date.
@@ -140,6 +144,7 @@ impl Room {
             handshakes,
             online: BTreeSet::new(),
             wire: RoomWire::default(),
+            knocks: 0,
             retry_at_ms: None,
             shut_out: None,
             reborn: false,
@@ -391,6 +396,13 @@ impl Room {
             reason: out.failed.clone(),
             check: Check::Unchecked,
         })
+    }
+
+    /// A message of the outbox that the log has at `seq`.
+    fn sent_view(&self, me: &Identity, name: &str, message: MessageId, seq: Seq) -> Option<view::Message> {
+        let out = self.outbox.iter().find(|out| out.message == message)?;
+        let view = self.out_view(me, name, out)?;
+        Some(view::Message { seq: Some(seq), state: MessageState::Sent, ..view })
     }
 
     /// Whether this device's certificate is on its way.

@@ -45,13 +45,14 @@ pub struct Timeline {
     introduced: BTreeSet<DeviceKey>,
     /// Devices that came in by themselves, and where: nobody else's message has crossed that yet.
     unconfirmed: BTreeMap<DeviceKey, Seq>,
-    sessions: HashMap<(DeviceKey, ProducerId), (u64, Digest)>,
-    /// Some records of it are sealed to epochs that this device was not in.
-    partial: bool,
+    /// Of each session the newest message: its number, its hash, its seq.
+    sessions: HashMap<(DeviceKey, ProducerId), (u64, Digest, Seq)>,
+    /// The newest record that is sealed to an epoch that this device was not in: messages beyond it may follow some that it cannot read.
+    sealed: Seq,
     /// The newest change of the group, valid or not; 0 when there is none.
     handshake: Seq,
-    /// Of the epoch that the newest valid one began.
-    authenticator: Digest,
+    /// Of the epoch that the newest valid one began, if this device knows it.
+    authenticator: Option<Digest>,
     title: String,
     integrity: Integrity,
     words_at: (Seq, [Digest; 2]),
@@ -119,9 +120,9 @@ impl Timeline {
             introduced: BTreeSet::new(),
             unconfirmed: BTreeMap::new(),
             sessions: HashMap::new(),
-            partial: false,
+            sealed: 0,
             handshake: 0,
-            authenticator: Digest([0; 32]),
+            authenticator: None,
             title: String::new(),
             integrity: Integrity::default(),
             words_at: (0, [Digest([0; 32]), start]),
@@ -207,7 +208,7 @@ impl Timeline {
     #[must_use]
     pub fn words_at(&self) -> (Seq, [Digest; 2]) {
         match self.words_at {
-            (0, [_, start]) => (0, [self.authenticator, start]),
+            (0, [_, start]) => (0, [self.authenticator.unwrap_or(Digest([0; 32])), start]),
             taken => taken,
         }
     }
@@ -267,8 +268,8 @@ impl Timeline {
             self.chains.pop_front();
         }
         let applied = self.enter(seq, &record.entry, check);
-        if seq.is_multiple_of(WORDS_EVERY) {
-            self.words_at = (seq, [self.authenticator, record.chain]);
+        if let Some(authenticator) = self.authenticator.filter(|_| seq.is_multiple_of(WORDS_EVERY)) {
+            self.words_at = (seq, [authenticator, record.chain]);
         }
         applied
     }
@@ -289,7 +290,7 @@ impl Timeline {
             }
             (Entry::Change(change), _) => {
                 self.handshake = seq;
-                self.authenticator = change.authenticator;
+                self.authenticator = Some(change.authenticator);
                 self.title = tidy(&change.title);
                 self.unconfirmed.retain(|device, _| !change.took_out(*device));
                 let by_itself = change.joined.iter().filter(|who| **who == change.by);
@@ -299,6 +300,7 @@ impl Timeline {
             }
             (Entry::Known, _) => {
                 self.handshake = seq;
+                self.authenticator = None;
                 Applied::Nothing
             }
             (Entry::Invalid, _) => {
@@ -307,7 +309,7 @@ impl Timeline {
                 Applied::Injected
             }
             (Entry::Sealed, _) => {
-                self.partial = true;
+                self.sealed = seq;
                 Applied::Nothing
             }
             (Entry::Foreign | Entry::Message(_), _) => {
@@ -321,14 +323,15 @@ impl Timeline {
     fn compare(&mut self, seq: Seq, opened: &OpenedRecord, digest: Digest) -> Option<Check> {
         let session = (opened.sender.device, opened.session);
         let order = match self.sessions.get(&session) {
-            Some((last, _)) if opened.counter <= *last => return None,
-            Some((last, hash)) if opened.counter == last + 1 && opened.previous == *hash => Check::Matches,
+            Some((last, ..)) if opened.counter <= *last => return None,
+            Some((last, hash, _)) if opened.counter == last + 1 && opened.previous == *hash => Check::Matches,
+            Some((.., at)) if *at < self.sealed => Check::Unchecked,
             Some(_) => Check::Contradicts,
             None if opened.counter == 1 && opened.previous == Digest([0; 32]) => Check::Matches,
-            None if self.base > 0 || self.partial => Check::Unchecked,
+            None if self.base > 0 || self.sealed > 0 => Check::Unchecked,
             None => Check::Contradicts,
         };
-        self.sessions.insert(session, (opened.counter, digest));
+        self.sessions.insert(session, (opened.counter, digest, seq));
         Some(worse(order, self.compare_seen(seq, opened.seen)))
     }
 

@@ -1,7 +1,7 @@
 //! What is at a person's: clients, what they have kept, and their links.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     convert::Infallible,
     sync::Arc,
 };
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use waxwing::{
     client::{
         Client, LinkId, Output, Transport,
-        view::{Command, ConnectionState, Event, Level, Message, MessageKind, Room},
+        view::{Command, ConnectionState, Event, Level, Message, MessageKind, MessageState, Room, RoomState},
     },
     core::session::Session,
     router::{Conn, ConnId},
@@ -95,6 +95,11 @@ pub struct Device {
     pub messages: BTreeMap<String, Message>,
     pub notices: Vec<(Level, String)>,
     pub sent: Vec<String>,
+    /// Texts of its own that it was told to be on the server's disk.
+    pub acked: BTreeSet<String>,
+    /// An older copy of its storage, of when its log had so many records, and whether it was ever put back to one.
+    pub snapshot: Option<(u64, BTreeMap<String, Vec<u8>>)>,
+    pub restored: bool,
     pub online: Option<String>,
     pub moves: Moves,
 }
@@ -108,6 +113,10 @@ pub struct Moves {
     pub challenged: u32,
     /// Resumes that were not accepted, with frames behind them.
     pub dropped: u32,
+    /// People that were put out, or handed a link to come in by, and devices that were put back to an older storage.
+    pub removed: u32,
+    pub invited: u32,
+    pub restored: u32,
 }
 
 impl Moves {
@@ -118,6 +127,9 @@ impl Moves {
             resumed: self.resumed + other.resumed,
             challenged: self.challenged + other.challenged,
             dropped: self.dropped + other.dropped,
+            removed: self.removed + other.removed,
+            invited: self.invited + other.invited,
+            restored: self.restored + other.restored,
         }
     }
 }
@@ -139,6 +151,9 @@ impl Device {
             messages: BTreeMap::new(),
             notices: Vec::new(),
             sent: Vec::new(),
+            acked: BTreeSet::new(),
+            snapshot: None,
+            restored: false,
             online: None,
             moves: Moves::default(),
         };
@@ -175,7 +190,12 @@ impl Device {
     pub fn see(&mut self, event: Event) {
         match event {
             Event::Room { room } => self.room = Some(room),
-            Event::Message { message, .. } => drop(self.messages.insert(message.key.clone(), message)),
+            Event::Message { message, .. } => {
+                if message.mine && message.state == MessageState::Sent {
+                    self.acked.insert(message.text.clone());
+                }
+                self.messages.insert(message.key.clone(), message);
+            }
             Event::MessageRemoved { key, .. } => drop(self.messages.remove(&key)),
             Event::Notice { level, text, .. } => self.notices.push((level, text)),
             Event::Connection { state, transport, .. } => {
@@ -195,6 +215,11 @@ impl Device {
     pub fn came_in(&self) -> u64 {
         let own = self.messages.values().filter(|message| message.mine && message.kind == MessageKind::Join);
         own.filter_map(|message| message.seq).max().unwrap_or(0)
+    }
+
+    /// Whether it can be used for now.
+    pub fn is_open(&self) -> bool {
+        self.room.as_ref().is_some_and(|room| room.state == RoomState::Open)
     }
 
     /// What was said, as this device has it.

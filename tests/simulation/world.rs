@@ -34,6 +34,7 @@ use super::{
         home::Home,
     },
     device::{Device, Moves, Pipe, Rng, ServerEnd, client},
+    trouble::Trouble,
 };
 
 /// Everybody may log in, and resume with the tickets of this life of the server.
@@ -58,8 +59,8 @@ impl Admission for Everybody {
 }
 
 pub struct World {
-    rng: Rng,
-    now_ms: u64,
+    pub(super) rng: Rng,
+    pub(super) now_ms: u64,
     limits: Arc<Limits>,
     engine: Arc<ModelEngine>,
     mailbox: Arc<Collector>,
@@ -71,6 +72,7 @@ pub struct World {
     lives: u8,
     /// No process dies; only links do, and there is time for sessions to move.
     calm: bool,
+    pub trouble: Trouble,
     pub moves: Moves,
 }
 
@@ -104,6 +106,7 @@ impl World {
             next_conn: 0,
             lives: 1,
             calm: !seed.is_multiple_of(3),
+            trouble: Trouble::of(seed),
             moves,
         }
     }
@@ -287,6 +290,11 @@ impl World {
     fn crash_client(&mut self, index: usize) {
         let some = self.rng.below(6);
         self.devices[index].perform(some);
+        self.restart(index);
+    }
+
+    /// A client begins anew from what it had kept.
+    pub(super) fn restart(&mut self, index: usize) {
         while let Some(link) = self.pick(index, |_| true) {
             self.end(index, link);
         }
@@ -358,7 +366,7 @@ impl World {
         device.perform(usize::MAX);
     }
 
-    fn say(&mut self, index: usize) {
+    pub(super) fn say(&mut self, index: usize) {
         let now_ms = self.now_ms;
         let device = &mut self.devices[index];
         if let Some(room) = &device.room {
@@ -384,11 +392,14 @@ impl World {
             let settled = |device: &Device| {
                 device.room.as_ref().is_some_and(|room| room.state == RoomState::Open && room.settled && room.up_to_date)
                     // What was acked comes back in the log, a little later.
-                    && device.messages.values().all(|message| !message.mine || message.check != Check::Unchecked)
+                    && (device.restored || device.messages.values().all(|message| !message.mine || message.check != Check::Unchecked))
                     && device.online.is_some()
                     && device.links.values().all(|pipe| pipe.is_empty())
             };
             let heads: BTreeSet<_> = self.devices.iter().map(|device| device.room.as_ref().map(|room| room.head)).collect();
+            if self.trouble.any() && round % 20 == 10 {
+                self.let_everybody_in();
+            }
             if round > 20 && self.devices.iter().all(settled) && heads.len() == 1 {
                 return;
             }

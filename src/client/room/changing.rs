@@ -34,8 +34,8 @@ impl Client {
                 return Some(Entry::Known);
             }
         }
-        let title = room.timeline.title().to_owned();
-        match room.place.take(at, &item.envelope, &title, room.reborn, &mut self.rng) {
+        let (title, newest) = (room.timeline.title().to_owned(), room.timeline.handshake());
+        match room.place.take(at, &item.envelope, (&title, newest), room.reborn, &mut self.rng) {
             Taken::Applied(change) => {
                 // Before the log's record: one that is missing is found in the place.
                 self.persist_place(id);

@@ -1,13 +1,15 @@
 //! Coming into a room by its link: the newest change of the group holds what the link opens, and a commit of one's own lets this
 //! device in, with nobody online.
 
+use super::past::Past;
 use super::place::Place;
 use crate::client::Client;
 use crate::client::records::{Letter, Stage, encode, past_key};
 use crate::client::view::Level;
 use crate::core::frame::{ClientFrame, Page};
-use crate::core::id::{RoomId, Seq};
+use crate::core::id::{ProducerId, RoomId, Seq};
 use crate::group::{GroupInfo, JoinError, Joining, LinkKeys, Record};
+use crate::seal::Random as _;
 
 /// So many changes of the group that the link does not open are looked at: whatever a member wrote there, a valid one lies before.
 const LOOK_BACK_MAX: u32 = 64;
@@ -17,17 +19,18 @@ const KNOCK_AGAIN_MS: u64 = 5_000;
 impl Client {
     /// Asks for the change of the group before `before`, unless this device's own commit is on its way.
     pub(in crate::client) fn knock(&mut self, id: RoomId, before: Seq) {
-        let Some(room) = self.rooms.get(&id) else { return };
-        if room.handshakes.is_empty() {
-            self.send(&ClientFrame::Handshake { request: 0, room: id, before });
-        }
+        let Some(room) = self.rooms.get_mut(&id).filter(|room| room.handshakes.is_empty()) else { return };
+        room.knocks = room.knocks.wrapping_add(1);
+        let request = room.knocks;
+        self.send(&ClientFrame::Handshake { request, room: id, before });
     }
 
     /// The change that was asked for: whoever holds the link comes in by it.
-    pub(in crate::client) fn on_fetched(&mut self, page: &Page, now_ms: u64) {
+    pub(in crate::client) fn on_fetched(&mut self, request: u32, page: &Page, now_ms: u64) {
         let id = page.room;
         let Some(room) = self.rooms.get_mut(&id) else { return };
-        if room.record.stage != Stage::Invited || !room.handshakes.is_empty() {
+        // An answer to an earlier question, perhaps with another link, would mix up what is the newest change with what the link opens.
+        if room.record.stage != Stage::Invited || !room.handshakes.is_empty() || request != room.knocks {
             return;
         }
         let (newest, looked) = room.wire.door.unwrap_or((page.first, 0));
@@ -64,12 +67,10 @@ impl Client {
         let link = room.record.link.ok_or(JoinError::NotForUs)?;
         let keys = LinkKeys::new(&link.seed);
         let info = GroupInfo::open(id, record, &keys)?;
-        // Who was in the group before may still have its place there.
-        let rejoining = (room.timeline.head() > 0).then(|| info.join(id, None, &me.identity, &mut self.rng));
-        let joining = match rejoining {
-            Some(Ok(joining)) => joining,
-            Some(Err(JoinError::NotForUs)) | None => info.join(id, Some(&keys), &me.identity, &mut self.rng)?,
-            Some(Err(error)) => return Err(error),
+        // Who was in the group before may still have its place there, even if it does not remember (a storage that was restored).
+        let joining = match info.join(id, None, &me.identity, &mut self.rng) {
+            Err(JoinError::NotForUs) => info.join(id, Some(&keys), &me.identity, &mut self.rng)?,
+            rejoining => rejoining?,
         };
         let host = joining.group().members().iter().any(|member| member.user == link.host);
         Ok(host.then_some(joining))
@@ -91,33 +92,48 @@ impl Client {
         match &mut room.past {
             // Another device of this person has handed over what opens the time before.
             Some(past) => past.ends_at(seq),
+            // Whoever was in the room before reads on where it was; what was sealed while it was not is in its chain, too.
+            None if room.timeline.head() > 0 => room.past = Some(Past::unknown(id, seq)),
             None => room.record.base = seq.saturating_sub(1),
         }
         room.record.access_at = seq;
         let past = room.past.as_ref().map(|past| encode(past.record()));
-        room.timeline.skip_to(room.record.base, None);
+        if room.timeline.head() < room.record.base {
+            room.timeline.skip_to(room.record.base, None);
+        }
         self.persist(past_key(id), past);
         self.set_stage(id, Stage::Joined);
         self.enter_and_subscribe(id);
         self.tell_room(id);
     }
 
-    /// This device cannot follow the group: it takes its place again, as if it came in by the link.
-    pub(in crate::client) fn rejoin(&mut self, id: RoomId) {
+    /// Outside from here on: a commit that is under way is for a place that this device does not have any more.
+    pub(in crate::client) fn leave_group(&mut self, id: RoomId) {
+        let fresh = ProducerId(self.rng.bytes());
         let Some(room) = self.rooms.get_mut(&id) else { return };
         room.place = Place::Out;
-        let mut persist = room.handshakes.clear_unsealed();
-        persist.extend(room.handshakes.restart(crate::core::id::ProducerId(crate::seal::Random::bytes(&mut self.rng))));
-        persist.extend(room.handshakes.clear_unsealed());
-        room.wire.subscribed = None;
-        self.send(&ClientFrame::Unsubscribe { room: id });
+        room.gate = 0;
+        let persist = room.handshakes.abandon(fresh);
         self.persist_all(persist);
         self.persist_place(id);
+    }
+
+    /// This device cannot follow the group: it takes its place again, as if it came in by the link.
+    pub(in crate::client) fn rejoin(&mut self, id: RoomId, now_ms: u64) {
+        self.leave_group(id);
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        (room.wire.entered, room.wire.subscribed) = (false, None);
+        let again = core::mem::replace(&mut room.wire.rejoined, true);
+        self.send(&ClientFrame::Unsubscribe { room: id });
         self.set_stage(id, Stage::Invited);
+        if again {
+            // Whoever makes it fall behind again and again, a server or a member, costs it one attempt in a while.
+            return self.stay_outside(id, "this device falls behind the room's group again and again; asking again", now_ms);
+        }
         let text =
             "this device fell behind the room's group: it takes its place again, and cannot read what was written meanwhile";
         self.notice(Level::Warn, text, Some(id));
-        self.knock(id, u64::MAX);
+        self.begin(id);
         self.tell_room(id);
     }
 }

@@ -130,10 +130,9 @@ impl Client {
                 room.shut_out = None;
                 room.record.leaving = false;
                 if !matches!(room.place, Place::Joining(_)) {
-                    room.place = Place::Out;
+                    self.leave_group(link.room);
                 }
                 self.set_stage(link.room, Stage::Invited);
-                self.persist_place(link.room);
                 self.begin(link.room);
             }
             Stage::Joined if !leads_in => {
@@ -190,6 +189,7 @@ impl Client {
             Stage::Creating => self.send(&ClientFrame::Create { room: id, access: access_key(&access), kind: LogKind::Room }),
             Stage::Invited => {
                 self.enter(id, access_at, &access);
+                self.rooms.get_mut(&id).into_iter().for_each(|room| room.wire.door = None);
                 self.knock(id, u64::MAX);
             }
             Stage::Deleting => {

@@ -33,6 +33,11 @@ impl Past {
         Self { room, record, current: None, roster: BTreeMap::new() }
     }
 
+    /// What precedes `until`, of which this device knows nothing more.
+    pub(super) const fn unknown(room: RoomId, until: Seq) -> Self {
+        Self::new(room, PastRecord { format: 1, until, changes: Vec::new() })
+    }
+
     pub(super) const fn record(&self) -> &PastRecord {
         &self.record
     }

@@ -196,13 +196,13 @@ impl Place {
         }
     }
 
-    /// Takes a change that the log has at `at`. `title` is what the room was called until now; in a log that was `reborn`, changes
+    /// Takes a change that the log has at `at`. `title` is what the room was called until now, `newest` the newest change before; in a log that was `reborn`, changes
     /// come that this device knows.
     pub(super) fn take(
         &mut self,
         at: (Seq, Digest),
         envelope: &Bytes,
-        title: &str,
+        (title, newest): (&str, Seq),
         reborn: bool,
         rng: &mut ClientRandom,
     ) -> Taken {
@@ -222,7 +222,7 @@ impl Place {
                 Err(_) => Taken::Lost,
             },
             Self::In(mut seat) => {
-                let taken = seat.take(at, &record, title, reborn, rng);
+                let taken = seat.take(at, &record, (title, newest), reborn, rng);
                 *self = Self::In(seat);
                 taken
             }
@@ -231,7 +231,14 @@ impl Place {
 }
 
 impl Seat {
-    fn take(&mut self, at: (Seq, Digest), record: &Record, title: &str, reborn: bool, rng: &mut ClientRandom) -> Taken {
+    fn take(
+        &mut self,
+        at: (Seq, Digest),
+        record: &Record,
+        (title, newest): (&str, Seq),
+        reborn: bool,
+        rng: &mut ClientRandom,
+    ) -> Taken {
         if let Some((seq, digest, change)) = &self.last
             && (*seq, *digest) == at
         {
@@ -245,7 +252,10 @@ impl Seat {
                 Taken::Applied(self.note(at, title, &applied))
             }
             Err(Skipped::Past) if reborn => Taken::Nothing(Entry::Known),
-            Err(Skipped::Lost | Skipped::Ahead { .. }) => Taken::Lost,
+            Err(Skipped::Lost) => Taken::Lost,
+            // The server takes a change only from who names the newest one: what names one that this device has not read was made in an
+            // epoch that it has missed, and anything else that does not fit is garbage.
+            Err(Skipped::Ahead { .. }) if record.after > newest => Taken::Lost,
             Err(skipped) => Taken::Invalid(skipped.to_string()),
         }
     }

@@ -28,8 +28,12 @@ impl Client {
         room.shut_out = None;
         room.wire.too_early = false;
         match room.record.log {
-            // Whoever is on the way in has read nothing yet.
+            // Whoever is on the way in has subscribed to nothing yet.
             _ if room.record.stage == Stage::Invited => {
+                if let Some(known) = room.record.log.filter(|known| *known != position.log && room.timeline.head() > 0) {
+                    self.log_changed(log, known, position.log);
+                }
+                let Some(room) = self.rooms.get_mut(&log) else { return };
                 room.record.log = Some(position.log);
                 room.timeline.set_log(position.log);
                 self.persist_room(log);
@@ -101,6 +105,7 @@ impl Client {
             return;
         }
         let head = room.timeline.head();
+        let mut lacks_change = false;
         match room.timeline.chain_at(head) {
             // Below the server's floor, or a copy whose beginning is unknown: what lies between cannot be checked.
             _ if after > head => {
@@ -108,6 +113,7 @@ impl Client {
                     return self.contradiction(log, "the server left out messages that it says it has");
                 }
                 room.timeline.skip_to(after, Some(chain));
+                lacks_change = room.timeline.handshake() < room.wire.handshake && room.wire.handshake <= after;
                 let text = format!("messages {} to {after} are no longer on the server: they cannot be checked", head + 1);
                 self.notice(Level::Info, &text, Some(log));
             }
@@ -119,9 +125,8 @@ impl Client {
             _ => {}
         }
         let Some(room) = self.rooms.get_mut(&log) else { return };
-        let handshake = room.wire.handshake;
-        if room.timeline.handshake() < handshake && handshake <= after && room.place.seat().is_some() {
-            return self.rejoin(log);
+        if lacks_change && room.place.seat().is_some() {
+            return self.rejoin(log, now_ms);
         }
         room.wire.subscribed = Some(position.head);
         self.up_to_date(log, now_ms);
@@ -167,7 +172,7 @@ impl Client {
             Some(header) if header.kind == Kind::Handshake => match self.take_change(id, item, now_ms) {
                 Some(entry) => entry,
                 None => {
-                    self.rejoin(id);
+                    self.rejoin(id, now_ms);
                     return false;
                 }
             },
@@ -184,7 +189,12 @@ impl Client {
             }
             _ => {}
         }
-        let event = room.message_view(&me.identity, seq);
+        // What this device said before its storage was restored, and cannot open any more, is in the log all the same.
+        let own = header.filter(|_| record.entry == Entry::Sealed).map(|header| header.message);
+        let found = own.and_then(|message| room.sent_view(&me.identity, &me.record.name, message, seq));
+        let forget = own.and_then(|message| room.outbox.found_in_log(message));
+        persist.extend(forget.into_iter().flatten());
+        let event = found.or_else(|| room.message_view(&me.identity, seq));
         let (going_on, is_past) = (room.record.stage != Stage::Removed, room.past.as_ref().is_some_and(|past| past.covers(seq)));
         self.persist_all(persist);
         if let Some(message) = event {
@@ -217,6 +227,8 @@ impl Client {
         if !going_on && self.rooms.get(&id).is_some_and(|room| room.record.leaving) {
             self.forget(id);
         } else if !going_on {
+            self.leave_group(id);
+            self.rooms.get_mut(&id).into_iter().for_each(|room| room.wire = RoomWire::default());
             self.send(&ClientFrame::Leave { room: id });
             self.notice(Level::Info, "this device was removed from the room; your copy is kept until you forget it", Some(id));
             self.tell_room(id);
@@ -294,7 +306,7 @@ impl Client {
             (Operation::Enter | Operation::Subscribe | Operation::Create, why) if is_passing(why) => self.try_again(id, now_ms),
             (Operation::Enter, Refusal::NoAccess | Refusal::BadProof) => self.shut_out(id, now_ms),
             // The answer to the entering that failed says it.
-            (Operation::Subscribe, Refusal::NoAccess) => {}
+            (Operation::Subscribe | Operation::Handshake, Refusal::NoAccess) => {}
             (Operation::Create, Refusal::RoomExists) => {}
             (Operation::Delete, Refusal::NoAccess) => self.remove(id),
             (Operation::Delete, Refusal::NotCreator) => {

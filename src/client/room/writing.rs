@@ -4,7 +4,7 @@ use super::place::{Place, Seat};
 use super::{DEVICE_KIND, Room, TYPING_EVERY_MS};
 use crate::client::outbox::{Persist, Settled, ToSeal};
 use crate::client::records::{Letter, OutRecord, Stage};
-use crate::client::view::{self, Event, Level, MessageState};
+use crate::client::view::{Event, Level};
 use crate::client::{Client, ClientRandom, Output};
 use crate::core::close::Refusal;
 use crate::core::envelope::Kind;
@@ -107,6 +107,7 @@ impl Client {
                 Settled::RetryAfter(0) | Settled::Nothing | Settled::Failed(_) => {}
                 Settled::RetryAfter(wait) => room.retry_at_ms = Some(now_ms + u64::from(*wait)),
                 Settled::Reseal(handshake) => room.gate = *handshake,
+                Settled::Outdated => {}
             }
             let retry = room.retry_at_ms;
             self.persist_all(persist);
@@ -118,7 +119,8 @@ impl Client {
                     self.on_commit_failed(id, &why, now_ms);
                 }
                 Settled::Failed(message) => self.gave_up(id, message),
-                Settled::Reseal(_) if commit => self.on_overtaken(id, now_ms),
+                Settled::Reseal(_) | Settled::Outdated if commit => self.on_overtaken(id, now_ms),
+                Settled::Outdated => self.enter_anew(id),
                 _ => {}
             }
             retry.into_iter().for_each(|at_ms| self.outputs.push_back(Output::Timer { at_ms }));
@@ -134,13 +136,11 @@ impl Client {
             self.on_let_in(id, seq);
         } else {
             // The message stays in sight until it comes back in the log.
-            let waiting = room.outbox.iter().cloned().collect::<Vec<_>>();
-            let Some((message, persist)) = room.outbox.acked(producer, client_seq) else { return };
-            let out = waiting.iter().find(|out| out.message == message);
-            let view = out.and_then(|out| room.out_view(&me.identity, &me.record.name, out));
-            self.persist_all(persist);
-            if let Some(view) = view {
-                let message = view::Message { seq: Some(seq), state: MessageState::Sent, ..view };
+            let Some(message) = room.outbox.named(producer, client_seq) else { return };
+            let view = room.sent_view(&me.identity, &me.record.name, message, seq);
+            let acked = room.outbox.acked(producer, client_seq);
+            self.persist_all(acked.map(|(_, persist)| persist).unwrap_or_default());
+            if let Some(message) = view {
                 self.outputs.push_back(Output::Event(Event::Message { room: id.to_string(), message }));
             }
         }

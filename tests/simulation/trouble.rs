@@ -1,0 +1,211 @@
+//! What befalls people: they are put out of the room and let in again, and their devices are put back to an older storage.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use waxwing::client::view::{Check, Command, Integrity, Level, Message, MessageKind, MessageState};
+
+use super::{device::Device, world::World};
+
+/// What a schedule has of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trouble {
+    /// Owners put others out.
+    removals: bool,
+    /// Devices forget what they did since some moment.
+    restores: bool,
+}
+
+impl Trouble {
+    /// Two of five seeds have none.
+    pub const fn of(seed: u64) -> Self {
+        let of_five = seed % 5;
+        Self { removals: matches!(of_five, 2 | 4), restores: matches!(of_five, 3 | 4) }
+    }
+
+    pub const fn any(self) -> bool {
+        self.removals || self.restores
+    }
+}
+
+impl World {
+    /// Once everybody is in: stretches in which links hold and people get somewhere, and others in which they do not.
+    pub fn make_trouble_for(&mut self, steps: usize) {
+        self.quiesce();
+        for step in 0..steps {
+            let faults = step / 400 % 2 == 1;
+            self.step(faults);
+            match self.rng.below(40) {
+                0 => self.make_trouble(),
+                1 => {
+                    let index = self.rng.below(self.devices.len());
+                    self.say(index);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn make_trouble(&mut self) {
+        let index = self.rng.below(self.devices.len());
+        let Trouble { removals, restores } = self.trouble;
+        match self.rng.below(8) {
+            0..2 if removals => self.put_out(index),
+            2..5 => self.hand_over(index),
+            5..7 if restores => {
+                let device = &mut self.devices[index];
+                let is_kept = device.stored.keys().any(|key| key.starts_with("room/"));
+                let head = device.room.as_ref().map_or(0, |room| room.head);
+                device.snapshot = is_kept.then(|| (head, device.stored.clone()));
+            }
+            7 if restores => self.restore(index),
+            _ => {}
+        }
+    }
+
+    /// Whoever owns the room puts somebody else out.
+    fn put_out(&mut self, index: usize) {
+        let now_ms = self.now_ms;
+        let device = &mut self.devices[index];
+        let Some(room) = device.room.clone().filter(|room| room.owner && device.is_open()) else { return };
+        let others: Vec<_> = room.members.iter().filter(|member| !member.you).collect();
+        if others.is_empty() {
+            return;
+        }
+        let user = others[self.rng.below(others.len())].user.clone();
+        device.client.command(Command::Remove { room: room.id, user }, now_ms);
+        device.perform(usize::MAX);
+        self.moves.removed += 1;
+    }
+
+    /// Whoever is outside gets the newest link.
+    fn hand_over(&mut self, index: usize) {
+        let now_ms = self.now_ms;
+        let rooms = self.devices.iter().filter(|device| device.is_open()).filter_map(|device| device.room.as_ref());
+        let newest = rooms.filter(|room| !room.link.is_empty()).max_by_key(|room| room.head);
+        let Some(link) = newest.map(|room| room.link.clone()) else { return };
+        let device = &mut self.devices[index];
+        if !device.is_open() {
+            device.client.command(Command::Join { link }, now_ms);
+            device.perform(usize::MAX);
+            self.moves.invited += 1;
+        }
+    }
+
+    /// A device comes back with an older copy of its storage. Where its own changes of the group lie between, it needs what leads in: so another
+    /// one has a link, and none of these changes took what opens the room at the server.
+    fn restore(&mut self, index: usize) {
+        let has_link = |device: &Device| device.is_open() && device.room.as_ref().is_some_and(|room| !room.link.is_empty());
+        let others = self.devices.iter().enumerate().any(|(other, device)| other != index && has_link(device));
+        let device = &mut self.devices[index];
+        let Some((head, snapshot)) = device.snapshot.clone() else { return };
+        let own = |message: &Message| message.mine && message.kind == MessageKind::Removed && message.seq > Some(head);
+        let settled = device.room.as_ref().is_some_and(|room| room.settled);
+        if !others || !settled || device.messages.values().any(own) {
+            return;
+        }
+        device.stored = snapshot;
+        device.restored = true;
+        self.moves.restored += 1;
+        self.restart(index);
+    }
+
+    /// Without faults: whoever is outside gets a link, and whoever may makes one where there is none.
+    pub fn let_everybody_in(&mut self) {
+        let now_ms = self.now_ms;
+        let at_rest = self.devices.iter_mut().filter(|device| {
+            device.is_open() && device.room.as_ref().is_some_and(|room| room.owner && room.settled && room.up_to_date)
+        });
+        if let Some(device) = at_rest.max_by_key(|device| device.room.as_ref().map(|room| room.head)) {
+            let room = device.room.clone().expect("it is open");
+            if room.link.is_empty() {
+                device.client.command(Command::MakeLink { room: room.id }, now_ms);
+                device.perform(usize::MAX);
+            }
+        }
+        (0..self.devices.len()).for_each(|index| self.hand_over(index));
+    }
+
+    /// What must hold at the end, whatever befell whom.
+    pub fn check_after_trouble(&mut self) {
+        self.check();
+        // And everybody reads everybody.
+        for index in 0..self.devices.len() {
+            self.say(index);
+        }
+        self.quiesce();
+        let last: Vec<_> = self.devices.iter().map(|device| device.sent.last().unwrap().clone()).collect();
+        for (index, device) in self.devices.iter().enumerate() {
+            let texts: BTreeSet<_> = device.history().into_iter().map(|(.., text)| text).collect();
+            assert!(last.iter().all(|text| texts.contains(text)), "device {index} does not read {last:?}");
+        }
+        self.check();
+    }
+
+    fn check(&self) {
+        let mut said: BTreeMap<u64, (String, String)> = BTreeMap::new();
+        for (seq, name, text) in self.devices.iter().flat_map(Device::history) {
+            let before = said.insert(seq, (name.clone(), text.clone()));
+            assert!(before.is_none_or(|before| before == (name, text)), "two messages at {seq}");
+        }
+        let moves = comings_and_goings(&self.devices);
+        for (index, device) in self.devices.iter().enumerate() {
+            let name = ["Ann", "Bob", "Cyd"][index];
+            let was_in = |seq: u64| {
+                moves.range(..=(seq, true)).rev().find_map(|((_, is_in), names)| names.contains(name).then_some(*is_in))
+            };
+            let own: BTreeSet<_> = device.history().into_iter().map(|(seq, ..)| seq).collect();
+            for seq in said.keys() {
+                let is_in = was_in(*seq).unwrap_or(index == 0);
+                assert!(is_in || !own.contains(seq), "device {index} was out, and reads {seq}");
+                assert!(
+                    !is_in || own.contains(seq) || device.restored,
+                    "device {index} was in, and does not read {seq}: {moves:?} {said:?} {:?}",
+                    device.notices
+                );
+            }
+            let mine = said.values().filter(|(_, text)| text.starts_with(&format!("{index}-"))).map(|(_, text)| text);
+            let mine: Vec<_> = mine.collect();
+            if !device.restored {
+                assert_eq!(mine, device.sent.iter().collect::<Vec<_>>(), "of device {index}: each exactly once, in order");
+            }
+            for text in &device.sent {
+                let count = mine.iter().filter(|other| **other == text).count();
+                let unread = self.devices.iter().all(|device| device.restored);
+                assert!(count == 1 || (count == 0 && (unread || !device.acked.contains(text))), "{text} is there {count} times");
+            }
+            let waits = |state| matches!(state, MessageState::Pending | MessageState::Failed);
+            let odd = device.messages.values().filter(|message| waits(message.state) || message.check == Check::Contradicts);
+            let odd: Vec<_> = odd.collect();
+            assert!(odd.is_empty(), "device {index}: {odd:?}");
+            let alarms: Vec<_> = device.notices.iter().filter(|(level, _)| *level == Level::Alarm).collect();
+            assert!(alarms.is_empty(), "device {index}: {alarms:?}");
+            let room = device.room.as_ref().unwrap();
+            let Integrity { contradicts, injected, .. } = room.integrity;
+            assert_eq!((contradicts, injected), (0, 0), "device {index}: {:?}", device.notices);
+        }
+        let members = |device: &Device| {
+            let room = device.room.as_ref().unwrap();
+            room.members
+                .iter()
+                .map(|member| (member.user.clone(), member.name.clone(), member.role as u8, member.devices))
+                .collect()
+        };
+        let lists: BTreeSet<Vec<_>> = self.devices.iter().map(members).collect();
+        assert!(lists.len() == 1 && lists.iter().all(|list| list.len() == self.devices.len()), "{lists:?}");
+    }
+}
+
+/// By seq: who came in (true) and who went (false).
+fn comings_and_goings(devices: &[Device]) -> BTreeMap<(u64, bool), BTreeSet<String>> {
+    let mut moves: BTreeMap<(u64, bool), BTreeSet<String>> = BTreeMap::new();
+    for message in devices.iter().flat_map(|device| device.messages.values()) {
+        let is_in = match message.kind {
+            MessageKind::Join => true,
+            MessageKind::Removed => false,
+            _ => continue,
+        };
+        let Some(seq) = message.seq else { continue };
+        moves.entry((seq, is_in)).or_default().extend(message.text.split(", ").map(str::to_owned));
+    }
+    moves
+}
