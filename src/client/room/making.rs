@@ -206,6 +206,7 @@ impl Client {
         let Some(room) = self.rooms.get(&id) else { return };
         let (access, access_at, after) = (room.record.access, room.record.access_at, room.timeline.head());
         self.enter(id, access_at, &access);
+        self.rooms.get_mut(&id).into_iter().for_each(|room| room.wire.asked += 1);
         self.send(&ClientFrame::Subscribe { room: id, after });
     }
 

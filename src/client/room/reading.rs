@@ -53,6 +53,13 @@ impl Client {
         }
     }
 
+    /// Whether this is the answer to the latest subscription.
+    fn is_latest(&mut self, id: RoomId) -> bool {
+        let Some(room) = self.rooms.get_mut(&id) else { return false };
+        room.wire.asked = room.wire.asked.saturating_sub(1);
+        room.wire.asked == 0
+    }
+
     /// Whether this was the answer to a subscription in a former life of the log; then delivery is asked for anew.
     fn was_stale(&mut self, id: RoomId) -> bool {
         let Some(room) = self.rooms.get_mut(&id) else { return false };
@@ -60,6 +67,7 @@ impl Client {
             return false;
         }
         let after = room.timeline.head();
+        room.wire.asked += 1;
         self.send(&ClientFrame::Subscribe { room: id, after });
         true
     }
@@ -93,7 +101,7 @@ impl Client {
     }
 
     pub(in crate::client) fn on_subscribed(&mut self, log: RoomId, after: Seq, chain: Digest, position: Position, now_ms: u64) {
-        if self.was_stale(log) {
+        if !self.is_latest(log) || self.was_stale(log) {
             return;
         }
         let Some(room) = self.rooms.get_mut(&log) else { return };
@@ -228,7 +236,10 @@ impl Client {
             self.forget(id);
         } else if !going_on {
             self.leave_group(id);
-            self.rooms.get_mut(&id).into_iter().for_each(|room| room.wire = RoomWire::default());
+            self.rooms
+                .get_mut(&id)
+                .into_iter()
+                .for_each(|room| room.wire = RoomWire { asked: room.wire.asked, ..RoomWire::default() });
             self.send(&ClientFrame::Leave { room: id });
             self.notice(Level::Info, "this device was removed from the room; your copy is kept until you forget it", Some(id));
             self.tell_room(id);
@@ -293,7 +304,7 @@ impl Client {
 
     pub(in crate::client) fn on_failed(&mut self, log: RoomId, what: Operation, why: Refusal, now_ms: u64) {
         let id = log;
-        if what == Operation::Subscribe && self.was_stale(id) {
+        if what == Operation::Subscribe && (!self.is_latest(id) || self.was_stale(id)) {
             return;
         }
         let Some(room) = self.rooms.get(&id) else { return };
@@ -323,7 +334,12 @@ impl Client {
     /// The server cannot now; everything of this room begins again in a while.
     fn try_again(&mut self, id: RoomId, now_ms: u64) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
-        room.wire = RoomWire { stopped: room.wire.stopped, introduced: room.wire.introduced, ..RoomWire::default() };
+        room.wire = RoomWire {
+            stopped: room.wire.stopped,
+            introduced: room.wire.introduced,
+            asked: room.wire.asked,
+            ..RoomWire::default()
+        };
         room.shut_out = Some(("the server is busy; asking again".to_owned(), now_ms + ENTER_AGAIN_MS));
         self.tell_room(id);
     }
