@@ -350,6 +350,13 @@ impl Outbox {
         core::iter::once(self.persist_record()).chain(gone).collect()
     }
 
+    /// Whether the log has more of this outbox than the outbox knows: it is an older copy of itself. Whatever it has sealed is in the
+    /// log before that, or was never stored, since numbers are taken in order.
+    #[must_use]
+    pub fn is_outrun(&self, session: ProducerId, counter: u64) -> bool {
+        session == self.record.producer && counter >= self.record.next
+    }
+
     /// Takes out a message that is in the log already. Returns what to persist.
     pub fn found_in_log(&mut self, message: MessageId) -> Option<Vec<Persist>> {
         let index = self.items.iter().position(|item| item.out.message == message)?;

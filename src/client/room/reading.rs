@@ -194,6 +194,9 @@ impl Client {
         match &applied {
             Applied::Message { opened, .. } if opened.sender.device == me.identity.device() => {
                 persist.extend(room.outbox.found_in_log(opened.message).into_iter().flatten());
+                if room.outbox.is_outrun(opened.session, opened.counter) {
+                    persist.extend(room.outbox.restart(ProducerId(self.rng.bytes())));
+                }
             }
             _ => {}
         }
