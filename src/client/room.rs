@@ -102,8 +102,6 @@ struct RoomWire {
     entered: bool,
     /// The newest change of the group that the log had then.
     handshake: Seq,
-    /// The newest one, as this device was told that wants to come in, and how many it has looked at.
-    door: Option<(Seq, u32)>,
     /// Subscriptions that are not answered: only the latest one's answer counts, since each begins where this device was when it asked.
     asked: u32,
     /// It fell behind the group.

@@ -86,3 +86,25 @@ fn lies_about_the_newest_change_keep_messages_waiting_and_nobody_busy() {
         assert!(person.alarms.is_empty() && person.warnings.is_empty(), "{:?} {:?}", person.alarms, person.warnings);
     }
 }
+
+#[test]
+fn rubbish_as_the_newest_change_keeps_nobody_out_for_long() {
+    let (mut server, mut ann, _, room) = stage();
+    let mut rubbish = newest_change(&server, room).to_vec();
+    let within_the_group_info = rubbish.len() - 100;
+    rubbish[within_the_group_info] ^= 1;
+    server.logs.get_mut(&room).unwrap().push(rubbish.into());
+    let mut cy = Person::new("Cy", 3);
+    cy.client.command(Command::Join { link: ann.room.as_ref().unwrap().link.clone() }, 5);
+    cy.run(&mut server);
+    assert_eq!(cy.room.as_ref().unwrap().state, RoomState::Refused, "nothing opens there");
+    // A member that sees it makes a change that does.
+    ann.run(&mut server);
+    assert!(ann.room.as_ref().unwrap().settled && ann.warnings.len() == 1, "{:?}", ann.warnings);
+    cy.client.tick(6_000);
+    cy.run(&mut server);
+    ann.run(&mut server);
+    cy.say(&mut server, "here I am");
+    ann.run(&mut server);
+    assert_eq!(ann.texts().last().unwrap(), "here I am");
+}

@@ -316,7 +316,8 @@ fn who_is_removed_is_told_and_reads_nothing_more_and_the_link_ends() {
     ann.say(&mut server, "nobody came");
     dan.run(&mut server);
     let room = ann.room.as_ref().unwrap();
-    assert_eq!((room.members.len(), room.integrity.injected > 0, ann.texts().last().unwrap().as_str()), (2, true, "nobody came"));
+    assert_eq!((room.members.len(), room.integrity.injected, ann.texts().last().unwrap().as_str()), (2, 0, "nobody came"));
+    assert_eq!(dan.room.as_ref().unwrap().state, RoomState::Refused);
     assert!(!dan.texts().contains(&"nobody came".into()));
 }
 
@@ -388,7 +389,8 @@ fn a_link_ends_when_its_time_is_over_and_somebody_is_there_to_end_it() {
     cy.client.command(Command::Join { link }, 5);
     cy.run(&mut server);
     ann.run(&mut server);
-    assert_eq!(ann.room.as_ref().unwrap().members.len(), 2);
+    assert_eq!(cy.room.as_ref().unwrap().state, RoomState::Refused, "not into a past that nobody is in");
+    assert_eq!((ann.room.as_ref().unwrap().members.len(), ann.warnings.len()), (2, 0));
     // Another one leads in.
     let room = ann.room.as_ref().unwrap().id.clone();
     ann.client.command(Command::MakeLink { room }, ann.now_ms);

@@ -45,6 +45,7 @@ impl Client {
             Taken::Nothing(entry) => Some(entry),
             Taken::Invalid(why) => {
                 self.notice(Level::Warn, &format!("a change of the group is skipped, by every member alike: {why}"), Some(id));
+                self.reopen(id);
                 Some(Entry::Invalid)
             }
             Taken::Lost => None,
@@ -74,6 +75,17 @@ impl Client {
             if first == Some(Who { device, user }) {
                 self.want_link(id, now_ms);
             }
+        }
+    }
+
+    /// The newest change is rubbish, which no link opens: the first in the tree makes a commit, so that links lead in again.
+    fn reopen(&mut self, id: RoomId) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
+        let Some(seat) = room.place.seat_mut() else { return };
+        let first = seat.roster.values().next().is_some_and(|who| who.device == me.identity.device());
+        if first && !seat.policy.links().is_empty() && seat.wanted.is_none() {
+            seat.wants(Change::default());
+            self.persist_place(id);
         }
     }
 
@@ -127,7 +139,7 @@ impl Client {
         if !room.handshakes.is_empty() || after < room.gate {
             return;
         }
-        let Some(change) = seat.wanted.take().filter(|change| !change.is_empty()) else { return };
+        let Some(change) = seat.wanted.take() else { return };
         match seat.group.commit(change, &me.identity, &mut self.rng) {
             Ok(mut record) => {
                 record.after = after;
@@ -150,7 +162,6 @@ impl Client {
         match &mut room.place {
             Place::Joining(_) => {
                 room.place = Place::Out;
-                room.wire.door = None;
                 room.wire.overtaken += 1;
                 let often = room.wire.overtaken.is_multiple_of(OVERTAKEN_MAX);
                 self.persist_all(persist);
@@ -158,7 +169,7 @@ impl Client {
                 if often {
                     self.stay_outside(id, "many are coming in at once; asking again", now_ms);
                 } else {
-                    self.knock(id, u64::MAX);
+                    self.knock(id);
                 }
             }
             Place::In(seat) => {

@@ -11,39 +11,35 @@ use crate::core::id::{ProducerId, RoomId, Seq};
 use crate::group::{GroupInfo, JoinError, Joining, LinkKeys, Record};
 use crate::seal::Random as _;
 
-/// So many changes of the group that the link does not open are looked at: whatever a member wrote there, a valid one lies before.
-const LOOK_BACK_MAX: u32 = 64;
 /// The link leads nowhere, or not yet: look again after this long.
 const KNOCK_AGAIN_MS: u64 = 5_000;
 
 impl Client {
-    /// Asks for the change of the group before `before`, unless this device's own commit is on its way.
-    pub(in crate::client) fn knock(&mut self, id: RoomId, before: Seq) {
+    /// Asks for the newest change of the group, unless this device's own commit is on its way.
+    pub(in crate::client) fn knock(&mut self, id: RoomId) {
         let Some(room) = self.rooms.get_mut(&id).filter(|room| room.handshakes.is_empty()) else { return };
         room.knocks = room.knocks.wrapping_add(1);
         let request = room.knocks;
-        self.send(&ClientFrame::Handshake { request, room: id, before });
+        self.send(&ClientFrame::Handshake { request, room: id, before: Seq::MAX });
     }
 
     /// The change that was asked for: whoever holds the link comes in by it.
     pub(in crate::client) fn on_fetched(&mut self, request: u32, page: &Page, now_ms: u64) {
         let id = page.room;
         let Some(room) = self.rooms.get_mut(&id) else { return };
-        // An answer to an earlier question, perhaps with another link, would mix up what is the newest change with what the link opens.
+        // An answer to an earlier question may not be the newest change any more.
         if room.record.stage != Stage::Invited || !room.handshakes.is_empty() || request != room.knocks {
             return;
         }
-        let (newest, looked) = room.wire.door.unwrap_or((page.first, 0));
         let Some(record) = page.items.first().and_then(|item| Record::decode(&item.envelope).ok()) else {
             return self.stay_outside(id, "the room is not ready: whoever made it has not been online yet", now_ms);
         };
         match self.make_joining(id, &record) {
             Ok(Some(mut joining)) => {
-                let envelope = joining.place_after(newest).encode();
+                let envelope = joining.place_after(page.first).encode();
                 let letter = self.letter(Letter::Envelope(envelope), now_ms);
                 let Some(room) = self.rooms.get_mut(&id) else { return };
                 room.place = Place::Joining(Box::new(joining));
-                room.wire.door = None;
                 room.shut_out = None;
                 let persist = room.handshakes.push(letter, false);
                 self.persist_place(id);
@@ -52,12 +48,8 @@ impl Client {
                 self.tell_room(id);
             }
             Ok(None) => self.stay_outside(id, "the link names somebody who is not in the room: ask for a new one", now_ms),
-            Err(_) if record.after > 0 && looked < LOOK_BACK_MAX => {
-                let Some(room) = self.rooms.get_mut(&id) else { return };
-                room.wire.door = Some((newest, looked + 1));
-                self.knock(id, record.after.saturating_add(1));
-            }
-            Err(_) => self.stay_outside(id, "the link does not lead in any more: ask for a new one", now_ms),
+            // An older change may open, and leads into a past that no member is in.
+            Err(_) => self.stay_outside(id, "the link does not lead in, or not any more: ask for a new one", now_ms),
         }
     }
 
@@ -78,7 +70,6 @@ impl Client {
 
     pub(super) fn stay_outside(&mut self, id: RoomId, why: &str, now_ms: u64) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
-        room.wire.door = None;
         room.shut_out = Some((why.to_owned(), now_ms.saturating_add(KNOCK_AGAIN_MS)));
         self.tell_room(id);
     }

@@ -189,8 +189,7 @@ impl Client {
             Stage::Creating => self.send(&ClientFrame::Create { room: id, access: access_key(&access), kind: LogKind::Room }),
             Stage::Invited => {
                 self.enter(id, access_at, &access);
-                self.rooms.get_mut(&id).into_iter().for_each(|room| room.wire.door = None);
-                self.knock(id, u64::MAX);
+                self.knock(id);
             }
             Stage::Deleting => {
                 self.enter(id, access_at, &access);

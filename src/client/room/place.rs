@@ -144,8 +144,10 @@ impl Seat {
             change
         };
         // Who said in the former epoch that it goes, says nothing in this one.
+        let only_leaves =
+            |wanted: &Change| !wanted.leaves.is_empty() && Change { leaves: Vec::new(), ..wanted.clone() }.is_empty();
         self.wanted =
-            self.wanted.take().map(|wanted| Change { leaves: Vec::new(), ..wanted }).filter(|wanted| !wanted.is_empty());
+            self.wanted.take().filter(|wanted| !only_leaves(wanted)).map(|wanted| Change { leaves: Vec::new(), ..wanted });
         self.last = Some((at.0, at.1, change.clone()));
         change
     }
