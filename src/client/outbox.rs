@@ -35,6 +35,19 @@ pub struct Outbox {
     acked_here: u64,
     /// It was found on this connection to be older than what the log has: once, because a new producer has sent nothing before.
     outdated: bool,
+    proof: Proof,
+}
+
+/// Whether this outbox is known to be the newest form of itself, and not one that a storage was put back to. An older form would give
+/// numbers that are taken to other messages; the server says so of the first one, but takes what was pipelined behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// It is.
+    Given,
+    /// It was loaded, and has numbered nothing since.
+    Owed,
+    /// The one number that it has given since is under way.
+    Asked(u64),
 }
 
 #[derive(Debug)]
@@ -94,13 +107,21 @@ impl Outbox {
     /// An empty outbox towards `log`, kept under `name`.
     #[must_use]
     pub fn new(name: RoomId, log: RoomId, producer: ProducerId) -> Self {
-        Self { name, log, record: new_record(producer), items: VecDeque::new(), acked_here: 0, outdated: false }
+        Self {
+            name,
+            log,
+            record: new_record(producer),
+            items: VecDeque::new(),
+            acked_here: 0,
+            outdated: false,
+            proof: Proof::Given,
+        }
     }
 
     /// As stored; the messages in the order of their numbers.
     pub fn load(name: RoomId, log: RoomId, record: OutboxRecord, items: impl IntoIterator<Item = (u64, OutRecord)>) -> Self {
         let items = items.into_iter().map(|(number, out)| Item { number, out, sent: false, refused: None }).collect();
-        Self { name, log, record, items, acked_here: 0, outdated: false }
+        Self { name, log, record, items, acked_here: 0, outdated: false, proof: Proof::Owed }
     }
 
     /// Whether nothing waits.
@@ -168,6 +189,9 @@ impl Outbox {
             }
             window -= 1;
             if item.out.sealed.is_none() {
+                if matches!(self.proof, Proof::Asked(_)) {
+                    break;
+                }
                 let next = self.record.next;
                 let envelope = match &item.out.letter {
                     Letter::Envelope(envelope) => Ok(Some(envelope.clone())),
@@ -184,6 +208,9 @@ impl Outbox {
                         self.record.previous = chain::digest(&envelope);
                         self.record.next += 1;
                         item.out.sealed = Some(Sealed { client_seq: next, handshake, envelope });
+                        if self.proof == Proof::Owed {
+                            self.proof = Proof::Asked(next);
+                        }
                     }
                     // A join may wait behind what waits for it.
                     Ok(None) => continue,
@@ -222,6 +249,9 @@ impl Outbox {
         let mut persist = vec![(out_key(self.name, item.number), None)];
         if let Some(Sealed { client_seq, envelope, .. }) = &item.out.sealed {
             self.acked_here = self.acked_here.max(*client_seq);
+            if self.proof == Proof::Asked(*client_seq) {
+                self.proof = Proof::Given;
+            }
             self.record.acked = chain::digest(envelope);
             persist.push(self.persist_record());
         }
@@ -296,6 +326,7 @@ impl Outbox {
     pub fn restart(&mut self, fresh: ProducerId) -> Vec<Persist> {
         self.record = new_record(fresh);
         self.acked_here = 0;
+        self.proof = Proof::Given;
         self.unseal()
     }
 
@@ -309,6 +340,9 @@ impl Outbox {
 
     fn unseal(&mut self) -> Vec<Persist> {
         self.send_again();
+        if let Proof::Asked(_) = self.proof {
+            self.proof = Proof::Owed;
+        }
         let mut persist = vec![self.persist_record()];
         let name = self.name;
         for item in self.items.iter_mut().filter(|item| item.out.sealed.is_some()) {
