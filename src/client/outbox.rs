@@ -252,7 +252,9 @@ impl Outbox {
             if self.proof == Proof::Asked(*client_seq) {
                 self.proof = Proof::Given;
             }
-            self.record.acked = chain::digest(envelope);
+            if *client_seq > self.record.acked_seq {
+                (self.record.acked, self.record.acked_seq) = (chain::digest(envelope), *client_seq);
+            }
             persist.push(self.persist_record());
         }
         Some((item.out.message, persist))
@@ -422,5 +424,5 @@ impl Outbox {
 }
 
 const fn new_record(producer: ProducerId) -> OutboxRecord {
-    OutboxRecord { producer, next: 1, previous: Digest([0; 32]), acked: Digest([0; 32]) }
+    OutboxRecord { producer, next: 1, previous: Digest([0; 32]), acked: Digest([0; 32]), acked_seq: 0 }
 }

@@ -264,6 +264,8 @@ pub struct OutboxRecord {
     pub previous: Digest,
     /// SHA-256 of the last envelope acked; zero when none was. What is sealed again follows it.
     pub acked: Digest,
+    /// Its number. Whatever the order in which it becomes known, what is sealed again follows the last one.
+    pub acked_seq: u64,
 }
 
 /// A message that is not acked.
