@@ -119,8 +119,15 @@ impl Outbox {
     }
 
     /// As stored; the messages in the order of their numbers.
-    pub fn load(name: RoomId, log: RoomId, record: OutboxRecord, items: impl IntoIterator<Item = (u64, OutRecord)>) -> Self {
-        let items = items.into_iter().map(|(number, out)| Item { number, out, sent: false, refused: None }).collect();
+    pub fn load(name: RoomId, log: RoomId, mut record: OutboxRecord, items: impl IntoIterator<Item = (u64, OutRecord)>) -> Self {
+        let items: VecDeque<_> =
+            items.into_iter().map(|(number, out)| Item { number, out, sent: false, refused: None }).collect();
+        // A message is kept sealed before the record that counts it: a crash may have come between.
+        if let Some(last) = items.iter().filter_map(|item| item.out.sealed.as_ref()).max_by_key(|sealed| sealed.client_seq)
+            && last.client_seq >= record.next
+        {
+            (record.next, record.previous) = (last.client_seq.saturating_add(1), chain::digest(&last.envelope));
+        }
         Self { name, log, record, items, acked_here: 0, outdated: false, proof: Proof::Owed }
     }
 
@@ -345,12 +352,14 @@ impl Outbox {
         if let Proof::Asked(_) = self.proof {
             self.proof = Proof::Owed;
         }
-        let mut persist = vec![self.persist_record()];
+        let mut persist = Vec::new();
         let name = self.name;
         for item in self.items.iter_mut().filter(|item| item.out.sealed.is_some()) {
             item.out.sealed = None;
             persist.push((out_key(name, item.number), Some(encode(&item.out))));
         }
+        // Last, so that a crash before it leaves no number that belongs to another producer.
+        persist.push(self.persist_record());
         persist
     }
 
