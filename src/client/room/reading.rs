@@ -22,11 +22,11 @@ impl Client {
         if room.record.stage == Stage::Deleting {
             return;
         }
-        if core::mem::replace(&mut room.wire.entered, true) {
-            return;
-        }
         room.shut_out = None;
         room.wire.too_early = false;
+        if core::mem::replace(&mut room.wire.entered, true) {
+            return self.pump(log, now_ms);
+        }
         match room.record.log {
             // Whoever is on the way in has subscribed to nothing yet.
             _ if room.record.stage == Stage::Invited => {
