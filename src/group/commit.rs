@@ -177,10 +177,9 @@ impl Group {
         let gone = |leaf: u32| removed.contains(&leaf) || leaves.iter().any(|(left, _)| *left == leaf);
         let remaining: Vec<_> = members.iter().filter(|member| !gone(member.leaf)).copied().collect();
         let policy = self.policy();
-        let present = |user: UserKey| {
-            remaining.iter().any(|member| member.user == user) || added.iter().any(|package| package.user == user)
-        };
-        let after = after(&policy, change, (remaining.len() < members.len()).then_some(&remaining), present);
+        let is_of = |members: &[super::Member], user: UserKey| members.iter().any(|member| member.user == user);
+        let goes = |user: UserKey| is_of(&members, user) && !is_of(&remaining, user);
+        let after = after(&policy, change, (remaining.len() < members.len()).then_some(&remaining), goes);
         let provider = Provider::new(&self.storage, rng);
         let mut builder = self
             .mls
@@ -229,13 +228,13 @@ impl Group {
     }
 }
 
-/// The policy that a change makes of `before`; `remaining` when somebody goes. Who is not there has no role any more.
-fn after(before: &Policy, change: &Change, remaining: Option<&Vec<super::Member>>, present: impl Fn(UserKey) -> bool) -> Policy {
+/// The policy that a change makes of `before`; `remaining` when somebody goes. Who `goes` gets no role any more.
+fn after(before: &Policy, change: &Change, remaining: Option<&Vec<super::Member>>, goes: impl Fn(UserKey) -> bool) -> Policy {
     let mut after = before.clone();
     if let Some(remaining) = remaining {
         after.after_removal(remaining);
     }
-    for (user, role) in change.roles.iter().filter(|(user, _)| present(*user)) {
+    for (user, role) in change.roles.iter().filter(|(user, _)| !goes(*user)) {
         after.set_role(*user, *role);
     }
     change.title.iter().for_each(|title| after.set_title(title));
