@@ -37,6 +37,8 @@ const DEAD: Duration = Duration::from_millis(1500);
 pub struct Progress {
     pub acked: u64,
     pub failures: u64,
+    /// Connections that were made.
+    pub connections: u64,
 }
 
 /// What is wanted of a member.
@@ -109,6 +111,7 @@ pub async fn run(plan: Plan, reach: Reach, progress: watch::Sender<Progress>) ->
             continue;
         }
         member.used.push(kind);
+        member.progress.send_modify(|progress| progress.connections += 1);
         // A connection that is dead is left behind without a word.
         if let Ok(()) = member.session(&mut client).await {
             break;

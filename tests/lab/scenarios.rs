@@ -78,7 +78,7 @@ fn everybody_comes_back_after_an_outage() {
     let Some(edge) = Edge::start_or_skip(3, mobile()) else { return };
     let lab = edge.lab.control();
     let outcomes = members(&edge, &ALL.each_ref().map(std::slice::from_ref), 400, move |mut told| async move {
-        until(&mut told, |progress| progress.acked >= 200).await;
+        until(&mut told, |progress| progress.acked >= 200 && progress.connections >= 3).await;
         lab.change(|conditions| conditions.cut = true);
         // Everybody has noticed, and has tried in vain.
         until(&mut told, |progress| progress.failures >= 3).await;
@@ -93,7 +93,7 @@ fn a_short_outage_costs_no_connection() {
     let Some(edge) = Edge::start_or_skip(4, mobile()) else { return };
     let lab = edge.lab.control();
     let outcomes = members(&edge, &ALL.each_ref().map(std::slice::from_ref), 200, move |mut told| async move {
-        until(&mut told, |progress| progress.acked >= 100).await;
+        until(&mut told, |progress| progress.acked >= 100 && progress.connections >= 3).await;
         lab.change(|conditions| conditions.cut = true);
         // As long as it takes until retransmissions were lost too.
         lab.until_cut(12).await;
@@ -109,7 +109,7 @@ fn when_udp_dies_members_go_on_over_websocket() {
     let lab = edge.lab.control();
     let kinds: [&[Kind]; 3] = [&[Kind::WebTransport, Kind::WebSocket], &[Kind::Quic, Kind::WebSocket], &[Kind::WebSocket]];
     let outcomes = members(&edge, &kinds, 400, move |mut told| async move {
-        until(&mut told, |progress| progress.acked >= 200).await;
+        until(&mut told, |progress| progress.acked >= 200 && progress.connections >= 3).await;
         lab.change(|conditions| conditions.no_udp = true);
     });
     let used: Vec<&[Kind]> = outcomes.iter().map(|outcome| outcome.used.as_slice()).collect();
@@ -136,7 +136,7 @@ fn a_new_address_of_the_client_costs_quic_no_connection() {
     let Some(edge) = Edge::start_or_skip(7, mobile()) else { return };
     let lab = edge.lab.control();
     let outcomes = members(&edge, &ALL.each_ref().map(std::slice::from_ref), 400, move |mut told| async move {
-        until(&mut told, |progress| progress.acked >= 300).await;
+        until(&mut told, |progress| progress.acked >= 300 && progress.connections >= 3).await;
         lab.renumber("10.77.0.3");
     });
     for outcome in &outcomes {
