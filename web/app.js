@@ -260,7 +260,7 @@ class App {
       await navigator.clipboard.writeText(link);
       setText(el('copy-link-text'), 'Copied');
       setTimeout(() => setText(el('copy-link-text'), 'Copy link'), 2000);
-      toast('info', 'Link copied. Whoever has it can read everything in this room.');
+      toast('info', 'Link copied. Whoever has it can come in, and reads what is written from then on.');
     } catch {
       this.#showDetails(true);
       el('room-link').focus();

@@ -25,7 +25,7 @@ pub const ALPN: &[u8] = b"waxwing/1";
 pub enum LogKind {
     /// A room: whoever proves the access key reads and publishes.
     Room,
-    /// An inbox: whoever proves the access key reads; any device may post keyrings.
+    /// An inbox: whoever proves the access key reads; any device may post to it.
     Inbox,
 }
 

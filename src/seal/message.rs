@@ -78,7 +78,7 @@ fn info(header: &Header, x: &[u8]) -> Vec<u8> {
     info
 }
 
-/// The context of a keyring: who hands what to whom.
+/// The context of what is handed over: who hands what to whom.
 fn hand_over(issuer: Digest, to: &XWingPublic, purpose: &str) -> Vec<u8> {
     [&issuer.0[..], &chain::digest(&to.to_bytes()).0, purpose.as_bytes()].concat()
 }

@@ -198,8 +198,8 @@ impl Place {
         }
     }
 
-    /// Takes a change that the log has at `at`. `title` is what the room was called until now, `newest` the newest change before; in a log that was `reborn`, changes
-    /// come that this device knows.
+    /// Takes a change that the log has at `at`. `title` is what the room was called until now, `newest` the newest change before; in a
+    /// log that was `reborn`, changes come that this device knows.
     pub(super) fn take(
         &mut self,
         at: (Seq, Digest),

@@ -250,7 +250,7 @@ impl Client {
         going_on
     }
 
-    /// Once everything is read that was there at subscribing: join if this device has not, and send what waits.
+    /// Once everything is read that was there at subscribing: what follows from it, and what waits is sent.
     pub(in crate::client) fn up_to_date(&mut self, id: RoomId, now_ms: u64) {
         let Some(room) = self.rooms.get(&id) else { return };
         if !room.up_to_date() {
