@@ -10,6 +10,7 @@ use crate::{
     client::{Choice, Client, LinkId, Output, Transport},
     core::{
         frame::put_delimited,
+        id::ParseIdError,
         lane::{Lane, Outgoing},
         merge::{Merge, Origin},
     },
@@ -178,6 +179,15 @@ impl Core {
     /// Throws when there is no identity.
     pub fn export_identity(&mut self, passphrase: &str) -> Result<Vec<u8>, JsError> {
         self.client.export_identity(passphrase).map_err(|why| error(&why))
+    }
+
+    /// What this device can show others of a room, as a file.
+    ///
+    /// # Errors
+    /// Throws when there is no such room, or nothing of it yet.
+    pub fn evidence(&self, room: &str, now_ms: f64) -> Result<Vec<u8>, JsError> {
+        let room = room.parse().map_err(|why: ParseIdError| error(&why))?;
+        self.client.evidence(room, millis(now_ms)).ok_or_else(|| JsError::new("there is nothing of this room on this device yet"))
     }
 
     /// Becomes who an exported file says, as a new device of theirs.

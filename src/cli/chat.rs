@@ -3,9 +3,11 @@
 use std::{
     collections::BTreeMap,
     io::{self, BufRead as _, IsTerminal as _},
+    path::PathBuf,
 };
 
 use anyhow::Context as _;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use clap::Args;
 use tokio::sync::mpsc;
 
@@ -26,7 +28,7 @@ pub(super) struct ChatArgs {
     client: ClientArgs,
 }
 
-const HELP: &str = "Enter sends; /who  /link  /words  /remove  /leave  /help  /quit";
+const HELP: &str = "Enter sends; /who  /link  /words  /evidence  /remove  /leave  /help  /quit";
 
 /// One line for a message, without colour.
 pub(super) fn plain(message: &Message) -> String {
@@ -132,13 +134,26 @@ pub(super) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
     screen.line(&format!("{}, {HELP}", client.name))?;
     let mut input = lines();
     let mut last: Option<Room> = None;
+    let mut wanted: Option<PathBuf> = None;
     loop {
         tokio::select! {
-            event = client.event() => {
-                if show(&mut screen, &id, &mut last, event?)? { break }
-            }
+            event = client.event() => match event? {
+                Event::Evidence { file, .. } => {
+                    let file = BASE64.decode(file)?;
+                    let saved = wanted.take().map(|path| super::verify::save(&path, &file));
+                    saved.map_or(Ok(()), |saved| screen.line(&saved.map_or_else(|error| format!("! {error:#}"), |said| format!("   {said}"))))?;
+                }
+                event => if show(&mut screen, &id, &mut last, event)? { break },
+            },
             line = input.recv() => match line {
                 None => { finish(&mut client, &args.link).await?; break }
+                Some(line) if line.starts_with("/evidence") => {
+                    wanted = Some(line.trim_start_matches("/evidence").trim()).filter(|path| !path.is_empty()).map(PathBuf::from);
+                    match &wanted {
+                        Some(_) => client.command(Command::Evidence { room: id.clone() }).await?,
+                        None => screen.line("   /evidence FILE, with a file that is not there yet")?,
+                    }
+                }
                 Some(line) => if !act(&client, &screen, &id, last.as_ref(), line.trim_end()).await? { break },
             },
             _ = tokio::signal::ctrl_c() => break,
@@ -214,7 +229,7 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
             "   Enter sends what you typed\n   /who    who is in the room\n   /link   the room's link\n   \
              /newlink  make another link, and end the former one (owners and moderators)\n   \
              /remove NAME  remove a person; nobody removed reads what follows (owners and moderators)\n   \
-             /words  words to compare with the others\n   /leave  leave the room with this device\n   /quit   close; the room stays yours",
+             /words  words to compare with the others\n   /evidence FILE  write what this device can show others of the room's history\n   /leave  leave the room with this device\n   /quit   close; the room stays yours",
         )?,
         ("/who", Some(room)) => {
             for member in &room.members {

@@ -14,6 +14,7 @@ mod settings;
 mod since;
 mod store;
 mod token;
+mod verify;
 
 use std::{
     fmt,
@@ -57,6 +58,10 @@ enum Command {
     Passphrase(passphrase::Args),
     /// Makes a fresh profile a device of the person in such a file.
     Import(backup::Args),
+    /// Writes what this profile can show others of a room's history, and what contradicts it, to a file.
+    Evidence(verify::EvidenceArgs),
+    /// Checks such a file, or compares two of different devices; nothing is asked over the network.
+    Verify(verify::VerifyArgs),
     /// Measures an edge: many connections that publish and listen.
     Load(load::LoadArgs),
     /// Writes everything that the server keeps into a new directory, while it runs.
@@ -88,6 +93,8 @@ pub fn run() -> ExitCode {
         Some(Command::Whoami(args)) => backup::whoami(&args),
         Some(Command::Passphrase(args)) => passphrase::run(&args),
         Some(Command::Import(args)) => backup::import(&args),
+        Some(Command::Evidence(args)) => verify::evidence(&args),
+        Some(Command::Verify(args)) => verify::verify(&args),
         Some(Command::Chat(args)) => block_on(chat::run(&args)),
         Some(Command::Send(args)) => block_on(send::send(&args)),
         Some(Command::Tail(args)) => block_on(send::tail(&args)),

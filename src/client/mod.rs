@@ -5,6 +5,7 @@
 //! durable. Shells open and close numbered links and pass bytes; which link carries the session is decided here. The same code
 //! runs in the terminal, in the browser and in the simulator.
 
+pub mod evidence;
 pub mod outbox;
 pub mod records;
 pub mod timeline;
@@ -153,6 +154,7 @@ struct Stored {
     logs: BTreeMap<(RoomId, u64), LogRecord>,
     outboxes: BTreeMap<RoomId, OutboxRecord>,
     outs: BTreeMap<(RoomId, u64), OutRecord>,
+    contradicted: BTreeMap<RoomId, Vec<evidence::Contradicted>>,
     former: Vec<(RoomId, String)>,
     ticket: Option<TicketRecord>,
 }
@@ -247,6 +249,7 @@ impl Client {
                 self.in_room(&room, |this, room| this.set_role(room, &user, role, now_ms));
             }
             Command::Leave { room } => self.in_room(&room, |this, room| this.leave(room, now_ms)),
+            Command::Evidence { room } => self.in_room(&room, |this, room| this.tell_evidence(room, now_ms)),
             Command::Forget { room } => self.in_room(&room, Self::forget),
             Command::DeleteRoom { room } => self.in_room(&room, Self::delete),
         }
@@ -447,6 +450,7 @@ impl Stored {
             "log" => drop(self.logs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
             "outbox" => drop(self.outboxes.insert(id()?, postcard::from_bytes(value).ok()?)),
             "out" => drop(self.outs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
+            "evidence" => drop(self.contradicted.insert(id()?, postcard::from_bytes(value).ok()?)),
             // Kept for the person to look at; nothing is computed from them.
             "former" => self.former.push((id()?, key.to_owned())),
             _ => return None,

@@ -11,6 +11,7 @@
 //! | `out/NAME/NUMBER` | [`OutRecord`], NUMBER as 16 hex digits: its order in the outbox |
 //! | `outbox/NAME` | [`OutboxRecord`]: NAME is the log's, or of the one for a room's commits ([`handshakes`]) |
 //! | `ticket` | [`super::TicketRecord`] |
+//! | `evidence/ROOM` | list of [`super::evidence::Contradicted`]: what the server said that contradicts |
 //! | `former/ROOM/LIFE/SEQ` | [`LogRecord`] of a life of the log that the server no longer has |
 
 use bytes::Bytes;
@@ -23,9 +24,10 @@ use crate::{
     },
     group::Change,
     seal::{
-        body::{Content, Seen},
+        body::{Body, Content, Seen},
         epoch::EpochSecrets,
         identity::{Certificate, IdentitySecrets, UserKey},
+        message::Signed,
     },
 };
 
@@ -203,6 +205,18 @@ pub struct OpenedRecord {
     pub seen: Seen,
     /// What it says.
     pub content: Content,
+    /// How the sender signed it.
+    pub signed: Signed,
+}
+
+impl OpenedRecord {
+    /// Whether its sender said this in that room: what somebody who does not have the room's keys can check.
+    #[must_use]
+    pub fn is_signed(&self, room: RoomId) -> bool {
+        let Self { sender, message, session, counter, previous, seen, content, signed } = self;
+        let body = Body { session: *session, counter: *counter, previous: *previous, seen: *seen, content: content.clone() };
+        signed.verifies(room, *message, sender.device, &body)
+    }
 }
 
 /// A device of a person.
@@ -361,6 +375,12 @@ pub fn past_key(room: RoomId) -> String {
 #[must_use]
 pub fn log_key(room: RoomId, seq: Seq) -> String {
     format!("log/{room}/{seq:016x}")
+}
+
+/// The key of what a room's server said that contradicts.
+#[must_use]
+pub fn evidence_key(room: RoomId) -> String {
+    format!("evidence/{room}")
 }
 
 /// The key of a record of a former life of a log.

@@ -5,11 +5,13 @@ mod joining;
 mod making;
 mod past;
 mod place;
+mod quoting;
 mod reading;
 mod writing;
 
 use self::past::{Changes, Past};
 use self::place::Place;
+use crate::client::evidence::Contradicted;
 use crate::client::outbox::Outbox;
 use crate::client::records::{
     ChangeRecord, Entry, KnownLink, Letter, LogRecord, OpenedRecord, OutRecord, RoomBackup, RoomRecord, Stage, Who,
@@ -62,6 +64,8 @@ pub(super) struct Room {
     past: Option<Past>,
     /// Nothing is published before this change of the group was taken.
     gate: Seq,
+    /// What the server said that contradicts this device's copy.
+    contradicted: Vec<Contradicted>,
     /// Who goes, in this epoch.
     leaves: Vec<Goodbye>,
     typed_ms: u64,
@@ -150,6 +154,7 @@ impl Room {
             reborn: false,
             past: None,
             gate: 0,
+            contradicted: Vec::new(),
             leaves: Vec::new(),
             typed_ms: 0,
             ephemerals: (session, 0, BTreeMap::new()),

@@ -20,7 +20,7 @@ use crate::{
     seal::{
         body::{Body, Message, Seen, tidy},
         epoch::Epoch,
-        message,
+        message::{self, Signed},
     },
 };
 
@@ -28,6 +28,8 @@ use crate::{
 const CHAINS_MAX: usize = 16_384;
 /// The room's words change at multiples of this many records, so that people whose heads differ a little see the same.
 const WORDS_EVERY: Seq = 16;
+/// How many contradictions are remembered: the first ones tell the most.
+const FOUND_MAX: usize = 64;
 
 /// A log as verified so far.
 #[derive(Debug)]
@@ -55,7 +57,22 @@ pub struct Timeline {
     authenticator: Option<Digest>,
     title: String,
     integrity: Integrity,
+    found: Vec<Found>,
     words_at: (Seq, [Digest; 2]),
+}
+
+/// Something in the log that contradicts: what, at which seq.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Found {
+    /// The sender of this message had seen another chain value than this device's.
+    Seen(Seq),
+    /// It had seen records that come behind its message.
+    Ahead(Seq),
+    /// It does not follow its sender's message before it: that one's seq, 0 if there is none.
+    Gap(Seq, Seq),
+    /// No member wrote the record of this hash there.
+    Foreign(Seq, Digest),
 }
 
 /// With what messages of the newest epoch are opened and verified.
@@ -125,6 +142,7 @@ impl Timeline {
             authenticator: None,
             title: String::new(),
             integrity: Integrity::default(),
+            found: Vec::new(),
             words_at: (0, [Digest([0; 32]), start]),
         }
     }
@@ -198,6 +216,24 @@ impl Timeline {
         self.integrity
     }
 
+    /// What contradicts in the log, as far as it is remembered.
+    #[must_use]
+    pub fn found(&self) -> &[Found] {
+        &self.found
+    }
+
+    fn find(&mut self, found: Found) {
+        if self.found.len() < FOUND_MAX {
+            self.found.push(found);
+        }
+    }
+
+    /// The chain values that are kept: the seq of the first one, and all of them.
+    pub fn chains(&self) -> (Seq, impl Iterator<Item = Digest>) {
+        let kept = self.chains.len() as u64;
+        (self.head.saturating_add(1).saturating_sub(kept), self.chains.iter().copied())
+    }
+
     /// Counts an answer of the server that contradicts this copy.
     pub const fn contradicted(&mut self) {
         self.integrity.contradicts += 1;
@@ -267,14 +303,14 @@ impl Timeline {
         if self.chains.len() > CHAINS_MAX {
             self.chains.pop_front();
         }
-        let applied = self.enter(seq, &record.entry, check);
+        let applied = self.enter((seq, record.digest), &record.entry, check);
         if let Some(authenticator) = self.authenticator.filter(|_| seq.is_multiple_of(WORDS_EVERY)) {
             self.words_at = (seq, [authenticator, record.chain]);
         }
         applied
     }
 
-    fn enter(&mut self, seq: Seq, entry: &Entry, check: Option<Check>) -> Applied {
+    fn enter(&mut self, (seq, digest): (Seq, Digest), entry: &Entry, check: Option<Check>) -> Applied {
         match (entry, check) {
             (Entry::Message(opened), Some(check)) => {
                 match check {
@@ -305,6 +341,7 @@ impl Timeline {
             }
             (Entry::Invalid, _) => {
                 self.handshake = seq;
+                self.find(Found::Foreign(seq, digest));
                 self.integrity.injected += 1;
                 Applied::Injected
             }
@@ -313,6 +350,7 @@ impl Timeline {
                 Applied::Nothing
             }
             (Entry::Foreign | Entry::Message(_), _) => {
+                self.find(Found::Foreign(seq, digest));
                 self.integrity.injected += 1;
                 Applied::Injected
             }
@@ -322,6 +360,7 @@ impl Timeline {
     /// Compares a message with the session it belongs to and with what its sender had seen. `None`: a replay.
     fn compare(&mut self, seq: Seq, opened: &OpenedRecord, digest: Digest) -> Option<Check> {
         let session = (opened.sender.device, opened.session);
+        let before = self.sessions.get(&session).map_or(0, |(.., at)| *at);
         let order = match self.sessions.get(&session) {
             Some((last, ..)) if opened.counter <= *last => return None,
             Some((last, hash, _)) if opened.counter == last + 1 && opened.previous == *hash => Check::Matches,
@@ -332,7 +371,14 @@ impl Timeline {
             None => Check::Contradicts,
         };
         self.sessions.insert(session, (opened.counter, digest, seq));
-        Some(worse(order, self.compare_seen(seq, opened.seen)))
+        if order == Check::Contradicts {
+            self.find(Found::Gap(seq, before));
+        }
+        let seen = self.compare_seen(seq, opened.seen);
+        if seen == Check::Contradicts {
+            self.find(if opened.seen.seq >= seq { Found::Ahead(seq) } else { Found::Seen(seq) });
+        }
+        Some(worse(order, seen))
     }
 
     fn compare_seen(&self, seq: Seq, seen: Seen) -> Check {
@@ -362,7 +408,7 @@ impl Reader<'_> {
     /// Opens and verifies a message of the log.
     #[must_use]
     pub fn open(&self, envelope: &Bytes) -> Option<OpenedRecord> {
-        let (header, sender, body) = self.open_kind(Kind::Room, envelope)?;
+        let (header, sender, body, signed) = self.open_kind(Kind::Room, envelope)?;
         if let Message::Device(certificate) = body.content.message() {
             let own = Who { device: certificate.device, user: certificate.user } == sender;
             if !own || certificate.verify().is_err() {
@@ -370,19 +416,20 @@ impl Reader<'_> {
             }
         }
         let Body { session, counter, previous, seen, content } = body;
-        Some(OpenedRecord { sender, message: header.message, session, counter, previous, seen, content })
+        Some(OpenedRecord { sender, message: header.message, session, counter, previous, seen, content, signed })
     }
 
     /// Opens an ephemeral envelope.
     #[must_use]
     pub fn open_ephemeral(&self, envelope: &Bytes) -> Option<(Who, Body)> {
-        self.open_kind(Kind::Ephemeral, envelope).map(|(_, sender, body)| (sender, body))
+        self.open_kind(Kind::Ephemeral, envelope).map(|(_, sender, body, _)| (sender, body))
     }
 
-    fn open_kind(&self, kind: Kind, envelope: &Bytes) -> Option<(Header, Who, Body)> {
+    fn open_kind(&self, kind: Kind, envelope: &Bytes) -> Option<(Header, Who, Body, Signed)> {
         let header = Header::parse(envelope).ok().filter(|header| header.kind == kind)?;
         let sender = *self.roster.get(&header.leaf)?;
-        let body = message::open(self.epoch, envelope).ok()?.verify(sender.device).ok()?;
-        Some((header, sender, body))
+        let opened = message::open(self.epoch, envelope).ok()?;
+        let signed = opened.signed()?;
+        Some((header, sender, opened.verify(sender.device).ok()?, signed))
     }
 }

@@ -58,6 +58,11 @@ pub enum Command {
         /// The room.
         room: String,
     },
+    /// Tells what this device can show others of the room: [`Event::Evidence`].
+    Evidence {
+        /// The room.
+        room: String,
+    },
     /// Makes a link into the room, in the place of the former one; for owners and moderators.
     MakeLink {
         /// The room.
@@ -118,6 +123,13 @@ pub enum Event {
         room: String,
         /// Its key.
         key: String,
+    },
+    /// What this device can show others of a room, as it was asked for.
+    Evidence {
+        /// The room.
+        room: String,
+        /// The file ([`super::evidence`]), in base64url.
+        file: String,
     },
     /// Someone types.
     Typing {

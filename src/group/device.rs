@@ -88,7 +88,7 @@ pub(super) fn credential(identity: &Identity) -> CredentialWithKey {
 }
 
 /// The device of a leaf, and what a person says of it.
-fn statement(leaf: &LeafNode) -> Option<(DeviceKey, Statement)> {
+pub(super) fn statement(leaf: &LeafNode) -> Option<(DeviceKey, Statement)> {
     let device = DeviceKey(leaf.signature_key().as_slice().try_into().ok()?);
     let basic = BasicCredential::try_from(leaf.credential().clone()).ok()?;
     Some((device, postcard::from_bytes(basic.identity()).ok()?))

@@ -46,7 +46,7 @@ use crate::{
     seal::{
         Random,
         epoch::{Epoch, EpochSecrets},
-        identity::Identity,
+        identity::{Identity, Statement},
     },
 };
 
@@ -219,6 +219,13 @@ impl Group {
     pub fn members(&self) -> Vec<Member> {
         let leaf = |index: LeafNodeIndex| Some((index.u32(), self.mls.public_group().leaf(index)?));
         self.mls.members().filter_map(|found| leaf(found.index)).filter_map(|(index, leaf)| known_member(index, leaf)).collect()
+    }
+
+    /// The persons' statements that these devices are theirs, as their leaves have them.
+    #[must_use]
+    pub fn statements(&self) -> Vec<(DeviceKey, Statement)> {
+        let leaf = |index: LeafNodeIndex| self.mls.public_group().leaf(index);
+        self.mls.members().filter_map(|found| leaf(found.index)).filter_map(device::statement).collect()
     }
 
     /// What each device's person wants to be called, made fit to be shown, by leaf; empty where nothing was said.

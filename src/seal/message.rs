@@ -8,6 +8,7 @@
 //! keys, so that something opens proves nothing about its sender. An [`Opened`] gives its body only to who names the key.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Random,
@@ -23,6 +24,9 @@ use crate::core::{
 };
 
 const LENGTH_LEN: usize = 4;
+const SIGNATURE_LABEL: &[u8] = b"waxwing signature v1";
+/// Bytes of `enc` of suite 1.
+const X25519_ENC_LEN: usize = 32;
 /// Largest envelope that this build makes, in bytes: the last bucket.
 pub const ENVELOPE_LEN_MAX: usize = 64 << 10;
 /// Largest change of a group, in bytes: a commit over a tree that has no inner keys yet seals to every member.
@@ -84,7 +88,7 @@ fn hand_over(issuer: Digest, to: &XWingPublic, purpose: &str) -> Vec<u8> {
 }
 
 fn signed_message(header: &[u8], enc: &[u8], binder: &Binder, body: &[u8]) -> Vec<u8> {
-    [b"waxwing signature v1", header, enc, binder, &chain::digest(body).0].concat()
+    [SIGNATURE_LABEL, header, enc, binder, &chain::digest(body).0].concat()
 }
 
 /// The size that an envelope of `len` bytes is padded to: 384·2ᵏ or 512·2ᵏ, whichever is the next.
@@ -298,7 +302,37 @@ fn split(envelope: &[u8], suite: Suite) -> Result<Parts<'_>, OpenError> {
     Ok((aad, enc, ciphertext))
 }
 
+/// What a member's signature covers besides the body, for who does not have its epoch's keys: with the room, the message's id and
+/// the body it shows that the device said this there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signed {
+    epoch: u64,
+    leaf: u32,
+    enc: [u8; X25519_ENC_LEN],
+    binder: Binder,
+    signature: Signature,
+}
+
+impl Signed {
+    /// Whether `sender` signed this body as the message of that id in that room.
+    #[must_use]
+    pub fn verifies(&self, room: RoomId, message: MessageId, sender: DeviceKey, body: &Body) -> bool {
+        let Self { epoch, leaf, enc, binder, signature } = self;
+        let header = Header { kind: Kind::Room, suite: Suite::X25519Psk, room, epoch: *epoch, leaf: *leaf, message };
+        signature.verifies(&sender.0, &signed_message(&header.to_bytes(), enc, binder, &body.encode()))
+    }
+}
+
 impl Opened {
+    /// What can be shown to others of an envelope of suite 1.
+    #[must_use]
+    pub fn signed(&self) -> Option<Signed> {
+        let Header { suite: Suite::X25519Psk, epoch, leaf, .. } = self.header else { return None };
+        let rest = self.signed.get(SIGNATURE_LABEL.len() + HEADER_LEN..)?;
+        let (enc, rest) = rest.split_first_chunk()?;
+        Some(Signed { epoch, leaf, enc: *enc, binder: *rest.first_chunk()?, signature: self.signature })
+    }
+
     fn new(header: Header, aad: &[u8], enc: &[u8], binder: &Binder, plaintext: &[u8]) -> Result<Self, OpenError> {
         let (signature, rest) = plaintext.split_first_chunk::<{ Signature::LEN }>().ok_or(OpenError::Malformed)?;
         let (len, rest) = rest.split_first_chunk::<LENGTH_LEN>().ok_or(OpenError::Malformed)?;
@@ -316,12 +350,14 @@ impl Opened {
         &self.header
     }
 
-    /// The body of a kind 1 or 7 envelope, if the holder of `sender` signed it.
+    /// The body of a kind 1 or 7 envelope, if the holder of `sender` signed it. It is spelled in one way, so that the signature can
+    /// be shown with what it says.
     ///
     /// # Errors
     /// [`OpenError::Signature`], [`OpenError::Malformed`].
     pub fn verify(self, sender: DeviceKey) -> Result<Body, OpenError> {
-        self.verify_with(|_: &Body| Some(sender))
+        let body: Body = self.checked(|_| Some(sender))?;
+        if body.encode() == self.body { Ok(body) } else { Err(OpenError::Malformed) }
     }
 
     /// The body, if it is signed by the key that `sender` finds for it: for bodies that bring their sender's certificate,
@@ -333,6 +369,10 @@ impl Opened {
         self,
         sender: impl FnOnce(&T) -> Option<DeviceKey>,
     ) -> Result<T, OpenError> {
+        self.checked(sender)
+    }
+
+    fn checked<T: serde::de::DeserializeOwned>(&self, sender: impl FnOnce(&T) -> Option<DeviceKey>) -> Result<T, OpenError> {
         let (body, rest): (T, _) = postcard::take_from_bytes(&self.body).map_err(|_| OpenError::Malformed)?;
         if !rest.is_empty() {
             return Err(OpenError::Malformed);

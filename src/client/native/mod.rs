@@ -21,7 +21,10 @@ use super::{
     Client, ImportError, LoadError, Output, Transport, session,
     view::{Command, Event, Identity},
 };
-use crate::transport::{Kind, Trust};
+use crate::{
+    core::id::RoomId,
+    transport::{Kind, Trust},
+};
 
 /// Commands and events that wait; a shell that does not read its events holds the client up.
 const QUEUE: usize = 1024;
@@ -154,6 +157,15 @@ pub fn import(profile: &Profile, origin: &str, file: &[u8], passphrase: &str) ->
         }
     }
     Ok(store.write(&changes)?)
+}
+
+/// What the profile can show others of a room, if it has something of it ([`Client::evidence`]).
+///
+/// # Errors
+/// [`BackupError`].
+pub fn evidence(profile: &Profile, room: RoomId) -> Result<Option<Vec<u8>>, BackupError> {
+    let (_, client) = open_offline(profile, "")?;
+    Ok(client.evidence(room, now_ms()))
 }
 
 /// Who the profile is; a fresh one becomes a person of this name.

@@ -2,9 +2,10 @@
 
 use super::past::Past;
 use super::{ENTER_AGAIN_MS, RoomWire, Shown, What};
+use crate::client::evidence::Said;
 use crate::client::outbox::Persist;
 use crate::client::records::{Entry, Letter, LogRecord, PastRecord, Stage, encode, former_key, log_key, past_key, room_key};
-use crate::client::timeline::{Applied, Timeline};
+use crate::client::timeline::{Applied, Discontinuity, Timeline};
 use crate::client::view::{Check, Event, Level};
 use crate::client::{Client, Output};
 use crate::core::close::Refusal;
@@ -118,7 +119,8 @@ impl Client {
             // Below the server's floor, or a copy whose beginning is unknown: what lies between cannot be checked.
             _ if after > head => {
                 if after.checked_add(1) != Some(position.floor) || after > position.head {
-                    return self.contradiction(log, "the server left out messages that it says it has");
+                    let said = Said::Next(after.saturating_add(1));
+                    return self.contradiction(log, "the server left out messages that it says it has", said, now_ms);
                 }
                 room.timeline.skip_to(after, Some(chain));
                 lacks_change = room.timeline.handshake() < room.wire.handshake && room.wire.handshake <= after;
@@ -126,7 +128,8 @@ impl Client {
                 self.notice(Level::Info, &text, Some(log));
             }
             Some(known) if after == head && known != chain => {
-                return self.contradiction(log, "the server's history is not the one that this device has seen");
+                let said = Said::Chain { at: after, chain };
+                return self.contradiction(log, "the server's history is not the one that this device has seen", said, now_ms);
             }
             // Where this device came in.
             None if after == head => room.timeline.skip_to(after, Some(chain)),
@@ -141,16 +144,6 @@ impl Client {
         self.tell_room(log);
     }
 
-    /// The server contradicts this device's copy: stop taking anything from it, keep the copy, say so.
-    pub(in crate::client) fn contradiction(&mut self, id: RoomId, text: &str) {
-        let Some(room) = self.rooms.get_mut(&id) else { return };
-        room.wire.stopped = true;
-        room.timeline.contradicted();
-        self.send(&ClientFrame::Leave { room: id });
-        self.notice(Level::Alarm, text, Some(id));
-        self.tell_room(id);
-    }
-
     pub(in crate::client) fn on_page(&mut self, page: &Page, now_ms: u64) {
         if !self.rooms.contains_key(&page.room) {
             return self.on_own_inbox(page, now_ms);
@@ -161,7 +154,11 @@ impl Client {
             return;
         }
         if let Err(error) = room.timeline.follows(page) {
-            return self.contradiction(id, &error.to_string());
+            let said = match error {
+                Discontinuity::Gap { first, .. } => Said::Next(first),
+                Discontinuity::Chain { first } => Said::Chain { at: first.saturating_sub(1), chain: page.chain },
+            };
+            return self.contradiction(id, &error.to_string(), said, now_ms);
         }
         for item in &page.items {
             if !self.take_item(id, item, now_ms) {
@@ -315,7 +312,7 @@ impl Client {
             (Operation::Subscribe, Refusal::CursorAhead { head }) => {
                 let text =
                     format!("the server has only {head} of the {} messages that this device has seen", room.timeline.head());
-                self.contradiction(id, &text);
+                self.contradiction(id, &text, Said::Head(head), now_ms);
             }
             (Operation::Enter | Operation::Subscribe | Operation::Create, why) if is_passing(why) => self.try_again(id, now_ms),
             (Operation::Enter, Refusal::NoAccess | Refusal::BadProof) => self.shut_out(id, now_ms),
