@@ -14,7 +14,7 @@ const ROOM: RoomId = RoomId([1; 16]);
 const SUITE: Suite = Suite::X25519;
 
 /// The same on every run (splitmix64).
-struct Rng(u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
     fn word(&mut self) -> u64 {

@@ -5,6 +5,9 @@
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
 #[cfg(feature = "seal")]
+#[path = "../fuzz/evidence.rs"]
+mod evidence;
+#[cfg(feature = "seal")]
 #[path = "../fuzz/group.rs"]
 mod group;
 #[path = "wire/samples.rs"]
@@ -22,7 +25,7 @@ fn corpus(target: &str) -> PathBuf {
 fn the_committed_corpus_passes() {
     let targets = bodies::TARGETS.into_iter();
     #[cfg(feature = "seal")]
-    let targets = targets.chain([("group", group::group as fn(&[u8]))]);
+    let targets = targets.chain([("group", group::group as fn(&[u8])), ("evidence", evidence::evidence)]);
     for (target, body) in targets {
         let mut files: Vec<PathBuf> = fs::read_dir(corpus(target)).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
@@ -105,6 +108,9 @@ fn seeds(mut each: impl FnMut(&str, String, &[u8])) {
     }
     #[cfg(feature = "seal")]
     {
+        let [file, body] = evidence::sample().expect("it can be made");
+        write("evidence", "seed-file".to_owned(), &[&[0], &file[..]].concat());
+        write("evidence", "seed-unsigned".to_owned(), &[&[1], &body[..]].concat());
         let scene = group::scene();
         for (number, record) in [0, 1].into_iter().zip(&scene.records) {
             write("group", format!("seed-record-{number}"), &[&[0], &record.encode()[..]].concat());

@@ -226,6 +226,7 @@ class App {
     el('details-close').addEventListener('click', () => this.#showDetails(false));
     el('room-link').addEventListener('focus', (event) => event.target.select());
     el('make-link').addEventListener('click', () => this.#do({do: 'make_link', room: this.#current}));
+    el('save-evidence').addEventListener('click', () => this.#saveEvidence());
     el('forget').addEventListener('click', async () => {
       const isSure = await ask('Leave with this device? Its copy of the messages is removed from this browser once another member’s device has taken it out, and it reads nothing that is written from then on.', 'Leave');
       if (isSure) {
@@ -238,6 +239,14 @@ class App {
         this.#do({do: 'delete_room', room: this.#current});
       }
     });
+  }
+
+  async #saveEvidence() {
+    try {
+      download(await this.#bus.evidence(this.#current), `${this.#current}.evidence`);
+    } catch (error) {
+      toast('warn', error.message);
+    }
   }
 
   async #remove(room, member) {

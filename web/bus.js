@@ -31,6 +31,10 @@ export class Bus extends EventTarget {
     return this.#request({type: 'export', passphrase});
   }
 
+  evidence(room) {
+    return this.#request({type: 'evidence', room});
+  }
+
   importIdentity(bytes, passphrase) {
     return this.#request({type: 'import', bytes, passphrase});
   }

@@ -96,7 +96,10 @@ class Leader {
         this.#carryOut(data.id, () => this.#core.import_identity(data.bytes, data.passphrase, Date.now()));
         break;
       case 'export':
-        this.#export(data);
+        this.#answer(data.id, () => this.#core.export_identity(data.passphrase));
+        break;
+      case 'evidence':
+        this.#answer(data.id, () => this.#core.evidence(data.room, Date.now()));
         break;
     }
   }
@@ -119,9 +122,10 @@ class Leader {
     });
   }
 
-  #export({id, passphrase}) {
+  // Answers with what the core knows, which changes nothing.
+  #answer(id, ask) {
     try {
-      this.#channel.postMessage({type: 'done', id, value: this.#core.export_identity(passphrase)});
+      this.#channel.postMessage({type: 'done', id, value: ask()});
     } catch (error) {
       this.#channel.postMessage({type: 'done', id, error: textOf(error)});
     }

@@ -188,17 +188,26 @@ impl Evidence {
             return Err(EvidenceError::Format(*format));
         }
         let (signature, body) = rest.split_first_chunk::<{ Signature::LEN }>().ok_or(EvidenceError::NotEvidence)?;
-        let (evidence, rest): (Self, _) = postcard::take_from_bytes(body).map_err(|_| EvidenceError::NotEvidence)?;
-        let kept = evidence.chains.len() as u64;
-        if !rest.is_empty() || kept == 0 || evidence.first.checked_add(kept).is_none() {
-            return Err(EvidenceError::NotEvidence);
-        }
+        let evidence = Self::parse(body)?;
         if !Signature::from(*signature).verifies(&evidence.by.device.0, &signed(body)) {
             return Err(EvidenceError::Signature);
         }
         let certified = evidence.certificates.iter().all(|(device, statement)| statement.verify(*device).is_ok());
         if !certified || !evidence.is_of(evidence.by) {
             return Err(EvidenceError::Certificate);
+        }
+        Ok(evidence)
+    }
+
+    /// Reads what is signed, without the signature: nothing of it can be believed.
+    ///
+    /// # Errors
+    /// [`EvidenceError::NotEvidence`].
+    pub fn parse(body: &[u8]) -> Result<Self, EvidenceError> {
+        let (evidence, rest): (Self, _) = postcard::take_from_bytes(body).map_err(|_| EvidenceError::NotEvidence)?;
+        let kept = evidence.chains.len() as u64;
+        if !rest.is_empty() || kept == 0 || evidence.first.checked_add(kept).is_none() {
+            return Err(EvidenceError::NotEvidence);
         }
         Ok(evidence)
     }

@@ -387,6 +387,44 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_epoch_with_another_authenticator_opens_nothing_and_what_is_signed_is_spelled_in_one_way() {
+        use crate::{
+            core::id::{LogId, ProducerId},
+            seal::{
+                body::{Content, Message, Seen},
+                epoch::EpochSecrets,
+            },
+        };
+        let rng = &mut rand_core::UnwrapErr(getrandom::SysRng);
+        let (room, message, identity) = (RoomId([1; 16]), MessageId([2; 16]), Identity::generate(rng, 0));
+        let secrets = EpochSecrets::random(rng);
+        let epoch = |authenticator: u8| Epoch::new(room, 3, Digest([authenticator; 32]), secrets.clone());
+        let body = Body {
+            session: ProducerId([3; 16]),
+            counter: 1,
+            previous: Digest([0; 32]),
+            seen: Seen { log: LogId([4; 16]), seq: 5, chain: Digest([6; 32]) },
+            content: Content::new(&Message::Text("x".into())),
+        };
+        let envelope = seal(&epoch(7), Kind::Room, 0, message, &identity, &body, rng).unwrap();
+        assert!(matches!(open(&epoch(8), &envelope), Err(OpenError::Hpke(_))), "whoever reads is in the same epoch");
+        let opened = open(&epoch(7), &envelope).unwrap();
+        let signed = opened.signed().unwrap();
+        assert_eq!(opened.verify(identity.device()), Ok(body.clone()));
+        assert!(signed.verifies(room, message, identity.device(), &body));
+        let other = Body { counter: 2, ..body.clone() };
+        assert!(!signed.verifies(room, message, identity.device(), &other));
+        assert!(!signed.verifies(RoomId([9; 16]), message, identity.device(), &body));
+        assert!(!signed.verifies(room, MessageId([9; 16]), identity.device(), &body));
+        assert!(!signed.verifies(room, message, Identity::generate(rng, 0).device(), &body));
+        // The counter, behind the session, as a varint that is longer than it must be.
+        let spelled = body.encode();
+        let long = [&spelled[..16], &[0x81, 0], &spelled[17..]].concat();
+        let envelope = seal_to_epoch(&epoch(7), Kind::Room, 0, message, &identity, &long, rng).unwrap();
+        assert_eq!(open(&epoch(7), &envelope).unwrap().verify(identity.device()), Err(OpenError::Malformed));
+    }
+
+    #[test]
     fn buckets() {
         let sizes: Vec<_> = [1, 384, 385, 512, 513, 768, 769, 1024, 1025, 65_536].map(bucket).to_vec();
         assert_eq!(sizes, [384, 384, 512, 512, 768, 768, 1024, 1024, 1536, 65_536]);
