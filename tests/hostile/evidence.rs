@@ -97,7 +97,7 @@ fn two_devices_files_show_where_their_histories_part() {
     for said in ["one", "two", "three"] {
         assert!(!file.windows(said.len()).any(|bytes| bytes == said.as_bytes()), "no text is in it");
     }
-    let mut other = of_bob.clone();
+    let mut other = of_bob;
     other.epoch.as_mut().unwrap().1.0[0] ^= 1;
     assert_eq!(evidence::is_split(&of_ann, &other), Some(true));
 
