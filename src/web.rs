@@ -7,7 +7,7 @@ use js_sys::{Array, Object, Reflect, Uint8Array};
 use wasm_bindgen::prelude::*;
 
 use crate::{
-    client::{Choice, Client, LinkId, Output, Transport},
+    client::{Choice, Client, LinkId, Output, Transport, qr},
     core::{
         frame::put_delimited,
         id::ParseIdError,
@@ -188,6 +188,23 @@ impl Core {
     pub fn evidence(&self, room: &str, now_ms: f64) -> Result<Vec<u8>, JsError> {
         let room = room.parse().map_err(|why: ParseIdError| error(&why))?;
         self.client.evidence(room, millis(now_ms)).ok_or_else(|| JsError::new("there is nothing of this room on this device yet"))
+    }
+
+    /// The words of another device's code, to be compared before it is made this person's.
+    ///
+    /// # Errors
+    /// Throws when the text is no such code.
+    pub fn device_words(&self, code: &str) -> Result<String, JsError> {
+        crate::client::device_words(code).map(|words| words.join(" ")).map_err(|why| error(&why))
+    }
+
+    /// A text as a code for cameras: an SVG path in a box of `size` a side, as `size:path`.
+    ///
+    /// # Errors
+    /// Throws when the text is too long for a code.
+    pub fn code(&self, text: &str) -> Result<String, JsError> {
+        let code = qr::encode(text).ok_or_else(|| JsError::new("the text is too long for a code"))?;
+        Ok(format!("{}:{}", code.size(), code.path()))
     }
 
     /// Becomes who an exported file says, as a new device of theirs.

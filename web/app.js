@@ -7,7 +7,7 @@ import {Sidebar, titleOf} from './view/sidebar.js';
 import {Unread} from './view/unread.js';
 import {ask, bindDialogs, download, toast} from './view/dialogs.js';
 import {badgeOf, paint} from './view/person.js';
-import {el, setText} from './view/dom.js';
+import {drawing, el, setText} from './view/dom.js';
 
 const CURRENT_ENTRY = 'waxwing.room';
 const REDRAW_LATEST_MS = 100;
@@ -36,6 +36,7 @@ class App {
       send: (room, text) => this.#do({do: 'send', room, text}, true),
       typing: (room) => this.#do({do: 'typing', room}),
       remove: (room, member) => this.#remove(room, member),
+      verify: (member) => this.#verify(member),
     });
     this.#bus.addEventListener('change', ({detail}) => this.#changed(detail));
     this.#bus.addEventListener('notice', ({detail}) => toast(detail.level, detail.text));
@@ -92,6 +93,7 @@ class App {
     el('welcome-invited').hidden = this.#invitation === null;
     const news = this.#news.splice(0);
     if (!state.identity) {
+      this.#drawDeviceCode(state.deviceCode);
       return;
     }
     this.#takeInvitation();
@@ -113,6 +115,17 @@ class App {
     this.#sidebar.draw(state, isOpen ? this.#current : null, counts);
     this.#drawTitle(isOpen ? titleOf(entry.room) : null, counts);
     this.#drawMe(state.identity);
+  }
+
+  #drawDeviceCode(shown) {
+    el('device-code-shown').hidden = !shown;
+    if (!shown || el('device-text').value === shown.code) {
+      return;
+    }
+    el('device-text').value = shown.code;
+    replaceWhenNew(el('device-words'), shown.words, () => wordRows(shown.words));
+    el('device-code').replaceChildren();
+    this.#bus.code(shown.code).then((code) => el('device-code').replaceChildren(drawing(...code.split(':'))), () => {});
   }
 
   #drawTitle(room, counts) {
@@ -191,6 +204,8 @@ class App {
       event.preventDefault();
       this.#welcome(() => this.#bus.command({do: 'start', name: el('welcome-name').value.trim()}));
     });
+    el('show-code').addEventListener('click', () => this.#welcome(() => this.#bus.command({do: 'show_code'})));
+    el('device-text').addEventListener('focus', (event) => event.target.select());
     el('import-form').addEventListener('submit', (event) => {
       event.preventDefault();
       this.#welcome(async () => {
@@ -226,6 +241,7 @@ class App {
     el('details-close').addEventListener('click', () => this.#showDetails(false));
     el('room-link').addEventListener('focus', (event) => event.target.select());
     el('make-link').addEventListener('click', () => this.#do({do: 'make_link', room: this.#current}));
+    el('compare-room').addEventListener('click', () => this.#compareRoom());
     el('save-evidence').addEventListener('click', () => this.#saveEvidence());
     el('forget').addEventListener('click', async () => {
       const isSure = await ask('Leave with this device? Its copy of the messages is removed from this browser once another member’s device has taken it out, and it reads nothing that is written from then on.', 'Leave');
@@ -239,6 +255,36 @@ class App {
         this.#do({do: 'delete_room', room: this.#current});
       }
     });
+  }
+
+  #verify(member) {
+    const {user, verified} = member;
+    const toggle = el('verify-toggle');
+    setText(toggle, verified ? 'Not verified any more' : 'The words are equal');
+    toggle.hidden = false;
+    toggle.onclick = () => {
+      this.#do({do: 'verify', user, verified: !verified});
+      el('verify').close();
+    };
+    this.#showCode(`You and ${member.name}`, 'Both of you see the same words and the same code, or somebody sits between you. Compare them by phone or in person.', member.safety, member.code);
+  }
+
+  #compareRoom() {
+    const {words, code, words_at: at} = this.#bus.state.rooms.get(this.#current).room;
+    el('verify-toggle').hidden = true;
+    this.#showCode('This room', `Taken at message ${at}: everyone in the room sees the same there, or sees another history.`, words, code);
+  }
+
+  async #showCode(heading, meaning, words, code) {
+    setText(el('verify-heading'), heading);
+    setText(el('verify-meaning'), meaning);
+    replaceWhenNew(el('verify-words'), words, () => wordRows(words));
+    el('verify-text').value = code;
+    el('verify-other').value = '';
+    el('verify-code').replaceChildren();
+    el('verify').showModal();
+    const [size, path] = (await this.#bus.code(code)).split(':');
+    el('verify-code').replaceChildren(drawing(size, path));
   }
 
   async #saveEvidence() {
@@ -289,10 +335,35 @@ class App {
       this.#doAndOpen({do: 'join', link: el('join-link').value.trim()});
       el('join-link').value = '';
     });
+    el('verify-form').addEventListener('submit', () => {
+      const text = el('verify-other').value.trim();
+      if (text) {
+        this.#do({do: 'compare', text});
+      }
+    });
+    el('link-form').addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.#linkDevice();
+    });
     el('export-form').addEventListener('submit', (event) => {
       event.preventDefault();
       this.#export();
     });
+  }
+
+  async #linkDevice() {
+    const code = el('link-code').value.trim();
+    try {
+      const words = await this.#bus.deviceWords(code);
+      const isSure = await ask(`That device gets your keys and your rooms: it will be you. Does it show these words? ${words}`, 'It does: add it');
+      if (isSure) {
+        await this.#bus.command({do: 'link_device', code});
+        el('link-code').value = '';
+        el('me').close();
+      }
+    } catch (error) {
+      toast('warn', error.message);
+    }
   }
 
   async #export() {

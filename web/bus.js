@@ -31,6 +31,16 @@ export class Bus extends EventTarget {
     return this.#request({type: 'export', passphrase});
   }
 
+  // The words of another device's code.
+  deviceWords(code) {
+    return this.#request({type: 'device words', code});
+  }
+
+  // A text as a code for cameras: `size:path`.
+  code(text) {
+    return this.#request({type: 'code', text});
+  }
+
   evidence(room) {
     return this.#request({type: 'evidence', room});
   }

@@ -19,6 +19,9 @@ export class State {
       case 'identity':
         this.identity = event.identity;
         return undefined;
+      case 'device_code':
+        this.deviceCode = event;
+        return undefined;
       case 'connection':
         this.connection = {state: event.state, transport: event.transport, detail: event.detail};
         return undefined;

@@ -98,6 +98,12 @@ class Leader {
       case 'export':
         this.#answer(data.id, () => this.#core.export_identity(data.passphrase));
         break;
+      case 'device words':
+        this.#answer(data.id, () => this.#core.device_words(data.code));
+        break;
+      case 'code':
+        this.#answer(data.id, () => this.#core.code(data.text));
+        break;
       case 'evidence':
         this.#answer(data.id, () => this.#core.evidence(data.room, Date.now()));
         break;

@@ -13,9 +13,10 @@ use tokio::sync::mpsc;
 
 use super::client::{Client, ClientArgs, parse_link};
 use crate::{
+    client::qr,
     client::view::{Check, Command, ConnectionState, Event, Level, Message, MessageKind, MessageState, Role, Room, RoomState},
     core::chain,
-    seal::link::Link,
+    seal::{link::Link, linking::DeviceCode},
 };
 
 /// Arguments of `waxwing chat`.
@@ -28,13 +29,17 @@ pub(super) struct ChatArgs {
     client: ClientArgs,
 }
 
-const HELP: &str = "Enter sends; /who  /link  /words  /evidence  /remove  /leave  /help  /quit";
+const HELP: &str = "Enter sends; /who  /link  /words  /verify  /evidence  /remove  /leave  /help  /quit";
 
 /// One line for a message, without colour.
 pub(super) fn plain(message: &Message) -> String {
     let time = clock(message.time_ms);
     match message.kind {
         MessageKind::Join => format!("{time}  * {} joined", message.author.name),
+        MessageKind::Device => format!("{time}  * {} joined with another device", message.author.name),
+        MessageKind::Namesake => {
+            format!("{time}  * ANOTHER {} joined: not the one of that name who was here", message.author.name)
+        }
         MessageKind::Left => format!("{time}  * {} left", message.author.name),
         MessageKind::Removed => format!("{time}  * {} removed {}", message.author.name, message.text),
         MessageKind::Text | MessageKind::Unknown => {
@@ -229,7 +234,8 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
             "   Enter sends what you typed\n   /who    who is in the room\n   /link   the room's link\n   \
              /newlink  make another link, and end the former one (owners and moderators)\n   \
              /remove NAME  remove a person; nobody removed reads what follows (owners and moderators)\n   \
-             /words  words to compare with the others\n   /evidence FILE  write what this device can show others of the room's history\n   /leave  leave the room with this device\n   /quit   close; the room stays yours",
+             /words  words to compare with the others, and a code that /verify compares\n   \
+             /verify NAME  words to compare with a person; /verify tells more\n   /evidence FILE  write what this device can show others of the room's history\n   /adddevice CODE  make another device yours\n   /leave  leave the room with this device\n   /quit   close; the room stays yours",
         )?,
         ("/who", Some(room)) => {
             for member in &room.members {
@@ -241,7 +247,9 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
                     Role::Member => "",
                 };
                 let new = if member.confirmed { "" } else { ", not yet confirmed" };
-                screen.line(&format!("   {}{you}{role}: {presence}, {} device(s){new}", member.name, member.devices))?;
+                let verified = if member.verified { ", verified" } else { "" };
+                let name = printable(&member.name);
+                screen.line(&format!("   {name}{you}{role}: {presence}, {} device(s){new}{verified}", member.devices))?;
             }
         }
         ("/link", Some(room)) if room.link.is_empty() => {
@@ -250,6 +258,12 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
         ("/link", Some(room)) => screen.line(&room.link)?,
         ("/leave", Some(room)) => client.command(Command::Leave { room: room.id.clone() }).await?,
         ("/newlink", Some(room)) => client.command(Command::MakeLink { room: room.id.clone() }).await?,
+        (line, _) if line.starts_with("/adddevice") => {
+            add_device(client, screen, line.trim_start_matches("/adddevice").trim()).await?
+        }
+        (line, Some(room)) if line.starts_with("/verify") => {
+            verify(client, screen, room, line.trim_start_matches("/verify").trim()).await?
+        }
         (line, Some(room)) if line.starts_with("/remove") => {
             remove(client, screen, room, line.trim_start_matches("/remove").trim()).await?
         }
@@ -259,6 +273,7 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
                 room.words_at,
                 room.words.join(" ")
             ))?;
+            screen.line(&format!("{}   {}", code(&room.code), room.code))?;
             let found = room.integrity;
             screen.line(&format!(
                 "   {} messages match this device's history, {} cannot be checked, {} contradict it; {} were written by nobody here",
@@ -269,6 +284,57 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
         (text, _) => client.command(Command::Send { room: id.to_owned(), text: text.to_owned() }).await?,
     }
     Ok(true)
+}
+
+/// Shows the words of a device's code, or makes that device one of this person's.
+async fn add_device(client: &Client, screen: &Screen, what: &str) -> anyhow::Result<()> {
+    let (code, agreed) = what.strip_suffix(" yes").map_or((what, false), |code| (code.trim(), true));
+    match code.parse::<DeviceCode>() {
+        Err(error) => screen.line(&format!("   /adddevice CODE, with the code that `waxwing link` or the page shows on the other device: {error}")),
+        Ok(_) if agreed => client.command(Command::LinkDevice { code: code.to_owned() }).await,
+        Ok(code) => screen.line(&format!(
+            "   That device gets your keys and your rooms: it will be you. Does it show these words?   {}\n   If it does: the same line once more, with \" yes\" behind it",
+            code.words().join(" ")
+        )),
+    }
+}
+
+/// Shows what to compare with a person, marks them, or compares what they showed.
+async fn verify(client: &Client, screen: &Screen, room: &Room, what: &str) -> anyhow::Result<()> {
+    if what.is_empty() {
+        return screen.line(
+            "   /verify NAME      the words and the code that you and they compare\n   /verify NAME yes  they were equal: remember that  (no: forget it)\n   \
+             /verify TEXT      compare a text that begins with waxwing:verify:",
+        );
+    }
+    if what.starts_with("waxwing:") {
+        return client.command(Command::Compare { text: what.to_owned() }).await;
+    }
+    let (name, answer) = match what.rsplit_once(' ') {
+        Some((name, "yes")) => (name, Some(true)),
+        Some((name, "no")) => (name, Some(false)),
+        _ => (what, None),
+    };
+    let mut named = room.members.iter().filter(|member| member.name == name && !member.you);
+    match (named.next(), named.next(), answer) {
+        (Some(member), None, Some(verified)) => {
+            client.command(Command::Verify { user: member.user.clone(), verified }).await?;
+            screen.line(&format!("   {name} is {}", if verified { "verified" } else { "not verified any more" }))
+        }
+        (Some(member), None, None) => screen.line(&format!(
+            "   with {name}, equal on both sides or somebody sits between you: {}\n{}   {}",
+            member.safety.join(" "),
+            code(&member.code),
+            member.code
+        )),
+        (Some(_), Some(_), _) => screen.line(&format!("   there are several {name}s here: compare the text that theirs shows")),
+        (None, ..) => screen.line("   /verify NAME, with a name that /who shows"),
+    }
+}
+
+/// A text as a code for cameras, in half blocks: dark modules are the terminal's background, whatever that is.
+fn code(text: &str) -> String {
+    qr::encode(text).map(|code| code.half_blocks().into_iter().map(|line| format!("   {line}\n")).collect()).unwrap_or_default()
 }
 
 /// Removes the one person of that name.

@@ -5,6 +5,7 @@ mod backup;
 mod chat;
 mod client;
 mod config;
+mod link;
 mod load;
 mod passphrase;
 mod secret;
@@ -58,6 +59,9 @@ enum Command {
     Passphrase(passphrase::Args),
     /// Makes a fresh profile a device of the person in such a file.
     Import(backup::Args),
+    /// Makes a fresh profile a device of a person: shows a code, and waits for a device of theirs to take it (`/adddevice` in a
+    /// chat, or the page).
+    Link(link::LinkArgs),
     /// Writes what this profile can show others of a room's history, and what contradicts it, to a file.
     Evidence(verify::EvidenceArgs),
     /// Checks such a file, or compares two of different devices; nothing is asked over the network.
@@ -93,6 +97,7 @@ pub fn run() -> ExitCode {
         Some(Command::Whoami(args)) => backup::whoami(&args),
         Some(Command::Passphrase(args)) => passphrase::run(&args),
         Some(Command::Import(args)) => backup::import(&args),
+        Some(Command::Link(args)) => block_on(link::run(&args)),
         Some(Command::Evidence(args)) => verify::evidence(&args),
         Some(Command::Verify(args)) => verify::verify(&args),
         Some(Command::Chat(args)) => block_on(chat::run(&args)),

@@ -7,11 +7,14 @@
 
 pub mod evidence;
 pub mod outbox;
+pub mod qr;
 pub mod records;
 pub mod timeline;
 pub mod view;
 
+mod contacts;
 mod link;
+mod linking;
 mod patience;
 mod people;
 mod room;
@@ -28,7 +31,7 @@ use bytes::Bytes;
 
 use self::{
     link::Caller,
-    records::{GroupRecord, IdentityRecord, LogRecord, OutRecord, OutboxRecord, PastRecord, RoomRecord, encode},
+    records::{ContactRecord, GroupRecord, IdentityRecord, LogRecord, OutRecord, OutboxRecord, PastRecord, RoomRecord, encode},
     room::Room,
     session::{Change, Turn, Wire},
     view::{Command, ConnectionState, Event, Level},
@@ -36,13 +39,15 @@ use self::{
 use crate::{
     core::{
         frame::{ClientFrame, DecodeError, Resume, ServerFrame, take_delimited},
-        id::RoomId,
+        id::{DeviceKey, RoomId},
     },
-    seal::identity::Identity,
+    seal::identity::{Identity, UserKey},
 };
 
 pub use self::{
+    contacts::safety_hash,
     link::{LinkId, TicketRecord, Transport},
+    linking::device_words,
     people::ImportError,
     session::Choice,
 };
@@ -126,6 +131,8 @@ pub struct Client {
     rng: ClientRandom,
     me: Option<Me>,
     rooms: BTreeMap<RoomId, Room>,
+    /// People whose words were compared.
+    contacts: BTreeMap<UserKey, ContactRecord>,
     /// Invitations on their way to other devices of this person.
     posts: BTreeMap<RoomId, outbox::Outbox>,
     wire: Wire,
@@ -143,6 +150,8 @@ struct Me {
     record: IdentityRecord,
     identity: Identity,
     inbox: people::InboxState,
+    /// Nobody's yet: the code by which somebody can make this device theirs.
+    shown: Option<linking::Shown>,
 }
 
 /// Entries given to [`Client::load`], until [`Client::start`].
@@ -155,6 +164,7 @@ struct Stored {
     outboxes: BTreeMap<RoomId, OutboxRecord>,
     outs: BTreeMap<(RoomId, u64), OutRecord>,
     contradicted: BTreeMap<RoomId, Vec<evidence::Contradicted>>,
+    contacts: BTreeMap<UserKey, ContactRecord>,
     former: Vec<(RoomId, String)>,
     ticket: Option<TicketRecord>,
 }
@@ -177,6 +187,7 @@ impl Client {
             rng,
             me: None,
             rooms: BTreeMap::new(),
+            contacts: BTreeMap::new(),
             posts: BTreeMap::new(),
             wire: Wire::default(),
             former: Vec::new(),
@@ -203,6 +214,7 @@ impl Client {
     pub fn start(&mut self, now_ms: u64) {
         let mut stored = core::mem::take(&mut self.stored);
         self.former = core::mem::take(&mut stored.former);
+        self.contacts = core::mem::take(&mut stored.contacts);
         stored.ticket.take().into_iter().for_each(|ticket| self.wire.load_ticket(ticket));
         self.restore(stored);
         self.tell_identity();
@@ -229,7 +241,7 @@ impl Client {
 
     /// A person's command. What is wrong with it is told as a notice.
     pub fn command(&mut self, command: Command, now_ms: u64) {
-        if self.me.is_none() && !matches!(command, Command::Start { .. }) {
+        if self.is_nobody() && !matches!(command, Command::Start { .. } | Command::ShowCode) {
             return self.notice(Level::Warn, "choose a name first", None);
         }
         match command {
@@ -249,6 +261,10 @@ impl Client {
                 self.in_room(&room, |this, room| this.set_role(room, &user, role, now_ms));
             }
             Command::Leave { room } => self.in_room(&room, |this, room| this.leave(room, now_ms)),
+            Command::ShowCode => self.show_code(now_ms),
+            Command::LinkDevice { code } => self.link_device(&code, now_ms),
+            Command::Verify { user, verified } => self.verify_person(&user, verified, now_ms),
+            Command::Compare { text } => self.compare_code(&text, now_ms),
             Command::Evidence { room } => self.in_room(&room, |this, room| this.tell_evidence(room, now_ms)),
             Command::Forget { room } => self.in_room(&room, Self::forget),
             Command::DeleteRoom { room } => self.in_room(&room, Self::delete),
@@ -379,6 +395,7 @@ impl Client {
     /// The time named by [`Output::Timer`] has come, or any other time.
     pub fn tick(&mut self, now_ms: u64) {
         let slept = self.timer_ms.take().is_some_and(|at_ms| now_ms >= at_ms.saturating_add(SLEPT_MS));
+        self.renew_code_when_due(now_ms);
         let owed = self.rooms.values().any(Room::is_owed);
         let (wire, mut turn) = self.wire(now_ms);
         if slept {
@@ -398,7 +415,7 @@ impl Client {
     /// Asks to be called when the next thing is due.
     fn schedule(&mut self, now_ms: u64) {
         let retries = self.rooms.values().filter_map(Room::retry_at);
-        let next = retries.chain(self.wire.timeout(now_ms)).min();
+        let next = retries.chain(self.wire.timeout(now_ms)).chain(self.code_expires_ms()).min();
         if let Some(at_ms) = next.filter(|at_ms| self.timer_ms != Some(*at_ms)) {
             self.timer_ms = next;
             self.outputs.push_back(Output::Timer { at_ms });
@@ -450,6 +467,10 @@ impl Stored {
             "log" => drop(self.logs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
             "outbox" => drop(self.outboxes.insert(id()?, postcard::from_bytes(value).ok()?)),
             "out" => drop(self.outs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
+            "contact" => {
+                let user = UserKey(first?.parse::<DeviceKey>().ok()?.0);
+                drop(self.contacts.insert(user, postcard::from_bytes(value).ok()?));
+            }
             "evidence" => drop(self.contradicted.insert(id()?, postcard::from_bytes(value).ok()?)),
             // Kept for the person to look at; nothing is computed from them.
             "former" => self.former.push((id()?, key.to_owned())),

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     core::{
         close::Refusal,
-        frame::{ClientFrame, Item, LogKind, Operation, Page, Publish, ServerFrame},
+        frame::{ClientFrame, LogKind, Operation, Page, Publish, ServerFrame},
         id::{ProducerId, RoomId},
     },
     seal::{
@@ -17,7 +17,7 @@ use crate::{
         backup::{self, BackupError},
         body::tidy,
         epoch::access_key,
-        identity::{CERTIFICATE_LIFE_MS, Certificate, Identity},
+        identity::{CERTIFICATE_LIFE_MS, Certificate, Identity, IdentitySecrets},
         invitation::Invitation,
     },
 };
@@ -48,13 +48,21 @@ pub enum ImportError {
 impl Me {
     pub(super) fn new(record: IdentityRecord) -> Self {
         let identity = Identity::certify(record.secrets.clone(), record.not_after_ms, record.counter).named(&record.name);
-        Self { record, identity, inbox: InboxState::default() }
+        Self { record, identity, inbox: InboxState::default(), shown: None }
+    }
+
+    /// What another device of the person has handed over.
+    fn invited(&self, envelope: &[u8]) -> Option<bytes::Bytes> {
+        let Self { record, identity, .. } = self;
+        let open =
+            |issuer: &Certificate| Invitation::open(identity.inbox(), identity.inbox_public(), issuer.hash(), envelope).ok();
+        record.own_devices.iter().find_map(open)
     }
 }
 
 impl Client {
     pub(super) fn tell_identity(&mut self) {
-        let identity = self.me.as_ref().map(|me| view::Identity {
+        let identity = self.me.as_ref().filter(|me| me.shown.is_none()).map(|me| view::Identity {
             name: me.record.name.clone(),
             user: me.identity.user().to_string(),
             device: me.identity.device().to_string(),
@@ -65,22 +73,34 @@ impl Client {
 
     pub(super) fn start_identity(&mut self, name: &str, now_ms: u64) {
         let name = tidy(name);
-        if self.me.is_some() {
+        if !self.is_nobody() {
             return self.notice(Level::Warn, "this device has an identity already", None);
         }
         if name.is_empty() {
             return self.notice(Level::Warn, "a name needs at least one letter", None);
         }
-        let identity = Identity::generate(&mut self.rng, now_ms);
+        let identity = self.new_device(None, now_ms);
         self.adopt(&identity, name, Vec::new(), now_ms);
     }
 
-    fn adopt(&mut self, identity: &Identity, name: String, own_devices: Vec<Certificate>, now_ms: u64) {
+    /// This device, of a new person or of the one with this seed. Whoever shows a code has keys of the device already.
+    fn new_device(&mut self, user: Option<[u8; 32]>, now_ms: u64) -> Identity {
+        let user = user.unwrap_or_else(|| self.rng.bytes());
+        match self.fresh_keys() {
+            Some(keys) => {
+                let secrets = IdentitySecrets { user, device: keys.device, inbox: keys.inbox };
+                Identity::certify(secrets, now_ms.saturating_add(CERTIFICATE_LIFE_MS), 1)
+            }
+            None => Identity::add_device(user, &mut self.rng, now_ms),
+        }
+    }
+
+    pub(super) fn adopt(&mut self, identity: &Identity, name: String, own_devices: Vec<Certificate>, now_ms: u64) {
         self.me = Some(Me::new(IdentityRecord {
             format: 1,
             secrets: identity.secrets().clone(),
-            not_after_ms: now_ms + CERTIFICATE_LIFE_MS,
-            counter: 1,
+            not_after_ms: identity.certificate().not_after_ms,
+            counter: identity.certificate().counter,
             name,
             own_devices,
             inbox: None,
@@ -95,7 +115,7 @@ impl Client {
     /// # Errors
     /// [`BackupError::Cost`] when there is no memory for the key derivation, or no identity.
     pub fn export_identity(&mut self, passphrase: &str) -> Result<Vec<u8>, BackupError> {
-        let me = self.me.as_ref().ok_or(BackupError::NotABackup)?;
+        let me = self.me.as_ref().filter(|me| me.shown.is_none()).ok_or(BackupError::NotABackup)?;
         let mut devices = me.record.own_devices.clone();
         devices.push(me.identity.certificate().clone());
         let rooms = self.rooms.values().filter_map(super::Room::backup).collect();
@@ -108,7 +128,7 @@ impl Client {
     /// # Errors
     /// [`ImportError`].
     pub fn import_identity(&mut self, file: &[u8], passphrase: &str, now_ms: u64) -> Result<(), ImportError> {
-        if self.me.is_some() {
+        if !self.is_nobody() {
             return Err(ImportError::Occupied);
         }
         let payload = backup::decrypt(file, passphrase)?;
@@ -116,7 +136,7 @@ impl Client {
         if record.format != 2 {
             return Err(ImportError::Content);
         }
-        let identity = Identity::add_device(record.user, &mut self.rng, now_ms);
+        let identity = self.new_device(Some(record.user), now_ms);
         let own = |certificate: &Certificate| certificate.user == identity.user() && certificate.verify().is_ok();
         let devices = record.devices.into_iter().filter(own).collect();
         self.adopt(&identity, record.name, devices, now_ms);
@@ -226,21 +246,24 @@ impl Client {
     /// What was posted to this device: invitations from other devices of the same person. Anything else is skipped; anybody may
     /// post.
     pub(super) fn on_own_inbox(&mut self, page: &Page, now_ms: u64) {
-        let Some(me) = &mut self.me else { return };
+        let Some(me) = &self.me else { return };
         if !me.inbox.subscribed || me.identity.inbox_id() != page.room {
             return;
         }
         let last = page.first.saturating_add(page.items.len() as u64).saturating_sub(1);
-        me.record.inbox = Some((page.position.log, last));
-        let issuers: Vec<_> = me.record.own_devices.iter().map(Certificate::hash).collect();
-        let open = |envelope: &[u8]| {
-            issuers
-                .iter()
-                .find_map(|issuer| Invitation::open(me.identity.inbox(), me.identity.inbox_public(), *issuer, envelope).ok())
-        };
-        let read = |item: &Item| postcard::from_bytes::<RoomBackup>(&open(&item.envelope)?).ok();
-        let rooms: Vec<_> = page.items.iter().filter_map(read).collect();
-        self.persist_me();
+        let mut rooms: Vec<RoomBackup> = Vec::new();
+        for item in &page.items {
+            match &self.me {
+                // Whatever comes behind the answer to a code is for the person that it brought.
+                Some(me) if me.shown.is_some() => self.take_grant(&item.envelope, now_ms),
+                Some(me) => rooms.extend(me.invited(&item.envelope).and_then(|room| postcard::from_bytes(&room).ok())),
+                None => {}
+            }
+        }
+        self.me.iter_mut().for_each(|me| me.record.inbox = Some((page.position.log, last)));
+        if !self.is_nobody() {
+            self.persist_me();
+        }
         for backup in rooms {
             self.join_with(backup, now_ms);
         }

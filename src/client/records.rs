@@ -10,6 +10,7 @@
 //! | `log/ROOM/SEQ` | [`LogRecord`], SEQ as 16 hex digits |
 //! | `out/NAME/NUMBER` | [`OutRecord`], NUMBER as 16 hex digits: its order in the outbox |
 //! | `outbox/NAME` | [`OutboxRecord`]: NAME is the log's, or of the one for a room's commits ([`handshakes`]) |
+//! | `contact/USER` | [`ContactRecord`] |
 //! | `ticket` | [`super::TicketRecord`] |
 //! | `evidence/ROOM` | list of [`super::evidence::Contradicted`]: what the server said that contradicts |
 //! | `former/ROOM/LIFE/SEQ` | [`LogRecord`] of a life of the log that the server no longer has |
@@ -139,6 +140,19 @@ impl core::fmt::Debug for BackupRecord {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("BackupRecord").field("rooms", &self.rooms.len()).finish_non_exhaustive()
     }
+}
+
+/// A person whose words were compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContactRecord {
+    /// Format of this record: 1.
+    pub format: u8,
+    /// What they were called then.
+    pub name: String,
+    /// Their devices that were seen since.
+    pub devices: Vec<DeviceKey>,
+    /// When that was.
+    pub verified_ms: UnixMillis,
 }
 
 /// How far a room is on this device.
@@ -375,6 +389,12 @@ pub fn past_key(room: RoomId) -> String {
 #[must_use]
 pub fn log_key(room: RoomId, seq: Seq) -> String {
     format!("log/{room}/{seq:016x}")
+}
+
+/// The key of what is remembered of a person.
+#[must_use]
+pub fn contact_key(user: UserKey) -> String {
+    format!("contact/{user}")
 }
 
 /// The key of what a room's server said that contradicts.

@@ -11,12 +11,13 @@ mod writing;
 
 use self::past::{Changes, Past};
 use self::place::Place;
+use crate::client::contacts::{person_code, room_code, safety_hash};
 use crate::client::evidence::Contradicted;
 use crate::client::outbox::Outbox;
 use crate::client::records::{
-    ChangeRecord, Entry, KnownLink, Letter, LogRecord, OpenedRecord, OutRecord, RoomBackup, RoomRecord, Stage, Who,
+    ChangeRecord, ContactRecord, Entry, KnownLink, Letter, LogRecord, OpenedRecord, OutRecord, RoomBackup, RoomRecord, Stage, Who,
 };
-use crate::client::timeline::{Applied, Timeline};
+use crate::client::timeline::{Applied, Newcomer, Timeline};
 use crate::client::view::{self, Author, Check, Member, MessageKind, MessageState};
 use crate::core::chain;
 use crate::core::envelope::Header;
@@ -96,7 +97,8 @@ struct Shown {
 #[derive(Debug)]
 enum What {
     Message(Box<OpenedRecord>),
-    Change(Box<ChangeRecord>),
+    /// With the one to look at first of those who came in.
+    Change(Box<ChangeRecord>, Option<(Who, Newcomer)>),
 }
 
 /// How far the room is on this connection.
@@ -197,10 +199,14 @@ impl Room {
 
     /// Takes the next record; remembers what is to be shown.
     fn apply(&mut self, record: &LogRecord) -> Applied {
+        let newcomer = match &record.entry {
+            Entry::Change(change) => self.timeline.newcomer(change),
+            _ => None,
+        };
         let applied = self.timeline.apply(record);
         let shown = match &applied {
             Applied::Message { check, opened } => Some((*check, What::Message(opened.clone()))),
-            Applied::Change(change) => Some((Check::Matches, What::Change(change.clone()))),
+            Applied::Change(change) => Some((Check::Matches, What::Change(change.clone(), newcomer))),
             Applied::Injected | Applied::Nothing => None,
         };
         if let Some((check, what)) = shown {
@@ -229,7 +235,7 @@ impl Room {
     /// The changes of the group that this device has taken, for its next life or the person's next device.
     fn changes(&self) -> Changes {
         let change = |shown: &Shown| match &shown.what {
-            What::Change(change) => Some((shown.digest, change.as_ref().clone())),
+            What::Change(change, _) => Some((shown.digest, change.as_ref().clone())),
             What::Message(_) => None,
         };
         let known = self.past.iter().flat_map(|past| past.record().changes.clone());
@@ -267,7 +273,7 @@ impl Room {
         self.place.seat()?.policy.role(user)
     }
 
-    fn view(&self, me: &Identity) -> view::Room {
+    fn view(&self, me: &Identity, contacts: &BTreeMap<UserKey, ContactRecord>) -> view::Room {
         let owner = self.role(me.user()) == Some(Role::Owner);
         let (state, reason) = match &self.record.stage {
             _ if self.wire.stopped => {
@@ -287,8 +293,7 @@ impl Room {
             ("", Place::In(seat)) => seat.wanted_title(),
             (title, _) => title.to_owned(),
         };
-        let (words_at, [authenticator, chain]) = self.timeline.words_at();
-        let hash = chain::digest(&[&b"waxwing room words v1"[..], &authenticator.0, &chain.0].concat());
+        let (words_at, hash) = self.words_hash();
         view::Room {
             id: self.id.to_string(),
             title,
@@ -296,14 +301,36 @@ impl Room {
             owner,
             state,
             reason,
-            members: self.members(me),
+            members: self.members(me, contacts),
             head: self.timeline.head(),
             up_to_date: self.up_to_date(),
             settled: self.settled(),
             integrity: self.timeline.integrity(),
             words: words(&hash.0),
             words_at,
+            code: room_code(self.id, (words_at, hash)),
         }
+    }
+
+    /// What everyone in the room can compare, and at which seq it was taken.
+    pub(super) fn words_hash(&self) -> (Seq, Digest) {
+        let (words_at, [authenticator, chain]) = self.timeline.words_at();
+        (words_at, chain::digest(&[&b"waxwing room words v1"[..], &authenticator.0, &chain.0].concat()))
+    }
+
+    /// Every device in the room.
+    pub(super) fn everybody(&self) -> Vec<Who> {
+        self.place.seat().map(|seat| seat.roster.values().copied().collect()).unwrap_or_default()
+    }
+
+    /// A person's devices in the room.
+    pub(super) fn devices_of(&self, user: UserKey) -> Vec<Who> {
+        self.everybody().into_iter().filter(|who| who.user == user).collect()
+    }
+
+    /// Who is in the room, each as often as they have devices there.
+    pub(super) fn people(&self) -> Vec<UserKey> {
+        self.everybody().into_iter().map(|who| who.user).collect()
     }
 
     /// Everything is read that was there at subscribing.
@@ -318,7 +345,7 @@ impl Room {
         self.record.stage == Stage::Joined && at_rest && !waits(&self.outbox) && !waits(&self.handshakes)
     }
 
-    fn members(&self, me: &Identity) -> Vec<Member> {
+    fn members(&self, me: &Identity, contacts: &BTreeMap<UserKey, ContactRecord>) -> Vec<Member> {
         let mut people: BTreeMap<UserKey, BTreeSet<DeviceKey>> = BTreeMap::new();
         for who in self.place.seat().into_iter().flat_map(|seat| seat.roster.values()) {
             people.entry(who.user).or_default().insert(who.device);
@@ -336,12 +363,15 @@ impl Room {
             online: devices.iter().any(|device| self.online.contains(device)),
             confirmed: devices.iter().all(|device| self.timeline.is_confirmed(*device)),
             devices: u32::try_from(devices.len()).unwrap_or(u32::MAX),
+            verified: contacts.contains_key(&user),
+            safety: if user == me.user() { Vec::new() } else { words(&safety_hash(me.user(), user).0) },
+            code: if user == me.user() { String::new() } else { person_code(me.user(), user) },
         };
         people.into_iter().map(member).collect()
     }
 
     /// What a person is called, or the first of their words while they have not said so.
-    fn name_of(&self, who: Who) -> String {
+    pub(super) fn name_of(&self, who: Who) -> String {
         match self.timeline.name_of(who) {
             "" => who.user.words().into_iter().take(2).collect::<Vec<_>>().join("-"),
             name => name.to_owned(),
@@ -356,10 +386,16 @@ impl Room {
                 let (kind, text) = content_view(&opened.content.message())?;
                 (opened.sender, kind, text)
             }
-            What::Change(change) => {
+            What::Change(change, newcomer) => {
                 let names = |who: &[Who]| who.iter().map(|who| self.name_of(*who)).collect::<Vec<_>>().join(", ");
-                match (change.joined.first(), change.gone.first(), change.left.first()) {
-                    (Some(who), ..) => (*who, MessageKind::Join, names(&change.joined)),
+                match (newcomer, change.gone.first(), change.left.first()) {
+                    (Some((who, Newcomer::Device)), ..) if who.device != me.device() => {
+                        (*who, MessageKind::Device, self.name_of(*who))
+                    }
+                    (Some((who, Newcomer::Namesake)), ..) if who.device != me.device() => {
+                        (*who, MessageKind::Namesake, self.name_of(*who))
+                    }
+                    (Some((who, _)), ..) => (*who, MessageKind::Join, names(&change.joined)),
                     (None, Some(_), _) => (change.by, MessageKind::Removed, names(&change.gone)),
                     (None, None, Some(who)) => (*who, MessageKind::Left, names(&change.left)),
                     (None, None, None) => return None,

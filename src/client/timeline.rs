@@ -84,6 +84,24 @@ pub struct Reader<'a> {
     pub roster: &'a BTreeMap<u32, Who>,
 }
 
+/// Who came in, as far as the room's log tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Newcomer {
+    /// Somebody new, or a device that was there before.
+    Plain,
+    /// Another device of somebody who was known.
+    Device,
+    /// Somebody new who is called as somebody else is.
+    Namesake,
+}
+
+/// Whether people take one name for the other: case and spaces do not count.
+#[must_use]
+pub fn is_alike(one: &str, other: &str) -> bool {
+    let plain = |name: &str| name.chars().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).collect::<String>();
+    !one.is_empty() && plain(one) == plain(other)
+}
+
 /// What a page does not do: follow what this device has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -176,6 +194,26 @@ impl Timeline {
     pub fn name_of(&self, who: Who) -> &str {
         let of_user = || self.names.values().find(|(other, _)| other.user == who.user);
         self.names.get(&who.device).or_else(of_user).map_or("", |(_, name)| name)
+    }
+
+    /// Of those that a change brings in, the one to look at first. To be asked before the change is applied.
+    #[must_use]
+    pub fn newcomer(&self, change: &ChangeRecord) -> Option<(Who, Newcomer)> {
+        let sort = |who: &Who| {
+            let known = || self.names.values();
+            let name = change.names.iter().find(|(named, _)| named == who).map_or("", |(_, name)| name);
+            if self.names.get(&who.device).is_some_and(|(known, _)| known == who) {
+                Newcomer::Plain
+            } else if known().any(|(other, _)| other.user == who.user) {
+                Newcomer::Device
+            } else if known().any(|(other, known)| other.user != who.user && is_alike(known, name)) {
+                Newcomer::Namesake
+            } else {
+                Newcomer::Plain
+            }
+        };
+        // Of equal ones the first.
+        change.joined.iter().rev().map(|who| (*who, sort(who))).max_by_key(|(_, newcomer)| *newcomer)
     }
 
     /// Whether another member, itself confirmed, has written something since the device came in, having seen that. Who was added by

@@ -58,6 +58,26 @@ pub enum Command {
         /// The room.
         room: String,
     },
+    /// Shows a code by which this fresh device can become one of a person's: [`Event::DeviceCode`], and another one every ten minutes.
+    ShowCode,
+    /// Makes the device that shows this code one of this person's. They have compared its words before.
+    LinkDevice {
+        /// The code.
+        code: String,
+    },
+    /// Remembers that this person's words were compared, or that they are not to be relied on any more.
+    Verify {
+        /// Their key.
+        user: String,
+        /// Whether they are who they say.
+        verified: bool,
+    },
+    /// Compares a text that somebody else's screen shows ([`Member::code`], [`Room::code`]) with what this device has. A notice tells
+    /// whether it matches; a person whose text matches is verified.
+    Compare {
+        /// The text, as scanned or pasted.
+        text: String,
+    },
     /// Tells what this device can show others of the room: [`Event::Evidence`].
     Evidence {
         /// The room.
@@ -123,6 +143,15 @@ pub enum Event {
         room: String,
         /// Its key.
         key: String,
+    },
+    /// A code by which this device can become one of a person's, in the place of the former one.
+    DeviceCode {
+        /// The code, for a device of the person to scan, or to be pasted there.
+        code: String,
+        /// Six words of it, which that device shows too.
+        words: Vec<String>,
+        /// Until when it is good.
+        expires_ms: u64,
     },
     /// What this device can show others of a room, as it was asked for.
     Evidence {
@@ -200,6 +229,8 @@ pub struct Room {
     pub words: Vec<String>,
     /// At which seq they were taken.
     pub words_at: u64,
+    /// The same for a machine to compare: [`Command::Compare`].
+    pub code: String,
 }
 
 /// Whether a room can be used.
@@ -233,6 +264,12 @@ pub struct Member {
     pub confirmed: bool,
     /// How many devices joined.
     pub devices: u32,
+    /// This person has compared words with them, and found them equal.
+    pub verified: bool,
+    /// Six words that both see alike, and nobody else; none for this person themselves.
+    pub safety: Vec<String>,
+    /// The same for a machine to compare: [`Command::Compare`].
+    pub code: String,
 }
 
 /// What a person may do beyond writing.
@@ -302,6 +339,10 @@ pub enum MessageKind {
     Text,
     /// A device came in, and says what its person is called.
     Join,
+    /// A person who was known in the room came in with another device.
+    Device,
+    /// Somebody came in under a name that another person in the room has, or had.
+    Namesake,
     /// Somebody was removed; the text is their names.
     Removed,
     /// A device left.

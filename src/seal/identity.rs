@@ -197,15 +197,16 @@ impl Identity {
     #[must_use]
     pub fn certify(secrets: IdentitySecrets, not_after_ms: UnixMillis, counter: u32) -> Self {
         let signer = SigningKey::from_bytes(&secrets.device);
-        let person = SigningKey::from_bytes(&secrets.user);
         let (inbox, inbox_public) = XWingPrivate::from_seed(&secrets.inbox);
-        let user = UserKey(person.verifying_key().to_bytes());
         let device = DeviceKey(signer.verifying_key().to_bytes());
-        let key = inbox_public.to_bytes();
-        let message = Statement::message(user, device, chain::digest(&key), not_after_ms, counter);
-        let signature = person.sign(&message).to_bytes().into();
-        let certificate = Certificate { user, device, inbox: key, not_after_ms, counter, signature };
+        let certificate = certificate(&secrets.user, device, inbox_public.to_bytes(), not_after_ms, counter);
         Self { secrets, signer, inbox, inbox_public, certificate, name: String::new() }
+    }
+
+    /// This person's statement that another device, whose public keys these are, is theirs.
+    #[must_use]
+    pub fn certify_device(&self, device: DeviceKey, inbox: &XWingPublic, now_ms: UnixMillis) -> Certificate {
+        certificate(&self.secrets.user, device, inbox.to_bytes(), now_ms.saturating_add(CERTIFICATE_LIFE_MS), 1)
     }
 
     /// With what the person wants to be called. Not unique, not proof of anything.
@@ -273,6 +274,15 @@ impl Identity {
     pub fn inbox_access_seed(&self) -> [u8; 32] {
         inbox_access_seed(&self.secrets.inbox)
     }
+}
+
+/// The statement of the person with this seed that a device is theirs.
+fn certificate(person: &[u8; 32], device: DeviceKey, inbox: Vec<u8>, not_after_ms: UnixMillis, counter: u32) -> Certificate {
+    let person = SigningKey::from_bytes(person);
+    let user = UserKey(person.verifying_key().to_bytes());
+    let message = Statement::message(user, device, chain::digest(&inbox), not_after_ms, counter);
+    let signature = person.sign(&message).to_bytes().into();
+    Certificate { user, device, inbox, not_after_ms, counter, signature }
 }
 
 /// Signs with an Ed25519 seed: an access key's, say.

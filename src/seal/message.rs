@@ -186,6 +186,22 @@ pub fn seal_hand_over(
     body: &[u8],
     rng: &mut impl Random,
 ) -> Result<Bytes, SealError> {
+    seal_hand_over_from(identity.certificate().hash(), to, inbox, purpose, identity, body, rng)
+}
+
+/// As [`seal_hand_over`], where the recipient does not know the sender's certificate beforehand: `issuer` is what it knows instead.
+///
+/// # Errors
+/// [`SealError`].
+pub fn seal_hand_over_from(
+    issuer: Digest,
+    to: &XWingPublic,
+    inbox: RoomId,
+    purpose: &str,
+    identity: &Identity,
+    body: &[u8],
+    rng: &mut impl Random,
+) -> Result<Bytes, SealError> {
     let header = Header {
         kind: Kind::Keyring,
         suite: Suite::XWing,
@@ -195,7 +211,7 @@ pub fn seal_hand_over(
         message: MessageId(rng.bytes()),
     };
     check_size(header.suite, header.kind, body)?;
-    let info = info(&header, &hand_over(identity.certificate().hash(), to, purpose));
+    let info = info(&header, &hand_over(issuer, to, purpose));
     let header = header.to_bytes();
     let (enc, ciphertext) = seal_xwing(to, &info, &header, rng, |enc, binder| plaintext(identity, &header, enc, binder, body))?;
     Ok(assemble(&header, &enc, &ciphertext))

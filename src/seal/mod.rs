@@ -11,6 +11,7 @@ pub mod hpke;
 pub mod identity;
 pub mod invitation;
 pub mod link;
+pub mod linking;
 pub mod message;
 pub mod vault;
 pub mod words;

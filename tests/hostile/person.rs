@@ -6,7 +6,7 @@ use bytes::Bytes;
 use waxwing::{
     client::{
         Choice, Client, LinkId, Output, Transport,
-        view::{Check, Command, Event, Level, Message, MessageKind, Room},
+        view::{Check, Command, Event, Identity, Level, Message, MessageKind, Room},
     },
     core::{
         frame::{ClientFrame, ServerFrame},
@@ -51,6 +51,10 @@ pub struct Person {
     pub messages: BTreeMap<String, Message>,
     pub alarms: Vec<String>,
     pub warnings: Vec<String>,
+    pub infos: Vec<String>,
+    pub identity: Option<Identity>,
+    /// What it shows to become somebody's device.
+    pub code: Option<String>,
     pub now_ms: u64,
     /// Rooms subscribed, and how many records were delivered.
     pub cursors: BTreeMap<RoomId, u64>,
@@ -65,6 +69,13 @@ impl Person {
     }
 
     pub fn unnamed(seed: u64) -> Self {
+        let mut person = Self::new_process(seed);
+        person.client.start(1);
+        person
+    }
+
+    /// A client that has not begun: what was stored can be loaded.
+    pub fn new_process(seed: u64) -> Self {
         let mut person = Self {
             client: Client::new("https://edge.example", Bytes::new(), Box::new(Rng(seed))),
             link: None,
@@ -72,12 +83,14 @@ impl Person {
             messages: BTreeMap::new(),
             alarms: Vec::new(),
             warnings: Vec::new(),
+            infos: Vec::new(),
+            identity: None,
+            code: None,
             now_ms: 5,
             cursors: BTreeMap::new(),
             stored: BTreeMap::new(),
         };
         person.client.choose(Choice::Only(Transport::WebSocket));
-        person.client.start(1);
         person
     }
 
@@ -134,6 +147,9 @@ impl Person {
 
     pub fn see(&mut self, event: Event) {
         match event {
+            Event::Identity { identity } => self.identity = identity,
+            Event::DeviceCode { code, .. } => self.code = Some(code),
+            Event::Notice { level: Level::Info, text, .. } => self.infos.push(text),
             Event::Room { room } => self.room = Some(room),
             Event::Message { message, .. } => drop(self.messages.insert(message.key.clone(), message)),
             Event::Notice { level: Level::Alarm, text, .. } => self.alarms.push(text),

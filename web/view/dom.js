@@ -21,6 +21,18 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
+// One path in a square box.
+export function drawing(size, path) {
+  const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
+  svg.setAttribute('viewBox', `0 0 ${size} ${size}`);
+  svg.setAttribute('role', 'img');
+  svg.setAttribute('aria-label', 'A code to scan');
+  const shape = document.createElementNS('http://www.w3.org/2000/svg', 'path');
+  shape.setAttribute('d', path);
+  svg.append(shape);
+  return svg;
+}
+
 export function setText(element, text) {
   if (element.textContent !== text) {
     element.textContent = text;

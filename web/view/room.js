@@ -14,7 +14,7 @@ export class Room {
   #typingSaidAt = 0;
   #actions;
 
-  // Actions: send(room, text), typing(room), remove(room, member).
+  // Actions: send(room, text), typing(room), remove(room, member), verify(member).
   constructor(actions) {
     this.#actions = actions;
     el('composer').addEventListener('submit', (event) => {
@@ -48,7 +48,7 @@ export class Room {
     setText(el('room-summary'), summaryOf(room));
     el('copy-link').hidden = !room.link;
     drawBanner(room);
-    drawDetails(entry, (member) => this.#actions.remove(id, member));
+    drawDetails(entry, (member) => this.#actions.remove(id, member), (member) => this.#actions.verify(member));
     this.#drawComposer(room);
     this.drawTyping(entry);
   }
@@ -123,14 +123,14 @@ function drawBanner(room) {
     + 'others have seen. The server may have dropped, changed or reordered messages. Compare the room’s safety words with the others, by phone or in person.');
 }
 
-function drawDetails(entry, remove) {
+function drawDetails(entry, remove, verify) {
   const {room} = entry;
   const ambiguous = ambiguousUsers(entry);
   const members = [...room.members].sort((a, b) => b.you - a.you || b.online - a.online || a.name.localeCompare(b.name));
   const mine = RANKS[room.members.find((member) => member.you)?.role] ?? 0;
   const below = (member) => !member.you && mine > 0 && (mine === RANKS.owner || mine > RANKS[member.role]);
   replaceWhenNew(el('members'), [room.id, members, [...ambiguous]], () => members.map((member) =>
-    memberRow(member, ambiguous.has(member.user), below(member) ? () => remove(member) : null)));
+    memberRow(member, ambiguous.has(member.user), below(member) ? () => remove(member) : null, () => verify(member))));
   el('make-link').hidden = mine === 0 || room.state !== 'open';
   replaceWhenNew(el('words'), room.words, () => wordRows(room.words));
   setText(el('words-meaning'), wordsMeaning(room.words_at));
@@ -143,14 +143,16 @@ function drawDetails(entry, remove) {
 // What a person may do: owners remove anybody, moderators those who stand below.
 const RANKS = {member: 0, moderator: 1, owner: 2};
 
-function memberRow(member, isAmbiguous, remove) {
+function memberRow(member, isAmbiguous, remove, verify) {
   const devices = member.devices > 1 ? `${member.devices} devices` : null;
   return h('li', {class: `member ${member.online ? 'online' : ''}`, 'data-testid': 'member', 'data-user': member.user, 'data-online': String(member.online)},
     avatar(member.user, member.name),
     h('span', {class: 'member-name'}, member.name, isAmbiguous ? [' ', badge(member.user)] : null),
     h('span', {class: 'member-note'}, [member.you ? 'you' : null, member.role === 'member' ? null : member.role, devices,
-      member.online ? 'online' : 'offline', member.confirmed ? null : 'not yet confirmed'].filter(Boolean).join(' · ')),
-    remove === null ? null : removeButton(member, remove));
+      member.online ? 'online' : 'offline', member.confirmed ? null : 'not yet confirmed', member.verified ? 'verified' : null].filter(Boolean).join(' · ')),
+    h('span', {class: 'member-actions'},
+      member.you ? null : h('button', {class: 'member-verify', 'data-testid': 'verify-member', 'aria-label': `Verify ${member.name}`, onclick: verify}, 'Verify…'),
+      remove === null ? null : removeButton(member, remove)));
 }
 
 function removeButton(member, remove) {

@@ -221,6 +221,9 @@ impl Client {
                 }
             }
             Applied::Change(change) => {
+                if !is_past {
+                    self.look_at_arrivals(id, &change);
+                }
                 if going_on && !is_past && change.took_anybody_out() {
                     self.enter_anew(id);
                 }
@@ -407,7 +410,7 @@ impl Client {
 
     pub(in crate::client) fn tell_room(&mut self, id: RoomId) {
         if let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) {
-            let room = room.view(&me.identity);
+            let room = room.view(&me.identity, &self.contacts);
             self.outputs.push_back(Output::Event(Event::Room { room }));
         }
     }
