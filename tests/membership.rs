@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use waxwing::{
     client::{
         native::{Choice, Handle, Options},
-        view::{Command, Event, Level, Message, MessageKind, Role, Room, RoomState},
+        view::{Command, Event, Identity, Level, Message, MessageKind, Role, Room, RoomState},
     },
     core::limits::Limits,
     transport::{Kind, Trust},
@@ -40,6 +40,9 @@ struct Person {
     gone: bool,
     texts: Vec<String>,
     lines: Vec<(MessageKind, String)>,
+    identity: Option<Identity>,
+    /// What it shows to become somebody's device.
+    code: Option<String>,
 }
 
 impl Place {
@@ -53,10 +56,18 @@ impl Place {
     }
 
     async fn person(&self, name: &'static str) -> Person {
-        let profile = self.homes.path().join(name);
-        let mut person = Person { name, profile, handle: None, room: None, gone: false, texts: Vec::new(), lines: Vec::new() };
-        person.come(self);
+        let person = self.fresh(name);
         person.ask(Command::Start { name: name.into() }).await;
+        person
+    }
+
+    /// A terminal that is nobody's yet.
+    fn fresh(&self, name: &'static str) -> Person {
+        let profile = self.homes.path().join(name);
+        let (texts, lines) = (Vec::new(), Vec::new());
+        let mut person =
+            Person { name, profile, handle: None, room: None, gone: false, texts, lines, identity: None, code: None };
+        person.come(self);
         person
     }
 }
@@ -87,6 +98,8 @@ impl Person {
                     assert_eq!((room.integrity.contradicts, room.integrity.injected), (0, 0), "{room:?}");
                     self.room = Some(room);
                 }
+                Event::Identity { identity } => self.identity = identity,
+                Event::DeviceCode { code, .. } => self.code = Some(code),
                 Event::RoomRemoved { .. } => self.gone = true,
                 Event::Message { message, .. } => self.shows(message),
                 Event::Notice { level, text, .. } => assert_ne!(level, Level::Alarm, "{text}"),
@@ -232,5 +245,47 @@ async fn who_leaves_is_taken_out_by_whoever_is_there_and_the_room_keeps_an_owner
     dan.join(&bob.room.as_ref().unwrap().link.clone()).await;
     dan.say("hello").await;
     cy.reads("hello").await;
+    place.edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_terminal_becomes_a_persons_by_its_code_and_is_taken_out_again() {
+    let place = Place::new().await;
+    let mut ann = place.person("Ann").await;
+    let link = ann.create().await;
+    let mut bob = place.person("Bob").await;
+    bob.join(&link).await;
+    ann.sees(&["Ann", "Bob"]).await;
+    bob.say("before").await;
+    ann.reads("before").await;
+    let mut next = place.fresh("next");
+    next.ask(Command::ShowCode).await;
+    next.until("a code", |next| next.code.is_some()).await;
+    assert!(next.identity.is_none());
+    ann.ask(Command::LinkDevice { code: next.code.clone().unwrap() }).await;
+    next.until("becoming Ann's", |next| next.identity.as_ref().is_some_and(|identity| identity.name == "Ann")).await;
+    next.until("the room", Person::is_open).await;
+    next.reads("before").await;
+    next.say("from both").await;
+    for person in [&mut ann, &mut bob] {
+        person.reads("from both").await;
+        person.until("its line", |person| person.lines.contains(&(MessageKind::Device, "Ann".into()))).await;
+    }
+    let of_ann = |bob: &Person| {
+        let member = bob.room.as_ref().unwrap().members.iter().find(|member| member.name == "Ann").unwrap();
+        (member.devices, member.unlisted)
+    };
+    bob.until("the list", |bob| of_ann(bob) == (2, 0)).await;
+    // It is itself after a restart, and until it is taken out.
+    next.go().await;
+    next.come(&place);
+    next.until("the room", Person::is_open).await;
+    let device = next.identity.as_ref().unwrap().device.clone();
+    ann.ask(Command::RemoveDevice { device }).await;
+    bob.until("one device", |bob| of_ann(bob) == (1, 0)).await;
+    ann.until("a successor to the link", |ann| ann.is_open() && ann.room.as_ref().is_some_and(|room| !room.link.is_empty()))
+        .await;
+    ann.say("on one device").await;
+    bob.reads("on one device").await;
     place.edge.stop().await;
 }

@@ -6,8 +6,8 @@ import {Room, replaceWhenNew, wordRows} from './view/room.js';
 import {Sidebar, titleOf} from './view/sidebar.js';
 import {Unread} from './view/unread.js';
 import {ask, bindDialogs, download, toast} from './view/dialogs.js';
-import {badgeOf, paint} from './view/person.js';
-import {drawing, el, setText} from './view/dom.js';
+import {avatar, badgeOf, paint} from './view/person.js';
+import {drawing, el, h, setText} from './view/dom.js';
 
 const CURRENT_ENTRY = 'waxwing.room';
 const REDRAW_LATEST_MS = 100;
@@ -138,6 +138,7 @@ class App {
     setText(el('me-dialog-badge'), badgeOf(identity.user));
     paint(el('me-dialog-badge'), identity.user);
     replaceWhenNew(el('me-words'), identity.words, () => wordRows(identity.words));
+    replaceWhenNew(el('devices'), identity.devices, () => identity.devices.map((device) => deviceRow(device, () => this.#removeDevice(device.device))));
   }
 
   #announce(room, message) {
@@ -351,6 +352,13 @@ class App {
     });
   }
 
+  async #removeDevice(device) {
+    const isSure = await ask(`Remove the device ${device.slice(0, 8)}…? It is taken out of every room, and reads nothing that is written from then on. It keeps what it has read, and your key.`, 'Remove');
+    if (isSure) {
+      this.#do({do: 'remove_device', device});
+    }
+  }
+
   async #linkDevice() {
     const code = el('link-code').value.trim();
     try {
@@ -406,6 +414,14 @@ class App {
       }
     }, 1000);
   }
+}
+
+function deviceRow({device, this: isThis}, remove) {
+  return h('li', {class: 'member', 'data-testid': 'device', 'data-device': device},
+    avatar(device, device),
+    h('span', {class: 'member-name mono'}, `${device.slice(0, 8)}…`),
+    h('span', {class: 'member-note'}, isThis ? 'this one' : ''),
+    isThis ? null : h('span', {class: 'member-actions'}, h('button', {class: 'member-remove', type: 'button', onclick: remove}, 'Remove…')));
 }
 
 function fragmentOf(link) {

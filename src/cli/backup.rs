@@ -82,5 +82,8 @@ pub(super) fn whoami(args: &WhoamiArgs) -> anyhow::Result<()> {
         identity.user,
         identity.device
     ))?;
+    for other in identity.devices.iter().filter(|device| !device.this) {
+        super::print(format_args!("and     {}\n", other.device))?;
+    }
     Ok(())
 }

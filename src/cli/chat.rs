@@ -235,7 +235,8 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
              /newlink  make another link, and end the former one (owners and moderators)\n   \
              /remove NAME  remove a person; nobody removed reads what follows (owners and moderators)\n   \
              /words  words to compare with the others, and a code that /verify compares\n   \
-             /verify NAME  words to compare with a person; /verify tells more\n   /evidence FILE  write what this device can show others of the room's history\n   /adddevice CODE  make another device yours\n   /leave  leave the room with this device\n   /quit   close; the room stays yours",
+             /verify NAME  words to compare with a person; /verify tells more\n   /evidence FILE  write what this device can show others of the room's history\n   /adddevice CODE  make another device yours\n   /devices  your devices\n   \
+             /removedevice KEY  take one of them out of every room\n   /leave  leave the room with this device\n   /quit   close; the room stays yours",
         )?,
         ("/who", Some(room)) => {
             for member in &room.members {
@@ -247,9 +248,13 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
                     Role::Member => "",
                 };
                 let new = if member.confirmed { "" } else { ", not yet confirmed" };
+                let unlisted = match member.unlisted {
+                    0 => String::new(),
+                    some => format!(", {some} NOT IN THEIR LIST OF DEVICES"),
+                };
                 let verified = if member.verified { ", verified" } else { "" };
                 let name = printable(&member.name);
-                screen.line(&format!("   {name}{you}{role}: {presence}, {} device(s){new}{verified}", member.devices))?;
+                screen.line(&format!("   {name}{you}{role}: {presence}, {} device(s){unlisted}{new}{verified}", member.devices))?;
             }
         }
         ("/link", Some(room)) if room.link.is_empty() => {
@@ -258,6 +263,15 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
         ("/link", Some(room)) => screen.line(&room.link)?,
         ("/leave", Some(room)) => client.command(Command::Leave { room: room.id.clone() }).await?,
         ("/newlink", Some(room)) => client.command(Command::MakeLink { room: room.id.clone() }).await?,
+        ("/devices", _) => {
+            for device in &client.identity.devices {
+                let this = if device.this { "   (this one)" } else { "" };
+                screen.line(&format!("   {}{this}", device.device))?;
+            }
+        }
+        (line, _) if line.starts_with("/removedevice") => {
+            remove_device(client, screen, line.trim_start_matches("/removedevice").trim()).await?
+        }
         (line, _) if line.starts_with("/adddevice") => {
             add_device(client, screen, line.trim_start_matches("/adddevice").trim()).await?
         }
@@ -284,6 +298,19 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
         (text, _) => client.command(Command::Send { room: id.to_owned(), text: text.to_owned() }).await?,
     }
     Ok(true)
+}
+
+/// Takes the one other device of this person whose key begins so out of everything.
+async fn remove_device(client: &Client, screen: &Screen, beginning: &str) -> anyhow::Result<()> {
+    let others = client.identity.devices.iter().filter(|device| !device.this && !beginning.is_empty());
+    let mut meant = others.filter(|device| device.device.starts_with(beginning));
+    match (meant.next(), meant.next()) {
+        (Some(device), None) => {
+            client.command(Command::RemoveDevice { device: device.device.clone() }).await?;
+            screen.line("   it is taken out of your list of devices and of every room; it keeps what it has read, and your key: see docs/security.md")
+        }
+        _ => screen.line("   /removedevice KEY, with the beginning of the key of another device that /devices shows"),
+    }
 }
 
 /// Shows the words of a device's code, or makes that device one of this person's.

@@ -18,7 +18,7 @@ use crate::{
             Choice, Handle, Options,
             store::{Profile, is_locked},
         },
-        view::{Command, ConnectionState, Event, Level, Room, RoomState},
+        view::{Command, ConnectionState, Event, Identity, Level, Room, RoomState},
     },
     seal::link::Link,
     transport::{Kind, Trust},
@@ -55,6 +55,8 @@ pub(super) struct Client {
     pub(super) handle: Handle,
     /// What it was called when it was started, for prompts.
     pub(super) name: String,
+    /// Who it is, as it was told last.
+    pub(super) identity: Identity,
     keys: BTreeSet<String>,
 }
 
@@ -117,7 +119,7 @@ impl ClientArgs {
         loop {
             match handle.events.recv().await.context("the client stopped")? {
                 Event::Identity { identity: Some(identity) } => {
-                    return Ok(Client { handle, name: identity.name, keys: BTreeSet::new() });
+                    return Ok(Client { handle, name: identity.name.clone(), identity, keys: BTreeSet::new() });
                 }
                 Event::Identity { identity: None } => {
                     let name = self.first_name();
@@ -148,7 +150,11 @@ impl Client {
 
     /// The next event.
     pub(super) async fn event(&mut self) -> anyhow::Result<Event> {
-        self.handle.events.recv().await.context("the client stopped")
+        let event = self.handle.events.recv().await.context("the client stopped")?;
+        if let Event::Identity { identity: Some(identity) } = &event {
+            self.identity = identity.clone();
+        }
+        Ok(event)
     }
 
     /// Whether a message of this key comes for the first time: every change of a message is an event.

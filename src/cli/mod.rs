@@ -64,7 +64,8 @@ enum Command {
     Link(link::LinkArgs),
     /// Writes what this profile can show others of a room's history, and what contradicts it, to a file.
     Evidence(verify::EvidenceArgs),
-    /// Checks such a file, or compares two of different devices; nothing is asked over the network.
+    /// Checks such a file, or compares two of different devices; nothing is asked over the network. Succeeds if everything
+    /// in the files holds and, of two, the histories agree.
     Verify(verify::VerifyArgs),
     /// Measures an edge: many connections that publish and listen.
     Load(load::LoadArgs),

@@ -16,10 +16,16 @@ use crate::{
 };
 
 /// A code that is shown.
-#[derive(Debug)]
+#[derive(Clone)]
 pub(super) struct Shown {
     secret: [u8; 16],
     expires_ms: UnixMillis,
+}
+
+impl core::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Shown").field("expires_ms", &self.expires_ms).finish_non_exhaustive()
+    }
 }
 
 impl Shown {
@@ -55,12 +61,13 @@ impl Client {
         if self.me.is_none() {
             let identity = Identity::generate(&mut self.rng, now_ms);
             self.me = Some(Me::new(IdentityRecord {
-                format: 1,
+                format: 2,
                 secrets: identity.secrets().clone(),
                 not_after_ms: now_ms.saturating_add(CERTIFICATE_LIFE_MS),
                 counter: 1,
                 name: String::new(),
                 own_devices: Vec::new(),
+                devices: None,
                 inbox: None,
             }));
         }
@@ -82,12 +89,16 @@ impl Client {
 
     fn renew_code(&mut self, now_ms: u64) {
         let shown = Shown { secret: self.rng.bytes(), expires_ms: now_ms.saturating_add(CODE_LIFE_MS) };
-        let Some(me) = &mut self.me else { return };
-        let (device, inbox) = (me.identity.device(), me.identity.inbox_public().clone());
-        let code = DeviceCode { device, inbox, secret: shown.secret, expires_ms: shown.expires_ms };
-        me.shown = Some(shown);
-        let (text, words, expires_ms) = (code.to_string(), code.words(), code.expires_ms);
-        self.outputs.push_back(Output::Event(Event::DeviceCode { code: text, words, expires_ms }));
+        self.me.iter_mut().for_each(|me| me.shown = Some(shown.clone()));
+        self.tell_code();
+    }
+
+    /// Shows the code, once it can be answered.
+    pub(super) fn tell_code(&mut self) {
+        let Some(me) = self.me.as_ref().filter(|me| me.inbox.subscribed()) else { return };
+        let Some(Shown { secret, expires_ms }) = me.shown.clone() else { return };
+        let code = DeviceCode { device: me.identity.device(), inbox: me.identity.inbox_public().clone(), secret, expires_ms };
+        self.outputs.push_back(Output::Event(Event::DeviceCode { code: code.to_string(), words: code.words(), expires_ms }));
     }
 
     /// What answers the code that is shown makes this device one of a person's. Anything else is skipped; anybody may post.
@@ -105,7 +116,9 @@ impl Client {
         let own =
             others.filter(|other| other.user == identity.user() && other.device != identity.device() && other.verify().is_ok());
         self.adopt(&identity, name, own.collect(), now_ms);
-        self.me.iter_mut().for_each(|me| me.inbox = read);
+        if let Some(me) = &mut self.me {
+            me.inbox = read;
+        }
         self.notice(Level::Info, "this device is now one of yours; your rooms come by themselves", None);
     }
 
@@ -133,7 +146,8 @@ impl Client {
         };
         let letter = self.letter(Letter::Envelope(envelope), now_ms);
         people::post(self, inbox, letter);
-        self.learn_device(&grant.certificate);
+        self.learn_device(&grant.certificate, now_ms);
+        self.tell_devices_everywhere(now_ms);
         self.notice(
             Level::Info,
             "that device is being made yours: it comes into your rooms by itself, and everybody there sees it",

@@ -13,6 +13,7 @@ pub mod timeline;
 pub mod view;
 
 mod contacts;
+mod devices;
 mod link;
 mod linking;
 mod patience;
@@ -152,6 +153,8 @@ struct Me {
     inbox: people::InboxState,
     /// Nobody's yet: the code by which somebody can make this device theirs.
     shown: Option<linking::Shown>,
+    /// Rooms may not know the person's newest list of devices.
+    untold: bool,
 }
 
 /// Entries given to [`Client::load`], until [`Client::start`].
@@ -262,6 +265,7 @@ impl Client {
             }
             Command::Leave { room } => self.in_room(&room, |this, room| this.leave(room, now_ms)),
             Command::ShowCode => self.show_code(now_ms),
+            Command::RemoveDevice { device } => self.remove_device(&device, now_ms),
             Command::LinkDevice { code } => self.link_device(&code, now_ms),
             Command::Verify { user, verified } => self.verify_person(&user, verified, now_ms),
             Command::Compare { text } => self.compare_code(&text, now_ms),

@@ -30,6 +30,13 @@ pub(super) struct InboxState {
     stale: bool,
 }
 
+impl InboxState {
+    /// Whether what is posted comes to this device.
+    pub(super) const fn subscribed(&self) -> bool {
+        self.subscribed
+    }
+}
+
 /// Why an identity was not imported.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -48,7 +55,7 @@ pub enum ImportError {
 impl Me {
     pub(super) fn new(record: IdentityRecord) -> Self {
         let identity = Identity::certify(record.secrets.clone(), record.not_after_ms, record.counter).named(&record.name);
-        Self { record, identity, inbox: InboxState::default(), shown: None }
+        Self { record, identity, inbox: InboxState::default(), shown: None, untold: false }
     }
 
     /// What another device of the person has handed over.
@@ -67,6 +74,7 @@ impl Client {
             user: me.identity.user().to_string(),
             device: me.identity.device().to_string(),
             words: me.identity.user().words(),
+            devices: self.own_devices(),
         });
         self.outputs.push_back(super::Output::Event(Event::Identity { identity }));
     }
@@ -97,16 +105,18 @@ impl Client {
 
     pub(super) fn adopt(&mut self, identity: &Identity, name: String, own_devices: Vec<Certificate>, now_ms: u64) {
         self.me = Some(Me::new(IdentityRecord {
-            format: 1,
+            format: 2,
             secrets: identity.secrets().clone(),
             not_after_ms: identity.certificate().not_after_ms,
             counter: identity.certificate().counter,
             name,
             own_devices,
+            devices: None,
             inbox: None,
         }));
         self.persist_me();
         self.tell_identity();
+        self.list_devices(None);
         self.connect(now_ms);
     }
 
@@ -189,6 +199,7 @@ impl Client {
                 Some(me) => {
                     me.inbox.subscribed = !me.inbox.stale;
                     self.read_inbox_anew();
+                    self.tell_code();
                 }
                 None => self.on_subscribed(room, after, chain, position, now_ms),
             },
@@ -270,20 +281,23 @@ impl Client {
     }
 
     /// A certificate was seen in a join: if it is of this person's, the device gets what this one has.
-    pub(super) fn learn_device(&mut self, certificate: &Certificate) {
+    pub(super) fn learn_device(&mut self, certificate: &Certificate, now_ms: u64) {
         let Some(me) = &mut self.me else { return };
         let known = |own: &Certificate| own.device == certificate.device;
         if certificate.user != me.identity.user()
             || certificate.device == me.identity.device()
             || me.record.own_devices.iter().any(known)
+            || me.record.devices.as_ref().is_some_and(|list| list.removed.contains(&certificate.device))
         {
             return;
         }
         me.record.own_devices.push(certificate.clone());
         self.persist_me();
+        self.tell_identity();
+        self.list_devices(None);
         let rooms: Vec<_> = self.rooms.keys().copied().collect();
         for room in rooms {
-            self.hand_to_device(room, certificate, 0);
+            self.hand_to_device(room, certificate, now_ms);
         }
     }
 

@@ -6,8 +6,14 @@ use qrcodegen::{QrCode, QrCodeEcc};
 const QUIET: i32 = 4;
 
 /// A code.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Code(QrCode);
+
+impl core::fmt::Debug for Code {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Code({} modules a side)", self.size())
+    }
+}
 
 /// Makes the code of a text; `None` when it is longer than a code can be.
 #[must_use]
@@ -18,7 +24,7 @@ pub fn encode(text: &str) -> Option<Code> {
 impl Code {
     /// Modules a side, with the quiet zone.
     #[must_use]
-    pub const fn size(&self) -> i32 {
+    pub fn size(&self) -> i32 {
         self.0.size() + 2 * QUIET
     }
 
@@ -57,10 +63,7 @@ mod tests {
     fn a_code_is_drawn_alike_as_blocks_and_as_a_path() {
         let code = encode("waxwing:verify:person:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").unwrap();
         let lines: Vec<Vec<char>> = code.half_blocks().iter().map(|line| line.chars().collect()).collect();
-        let light = |x: usize, y: usize| match (lines[y / 2][x], y % 2) {
-            ('\u{2588}', _) | ('\u{2580}', 0) | ('\u{2584}', 1) => true,
-            _ => false,
-        };
+        let light = |x: usize, y: usize| matches!((lines[y / 2][x], y % 2), ('\u{2588}', _) | ('\u{2580}', 0) | ('\u{2584}', 1));
         let path = code.path();
         let mut dark = 0;
         for (y, x) in (0..code.size()).flat_map(|y| (0..code.size()).map(move |x| (y, x))) {

@@ -26,6 +26,7 @@ use crate::{
     group::Change,
     seal::{
         body::{Body, Content, Seen},
+        devices::DeviceList,
         epoch::EpochSecrets,
         identity::{Certificate, IdentitySecrets, UserKey},
         message::Signed,
@@ -35,7 +36,7 @@ use crate::{
 /// Who this device is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdentityRecord {
-    /// Format of this record: 1.
+    /// Format of this record: 2.
     pub format: u8,
     /// The seeds.
     pub secrets: IdentitySecrets,
@@ -47,6 +48,8 @@ pub struct IdentityRecord {
     pub name: String,
     /// Other devices of the same person, as learnt from their joins or from a backup.
     pub own_devices: Vec<Certificate>,
+    /// The person's newest list of devices; none while there was one device only.
+    pub devices: Option<DeviceList>,
     /// How far this device's inbox was read, in which life of its log.
     pub inbox: Option<(LogId, Seq)>,
 }

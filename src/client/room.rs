@@ -12,8 +12,9 @@ mod writing;
 use self::past::{Changes, Past};
 use self::place::Place;
 use crate::client::contacts::{person_code, room_code, safety_hash};
+use crate::client::devices::DEVICES_KIND;
 use crate::client::evidence::Contradicted;
-use crate::client::outbox::Outbox;
+use crate::client::outbox::{Outbox, Persist};
 use crate::client::records::{
     ChangeRecord, ContactRecord, Entry, KnownLink, Letter, LogRecord, OpenedRecord, OutRecord, RoomBackup, RoomRecord, Stage, Who,
 };
@@ -25,6 +26,7 @@ use crate::core::frame::Item;
 use crate::core::id::{DeviceKey, Digest, MessageId, ProducerId, RoomId, Seq};
 use crate::group::{LinkId, LinkKeys, Role};
 use crate::seal::body::{Message, tidy};
+use crate::seal::devices::DeviceList;
 use crate::seal::identity::{Identity, UserKey};
 use crate::seal::link::Link;
 use crate::seal::words::words;
@@ -124,6 +126,8 @@ struct RoomWire {
     too_early: bool,
     /// This device's certificate was put into the outbox.
     introduced: bool,
+    /// The number of the person's list of devices that was put into the outbox.
+    listed: u64,
     /// In which epoch it said that it goes.
     said_goodbye: Option<u64>,
     /// The server contradicted this device's copy: nothing more is taken from it.
@@ -363,6 +367,10 @@ impl Room {
             online: devices.iter().any(|device| self.online.contains(device)),
             confirmed: devices.iter().all(|device| self.timeline.is_confirmed(*device)),
             devices: u32::try_from(devices.len()).unwrap_or(u32::MAX),
+            unlisted: self
+                .timeline
+                .list_of(user)
+                .map_or(0, |list| u32::try_from(devices.difference(&list.devices).count()).unwrap_or(u32::MAX)),
             verified: contacts.contains_key(&user),
             safety: if user == me.user() { Vec::new() } else { words(&safety_hash(me.user(), user).0) },
             code: if user == me.user() { String::new() } else { person_code(me.user(), user) },
@@ -446,6 +454,24 @@ impl Room {
         Some(view::Message { seq: Some(seq), state: MessageState::Sent, ..view })
     }
 
+    /// Whether the members have not been told of the person's list, and can be.
+    pub(super) fn lacks(&self, list: &DeviceList) -> bool {
+        let known = self.timeline.list_of(list.user).map_or(0, |known| known.counter).max(self.wire.listed);
+        let on_its_way = |out: &OutRecord| match &out.letter {
+            Letter::Content(content) if content.kind == DEVICES_KIND && out.failed.is_none() => {
+                matches!(content.message(), Message::Devices(sent) if sent.counter >= list.counter)
+            }
+            _ => false,
+        };
+        self.place.seat().is_some() && self.up_to_date() && known < list.counter && !self.outbox.iter().any(on_its_way)
+    }
+
+    /// Puts the list with this number into the outbox.
+    pub(super) fn tell(&mut self, letter: OutRecord, counter: u64) -> Vec<Persist> {
+        self.wire.listed = counter;
+        self.outbox.push(letter, false)
+    }
+
     /// Whether this device's certificate is on its way.
     fn is_introduced(&self) -> bool {
         self.outbox
@@ -464,7 +490,7 @@ fn first_16(digest: &Digest) -> [u8; 16] {
 fn content_view(message: &Message) -> Option<(MessageKind, String)> {
     match message {
         Message::Text(text) => Some((MessageKind::Text, text.clone())),
-        Message::Typing | Message::Link(_) | Message::Device(_) | Message::Leave(_) => None,
+        Message::Typing | Message::Link(_) | Message::Device(_) | Message::Devices(_) | Message::Leave(_) => None,
         Message::Unknown(fallback) if fallback.is_empty() => None,
         Message::Unknown(fallback) => Some((MessageKind::Unknown, fallback.clone())),
     }

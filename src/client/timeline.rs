@@ -19,7 +19,9 @@ use crate::{
     },
     seal::{
         body::{Body, Message, Seen, tidy},
+        devices::DeviceList,
         epoch::Epoch,
+        identity::UserKey,
         message::{self, Signed},
     },
 };
@@ -45,6 +47,8 @@ pub struct Timeline {
     /// What people are called, by device: those that went, too.
     names: BTreeMap<DeviceKey, (Who, String)>,
     introduced: BTreeSet<DeviceKey>,
+    /// Of each person the newest list of devices.
+    lists: BTreeMap<UserKey, DeviceList>,
     /// Devices that came in by themselves, and where: nobody else's message has crossed that yet.
     unconfirmed: BTreeMap<DeviceKey, Seq>,
     /// Of each session the newest message: its number, its hash, its seq.
@@ -153,6 +157,7 @@ impl Timeline {
             chains: VecDeque::from([start]),
             names: BTreeMap::new(),
             introduced: BTreeSet::new(),
+            lists: BTreeMap::new(),
             unconfirmed: BTreeMap::new(),
             sessions: HashMap::new(),
             sealed: 0,
@@ -234,6 +239,19 @@ impl Timeline {
     #[must_use]
     pub fn introduced(&self, device: DeviceKey) -> bool {
         self.introduced.contains(&device)
+    }
+
+    /// A person's newest list of devices, as it was told here.
+    #[must_use]
+    pub fn list_of(&self, user: UserKey) -> Option<&DeviceList> {
+        self.lists.get(&user)
+    }
+
+    /// A list that is newer than the one that is known: its number never goes down.
+    fn learn_list(&mut self, list: DeviceList) {
+        if self.lists.get(&list.user).is_none_or(|known| known.counter < list.counter) && list.is_signed() {
+            self.lists.insert(list.user, list);
+        }
     }
 
     /// The newest change of the group, valid or not.
@@ -357,8 +375,10 @@ impl Timeline {
                     Check::Contradicts => self.integrity.contradicts += 1,
                 }
                 self.confirm(opened);
-                if let Message::Device(_) = opened.content.message() {
-                    self.introduced.insert(opened.sender.device);
+                match opened.content.message() {
+                    Message::Device(_) => drop(self.introduced.insert(opened.sender.device)),
+                    Message::Devices(list) if list.user == opened.sender.user => self.learn_list(*list),
+                    _ => {}
                 }
                 Applied::Message { check, opened: Box::new(opened.clone()) }
             }

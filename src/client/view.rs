@@ -60,6 +60,11 @@ pub enum Command {
     },
     /// Shows a code by which this fresh device can become one of a person's: [`Event::DeviceCode`], and another one every ten minutes.
     ShowCode,
+    /// Takes another device of this person out of the list of their devices, and out of every room.
+    RemoveDevice {
+        /// Its key.
+        device: String,
+    },
     /// Makes the device that shows this code one of this person's. They have compared its words before.
     LinkDevice {
         /// The code.
@@ -198,6 +203,17 @@ pub struct Identity {
     pub device: String,
     /// Six words for others to compare.
     pub words: Vec<String>,
+    /// Their devices, this one among them.
+    pub devices: Vec<Device>,
+}
+
+/// A device of this person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its key.
+    pub device: String,
+    /// Whether it is this one.
+    pub this: bool,
 }
 
 /// A room.
@@ -264,6 +280,8 @@ pub struct Member {
     pub confirmed: bool,
     /// How many devices joined.
     pub devices: u32,
+    /// How many of these devices the person's newest list of devices does not have; none while no list was told here.
+    pub unlisted: u32,
     /// This person has compared words with them, and found them equal.
     pub verified: bool,
     /// Six words that both see alike, and nobody else; none for this person themselves.

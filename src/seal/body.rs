@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::identity::Certificate;
+use super::{devices::DeviceList, identity::Certificate};
 use crate::core::id::{Digest, LogId, ProducerId, Seq};
 
 /// The signed and sealed part of an envelope of kinds 1 and 7. postcard, in this order.
@@ -64,6 +64,8 @@ pub enum Message {
     Typing,
     /// 5: the sender goes: an MLS message with its proposal to be removed, for a member that stays to commit.
     Leave(Bytes),
+    /// 6: the sender's person's list of their devices.
+    Devices(Box<DeviceList>),
     /// Any other: the fallback.
     Unknown(String),
 }
@@ -95,6 +97,7 @@ impl Content {
             Message::Link(link) => encode(3, "", postcard::to_allocvec(link)),
             Message::Typing => encode(4, "", Ok(Vec::new())),
             Message::Leave(proposal) => encode(5, "", postcard::to_allocvec(proposal)),
+            Message::Devices(list) => encode(6, "", postcard::to_allocvec(list.as_ref())),
             Message::Unknown(fallback) => encode(u16::MAX, fallback, Ok(Vec::new())),
         }
     }
@@ -108,6 +111,7 @@ impl Content {
             3 => postcard::from_bytes(&self.data).map(Message::Link).ok(),
             4 => Some(Message::Typing),
             5 => postcard::from_bytes(&self.data).map(Message::Leave).ok(),
+            6 => postcard::from_bytes(&self.data).map(|list| Message::Devices(Box::new(list))).ok(),
             _ => None,
         };
         known.unwrap_or_else(|| Message::Unknown(self.fallback.clone()))

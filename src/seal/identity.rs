@@ -20,7 +20,7 @@ use crate::core::{
     id::{AccessKey, DeviceKey, Digest, RoomId, Signature, UnixMillis},
 };
 
-/// How long a certificate is good for: ten years. Device lists that renew them come with groups.
+/// How long a certificate is good for: ten years. Nothing renews one.
 pub const CERTIFICATE_LIFE_MS: u64 = 10 * 365 * 24 * 3600 * 1000;
 
 /// A person's public key.
@@ -201,6 +201,12 @@ impl Identity {
         let device = DeviceKey(signer.verifying_key().to_bytes());
         let certificate = certificate(&secrets.user, device, inbox_public.to_bytes(), not_after_ms, counter);
         Self { secrets, signer, inbox, inbox_public, certificate, name: String::new() }
+    }
+
+    /// Signs with the person's key.
+    #[must_use]
+    pub(super) fn sign_as_person(&self, message: &[u8]) -> Signature {
+        sign(&SigningKey::from_bytes(&self.secrets.user), message)
     }
 
     /// This person's statement that another device, whose public keys these are, is theirs.

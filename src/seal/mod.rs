@@ -6,6 +6,7 @@
 
 pub mod backup;
 pub mod body;
+pub mod devices;
 pub mod epoch;
 pub mod hpke;
 pub mod identity;

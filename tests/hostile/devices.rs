@@ -95,7 +95,9 @@ fn codes_match_for_two_people_and_one_room_and_nothing_else() {
     assert!(others.iter().all(|member| member.code != of_bob.code && member.safety != of_bob.safety));
     ann.run(&mut server);
     let mut shows = |person: &mut Person, text: &str| {
-        (person.infos.clear(), person.alarms.clear(), person.warnings.clear());
+        person.infos.clear();
+        person.alarms.clear();
+        person.warnings.clear();
         person.client.command(Command::Compare { text: text.into() }, 5);
         person.run(&mut server);
         (person.infos.len(), person.alarms.len(), person.warnings.len())
@@ -202,4 +204,63 @@ fn a_code_is_good_for_ten_minutes_and_for_a_device_that_is_nobodys() {
     link(&mut ann, &mut server, &dan.code.clone().unwrap());
     dan.run(&mut server);
     assert_eq!(dan.identity.as_ref().unwrap().name, "Dan");
+}
+
+#[test]
+fn a_list_of_devices_is_told_and_who_is_not_on_it_is_seen() {
+    let (mut server, mut ann, mut bob, room) = stage();
+    bob.run(&mut server);
+    let mut next = fresh(&mut server, 9);
+    link(&mut ann, &mut server, &next.code.clone().unwrap());
+    next.run(&mut server);
+    ann.run(&mut server);
+    bob.run(&mut server);
+    assert_eq!((other(&bob).devices, other(&bob).unlisted), (2, 0));
+    for person in [&ann, &next] {
+        assert_eq!(person.identity.as_ref().unwrap().devices.len(), 2);
+    }
+    // A third one comes in by itself, and nothing else is shown to Bob yet.
+    let before = server.logs[&room].len();
+    let third = second_device(&mut ann, &mut server, 10);
+    let log = server.logs[&room].clone();
+    server.shown.insert(room, log[..=before].to_vec());
+    bob.run(&mut server);
+    assert_eq!((other(&bob).devices, other(&bob).unlisted), (3, 1), "it is on no list that he knows");
+    server.shown.clear();
+    for person in [&mut bob, &mut ann, &mut next] {
+        person.run(&mut server);
+    }
+    assert_eq!((other(&bob).devices, other(&bob).unlisted), (3, 0));
+    assert_eq!(next.identity.as_ref().unwrap().devices.len(), 3, "the person's devices know of each other");
+    // One is taken out, of the list and of the room.
+    let gone = third.identity.as_ref().unwrap().device.clone();
+    let mut third = third;
+    ann.client.command(Command::RemoveDevice { device: gone.clone() }, 5);
+    ann.run(&mut server);
+    for person in [&mut third, &mut next, &mut bob, &mut ann] {
+        person.run(&mut server);
+    }
+    assert!(third.alarms.iter().any(|text| text.contains("has removed this one")), "{:?}", third.alarms);
+    assert_eq!(third.room.as_ref().unwrap().state, RoomState::Refused);
+    assert_eq!((other(&bob).devices, other(&bob).unlisted), (2, 0));
+    for person in [&ann, &next] {
+        let devices = &person.identity.as_ref().unwrap().devices;
+        assert!(devices.len() == 2 && devices.iter().all(|device| device.device != gone), "{devices:?}");
+        assert!(person.alarms.is_empty() && person.room.as_ref().unwrap().integrity.injected == 0, "{:?}", person.alarms);
+    }
+    // It has the person's key, and the new link: it comes in, and is seen to be on no list.
+    let link = ann.room.as_ref().unwrap().link.clone();
+    assert!(!link.is_empty());
+    third.client.command(Command::Join { link }, 5);
+    third.run(&mut server);
+    for person in [&mut ann, &mut next, &mut bob] {
+        person.run(&mut server);
+    }
+    assert_eq!((other(&bob).devices, other(&bob).unlisted), (3, 1));
+    ann.client.command(Command::RemoveDevice { device: ann.identity.as_ref().unwrap().device.clone() }, 5);
+    ann.run(&mut server);
+    assert!(ann.warnings.last().unwrap().contains("no other device"), "not itself");
+    let mut again = restarted(&ann.stored);
+    again.run(&mut server);
+    assert_eq!(again.identity.as_ref().unwrap().devices.len(), 2);
 }

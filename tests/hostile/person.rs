@@ -134,7 +134,7 @@ impl Person {
                 let log = server.log(*room);
                 if *cursor < log.len() as u64 {
                     let page = server.page(*room, *cursor);
-                    *cursor = log.len() as u64;
+                    *cursor += page.items.len() as u64;
                     self.client.received_frame(link, &ServerFrame::Deliver(page).encode(), self.now_ms);
                     quiet = false;
                 }

@@ -8,6 +8,7 @@ use waxwing::core::{
     close::Refusal,
     envelope::{Header, Kind},
     frame::{ClientFrame, Item, Operation, Page, Position, Publish, ServerFrame},
+    handshake::new_access,
     id::{Digest, LogId, Nonce, RoomId},
     limits::Limits,
 };
@@ -63,11 +64,14 @@ impl Server {
         if self.wrong_chain { chain::digest(&chain.0) } else { chain }
     }
 
+    /// What follows in the log, up to the next change that brings another access key: there whoever reads has to enter anew.
     pub fn page(&self, room: RoomId, after: u64) -> Page {
+        let mut ended = false;
         let items = self
             .log(room)
             .into_iter()
             .skip(usize::try_from(after).unwrap())
+            .take_while(|envelope| !core::mem::replace(&mut ended, new_access(envelope).is_some()))
             .map(|envelope| Item { time_ms: 5, envelope })
             .collect();
         Page { room, position: self.position(room), first: after + 1, chain: self.chain(room, after), items }

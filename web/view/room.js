@@ -149,7 +149,8 @@ function memberRow(member, isAmbiguous, remove, verify) {
     avatar(member.user, member.name),
     h('span', {class: 'member-name'}, member.name, isAmbiguous ? [' ', badge(member.user)] : null),
     h('span', {class: 'member-note'}, [member.you ? 'you' : null, member.role === 'member' ? null : member.role, devices,
-      member.online ? 'online' : 'offline', member.confirmed ? null : 'not yet confirmed', member.verified ? 'verified' : null].filter(Boolean).join(' · ')),
+      member.online ? 'online' : 'offline', member.confirmed ? null : 'not yet confirmed', member.verified ? 'verified' : null,
+      member.unlisted > 0 ? `${member.unlisted} not in their list of devices` : null].filter(Boolean).join(' · ')),
     h('span', {class: 'member-actions'},
       member.you ? null : h('button', {class: 'member-verify', 'data-testid': 'verify-member', 'aria-label': `Verify ${member.name}`, onclick: verify}, 'Verify…'),
       remove === null ? null : removeButton(member, remove)));

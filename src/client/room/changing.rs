@@ -119,7 +119,7 @@ impl Client {
     }
 
     /// Something that this device wants of the group: at once if it may, or else when what is under way was ordered.
-    fn want(&mut self, id: RoomId, change: Change, now_ms: u64) {
+    pub(in crate::client) fn want(&mut self, id: RoomId, change: Change, now_ms: u64) {
         let Some(seat) = self.rooms.get_mut(&id).and_then(|room| room.place.seat_mut()) else {
             return self.notice(Level::Warn, "this device is not in the room yet", Some(id));
         };

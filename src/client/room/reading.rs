@@ -214,7 +214,10 @@ impl Client {
                     self.notice(Level::Alarm, &format!("message {seq} contradicts what this device has seen"), Some(id));
                 }
                 match opened.content.message() {
-                    Message::Device(certificate) => self.learn_device(&certificate),
+                    Message::Device(certificate) => self.learn_device(&certificate, now_ms),
+                    Message::Devices(list) if list.user == opened.sender.user && list.is_signed() => {
+                        self.learn_devices(&list);
+                    }
                     Message::Link(link) => self.learn_link(id, opened.sender.user, link),
                     Message::Leave(proposal) if !is_past => self.on_goodbye(id, opened.sender.device, proposal, now_ms),
                     _ => {}
@@ -274,6 +277,8 @@ impl Client {
         }
         self.close_the_past(id);
         self.introduce(id, now_ms);
+        self.tell_devices(id, now_ms);
+        self.tell_devices_everywhere(now_ms);
         self.end_links(id, now_ms);
         self.say_that_it_goes(id, now_ms);
         self.commit_wanted(id, now_ms);

@@ -2,6 +2,7 @@
 
 use super::place::{Place, Seat};
 use super::{DEVICE_KIND, Room, TYPING_EVERY_MS};
+use crate::client::devices::DEVICES_KIND;
 use crate::client::outbox::{Persist, Settled, ToSeal};
 use crate::client::records::{Letter, OutRecord, Stage};
 use crate::client::view::{Event, Level};
@@ -85,6 +86,10 @@ impl Client {
                 let forget = room.outbox.take_failed(message).map(|(_, forget)| forget);
                 self.persist_all(forget.into_iter().collect());
                 self.notice(Level::Warn, &format!("your other devices were not told of this one: {why}"), Some(id));
+            }
+            Letter::Content(content) if content.kind == DEVICES_KIND => {
+                let forget = room.outbox.take_failed(message).map(|(_, forget)| forget);
+                self.persist_all(forget.into_iter().collect());
             }
             Letter::Content(_) => self.tell_out(id, message),
             Letter::Envelope(_) => {}
