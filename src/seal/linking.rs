@@ -140,9 +140,13 @@ impl Grant {
     /// # Errors
     /// [`SealError`].
     pub fn seal(&self, code: &DeviceCode, identity: &Identity, rng: &mut impl Random) -> Result<(RoomId, Bytes), SealError> {
-        let body = Zeroizing::new(postcard::to_allocvec(self).expect("a grant encodes into memory"));
+        let body = self.encode();
         let (inbox, issuer) = (inbox_id(&code.inbox), DeviceCode::issuer(&code.secret));
         Ok((inbox, seal_hand_over_from(issuer, &code.inbox, inbox, TO_LINK, identity, &body, rng)?))
+    }
+
+    fn encode(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(postcard::to_allocvec(self).expect("a grant encodes into memory"))
     }
 
     /// Opens one that was made by who has seen the code with this secret, for this device.
