@@ -1,6 +1,7 @@
 //! The native shell of the client: a task that owns the pure client, its storage and its links.
 
 mod links;
+mod network;
 pub mod store;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,6 +16,7 @@ use tokio::{
 
 use self::{
     links::{Links, News},
+    network::Network,
     store::{FileStore, Profile, StoreError},
 };
 use super::{
@@ -210,12 +212,15 @@ struct Runner {
     events: mpsc::Sender<Event>,
     damaged: Vec<String>,
     links: Links,
+    network: Network,
     timer_ms: Option<u64>,
 }
 
 enum Happened {
     Command(Option<Command>),
     Link(News),
+    /// This machine is in another network.
+    Network,
     Timer,
 }
 
@@ -229,7 +234,8 @@ pub fn now_ms() -> u64 {
 
 impl Runner {
     fn new(client: Client, store: FileStore, options: Options, events: mpsc::Sender<Event>, damaged: Vec<String>) -> Self {
-        Self { client, store, events, damaged, links: Links::new(options), timer_ms: None }
+        let network = Network::new(&options.origin);
+        Self { client, store, events, damaged, links: Links::new(options), network, timer_ms: None }
     }
 
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), StoreError> {
@@ -249,6 +255,7 @@ impl Runner {
                 Happened::Link(News::Frame { link, frame }) => self.client.received_frame(link, &frame, now_ms()),
                 Happened::Link(News::Lost { link, reason }) => self.client.lost(link, &reason, now_ms()),
                 Happened::Link(News::Room) => {}
+                Happened::Network => self.client.network_changed(now_ms()),
                 Happened::Timer => self.timer_came(),
             }
         }
@@ -272,6 +279,7 @@ impl Runner {
         tokio::select! {
             command = commands.recv() => Happened::Command(command),
             news = self.links.next() => Happened::Link(news),
+            () = self.network.changed() => Happened::Network,
             () = async {
                 match timer {
                     Some(at) => sleep_until(at).await,
