@@ -7,7 +7,7 @@
 //! **A failed write or sync of the log is final**: its batch and all later ones answer
 //! [`Failure::OutcomeUnknown`], [`Engine::is_healthy`] turns false, and what was durable before
 //! is read on. **A failure of redb is not**: it is opened and applied to again; meanwhile the log grows to its limit, and then
-//! appends are refused as if the disk were full.
+//! appends are refused as if the disk were full. Only a panic of redb over what it wrote to is not tried again before a restart.
 //!
 //! | | what it holds | its limit |
 //! |---|---|---|

@@ -4,7 +4,8 @@
 //! would do. Where even that cannot be written, what was durable is read on through an overlay.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -25,6 +26,9 @@ pub(super) struct Database {
     open: RwLock<Option<Opened>>,
     /// Whether an operation failed since it was opened.
     failed: AtomicBool,
+    /// Whether redb panicked over what it found when it wrote. That is not tried again: what redb drops while it unwinds may
+    /// panic as well, which would end the process, and after a restart again.
+    broken: AtomicBool,
 }
 
 struct Opened {
@@ -37,7 +41,7 @@ impl Database {
     pub(super) fn open(storage: Arc<dyn Storage>, cache_bytes: usize) -> Result<Self, DatabaseError> {
         let database = create(cache_bytes, Guarded(Guard::new(storage.history(true)?)))?;
         let open = RwLock::new(Some(Opened { database, writes: true }));
-        Ok(Self { storage, cache_bytes, open, failed: AtomicBool::new(false) })
+        Ok(Self { storage, cache_bytes, open, failed: AtomicBool::new(false), broken: AtomicBool::new(false) })
     }
 
     /// Reads from one snapshot. After a failure of the storage, once more from the file opened anew.
@@ -59,6 +63,10 @@ impl Database {
 
     /// Writes in one transaction, durably. After a failure the file is opened anew when it is used next.
     pub(super) fn write<T>(&self, write: impl FnOnce(&WriteTransaction) -> Result<T, Error>) -> Result<T, Error> {
+        if self.broken.load(Ordering::Acquire) {
+            let why = "redb panicked when it wrote, and is not made to write again before a restart".to_owned();
+            return Err(Error::Storage(redb::Error::Corrupted(why)));
+        }
         if !self.with(|opened| Ok(opened.writes)).unwrap_or(false) {
             self.failed.store(true, Ordering::Release);
         }
@@ -67,13 +75,10 @@ impl Database {
             if !opened.writes {
                 return Err(Error::Storage(redb::Error::PreviousIo));
             }
-            let mut txn = opened.database.begin_write()?;
-            txn.set_durability(Durability::Immediate).map_err(|error| Error::Storage(error.into()))?;
-            // Opens after a crash without a scan of the whole file.
-            txn.set_quick_repair(true);
-            let done = write(&txn)?;
-            txn.commit()?;
-            Ok(done)
+            catch_unwind(AssertUnwindSafe(|| commit(&opened.database, write))).unwrap_or_else(|panic| {
+                self.broken.fetch_or(!is_of_a_lock(&*panic), Ordering::AcqRel);
+                resume_unwind(panic)
+            })
         })
     }
 
@@ -119,6 +124,22 @@ impl Drop for Database {
     }
 }
 
+fn commit<T>(database: &redb::Database, write: impl FnOnce(&WriteTransaction) -> Result<T, Error>) -> Result<T, Error> {
+    let mut txn = database.begin_write()?;
+    txn.set_durability(Durability::Immediate).map_err(|error| Error::Storage(error.into()))?;
+    // Opens after a crash without a scan of the whole file.
+    txn.set_quick_repair(true);
+    let done = write(&txn)?;
+    txn.commit()?;
+    Ok(done)
+}
+
+/// Whether it is over a lock that another thread left in a panic, which says nothing of the file.
+fn is_of_a_lock(panic: &(dyn Any + Send)) -> bool {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.is_some_and(|text| text.contains("PoisonError"))
+}
+
 /// redb panics over some damages of the file, also when it is closed after that.
 fn close(opened: Option<Opened>) {
     drop(catch_unwind(AssertUnwindSafe(|| drop(opened))));
@@ -133,4 +154,27 @@ fn create(cache_bytes: usize, backend: impl StorageBackend) -> Result<redb::Data
 /// A damaged page fails who asks for it; a failed operation ends the use of this opening of the file.
 fn is_latching(error: &Error) -> bool {
     matches!(error, Error::Storage(error) if !matches!(error, redb::Error::Corrupted(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{
+        embedded::{storage::Directory, tables},
+        rows::{self, Contents},
+    };
+
+    #[test]
+    fn a_panic_over_the_file_ends_writing_and_one_over_a_lock_does_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let storage: Arc<dyn Storage> = Arc::new(Directory::open(directory.path()).unwrap());
+        let database = Database::open(storage, 1 << 20).unwrap();
+        database.write(tables::make).unwrap();
+        let panic = |text: &str| database.write(|_| -> Result<(), Error> { panic!("{text}") }).unwrap_err();
+        panic("called `Result::unwrap()` on an `Err` value: PoisonError { .. }");
+        database.write(|_| Ok(())).unwrap();
+        panic("assertion failed: bit < self.len");
+        assert!(database.write(|_| Ok(())).unwrap_err().to_string().contains("before a restart"));
+        assert!(matches!(database.read(rows::contents), Ok(Contents::Store(tables::FORMAT))), "it is read on");
+    }
 }
