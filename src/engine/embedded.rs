@@ -29,6 +29,7 @@ mod read;
 mod reader;
 mod retain;
 mod retention;
+mod spare;
 mod storage;
 mod tables;
 #[cfg(test)]
@@ -46,7 +47,14 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use self::{applier::Applier, database::Database, layers::Layers, memtable::Memtable, retention::Schedule, writer::Writer};
+use self::{
+    applier::Applier,
+    database::Database,
+    layers::Layers,
+    memtable::{Memtable, Space},
+    retention::Schedule,
+    writer::Writer,
+};
 pub use self::{
     retention::{Clock, Keep, Retention},
     storage::{Directory, OpenError, Storage},
@@ -227,6 +235,7 @@ impl EmbeddedEngine {
     fn start(&self, wal: wal::Wal, storage: Arc<dyn Storage>, config: &Config, observer: &Arc<dyn Observer>) -> io::Result<()> {
         let mut threads = Threads::default();
         let recycler = wal.recycler();
+        let space = Space::new(config.apply_bytes);
         for number in 0..config.readers.max(1) {
             let (layers, database) = (Arc::clone(&self.layers), Arc::clone(&self.database));
             let (jobs, observer) = (Arc::clone(&self.jobs), Arc::clone(observer));
@@ -244,6 +253,8 @@ impl EmbeddedEngine {
             config: config.clone(),
             observer: Arc::clone(observer),
             known: hash::RoomMap::default(),
+            space: space.clone(),
+            changes: Vec::new(),
         };
         threads.queues.push(self.spawn("store-log", move || writer.run())?);
         let applier = Applier {
@@ -254,6 +265,7 @@ impl EmbeddedEngine {
             config: config.clone(),
             observer: Arc::clone(observer),
             sweeping: true,
+            space,
             schedule: Schedule::new(config.retention.clone()),
         };
         threads.applier = Some(self.spawn("store-apply", move || applier.run())?);

@@ -10,7 +10,7 @@ use super::{
     clock,
     database::Database,
     layers::{Layers, Next},
-    memtable::{Memtable, RoomTail},
+    memtable::{Memtable, RoomTail, Space},
     retention::Schedule,
     tables::Error,
 };
@@ -34,6 +34,8 @@ pub(super) struct Applier {
     pub(super) observer: Arc<dyn Observer>,
     /// Whether rows of logs that are over may be left.
     pub(super) sweeping: bool,
+    /// Where the blocks of batches lie.
+    pub(super) space: Space,
     /// What is kept, and what is to be dropped.
     pub(super) schedule: Schedule,
 }
@@ -50,9 +52,15 @@ impl Applier {
                 Next::Idle if self.sweeping => self.sweep(),
                 Next::Idle => self.trim(),
                 Next::Apply(table) => {
+                    let full = table.bytes >= self.config.apply_bytes;
                     if self.apply(&table) {
                         // However much there is to apply, what is to be dropped is dropped too.
                         self.schedule.applied(table.rooms.keys());
+                        drop(table);
+                        if !full {
+                            // It was applied for its age: little is written now, and memory is of more use elsewhere.
+                            self.space.clear();
+                        }
                         self.trim();
                     } else if self.layers.pause(self.retry()) {
                         return;

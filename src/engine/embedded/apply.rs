@@ -31,6 +31,8 @@ pub(super) struct Apply<'t> {
     producers: Producers<'t>,
     deleting: Table<'t, &'static [u8; 16], ()>,
     meta: Table<'t, &'static str, &'static [u8]>,
+    /// Where a row is made: a place that redb reserves would be cleared twice before.
+    scratch: Vec<u8>,
 }
 
 /// Open rows of a log: first seq, and a copy of the chunk.
@@ -47,6 +49,7 @@ impl<'t> Apply<'t> {
             producers: Producers::open(txn)?,
             deleting: txn.open_table(tables::DELETING)?,
             meta: txn.open_table(tables::META)?,
+            scratch: Vec::new(),
         })
     }
 
@@ -188,8 +191,9 @@ impl<'t> Apply<'t> {
             let before = chain_before(room, first, before, items, chunk.start);
             let items = items.get(chunk.clone()).unwrap_or_default();
             let table = if alone { &mut self.chunks } else { &mut self.tails };
-            let mut place = table.insert_reserve((&log.0, seq), chunk::encoded_len(seq, items))?;
-            chunk::encode(log, seq, before, items, place.as_mut());
+            self.scratch.resize(chunk::encoded_len(seq, items), 0);
+            chunk::encode(log, seq, before, items, &mut self.scratch);
+            table.insert((&log.0, seq), self.scratch.as_slice())?;
         }
         Ok(())
     }

@@ -165,6 +165,7 @@ impl<'a> Reader<'a> {
         Ok(here)
     }
 
+    #[inline]
     fn varint(&mut self) -> Result<u64, DecodeError> {
         // Nearly all have one byte or two.
         match self.0 {
@@ -180,6 +181,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[cold]
     fn long_varint(&mut self) -> Result<u64, DecodeError> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {

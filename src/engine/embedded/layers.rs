@@ -269,7 +269,8 @@ impl Tables {
     fn freeze(&mut self) {
         self.since = None;
         if !self.active.is_empty() {
-            self.frozen = Some(Arc::new(std::mem::take(&mut self.active)));
+            let successor = self.active.successor();
+            self.frozen = Some(Arc::new(std::mem::replace(&mut self.active, successor)));
             self.freezes += 1;
         }
     }

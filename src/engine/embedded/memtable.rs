@@ -8,13 +8,16 @@
 //!
 //! The records of a batch lie together in one [`Block`]: a few allocations for each batch, and none for each message. A block
 //! is kept until its table is applied; whatever is answered from it is copied, so that an answer never holds more than it
-//! shows.
+//! shows. Its space is used again ([`Space`]).
 
 use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 
-use super::hash::RoomMap;
+use super::{
+    hash::{self, RoomMap},
+    spare::{Lent, Spares},
+};
 use crate::{
     core::{
         chain, envelope, handshake,
@@ -31,7 +34,32 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Block {
     envelopes: Bytes,
-    records: Vec<Logged>,
+    records: Lent<Logged>,
+}
+
+/// Space for blocks.
+#[derive(Debug, Clone)]
+pub(super) struct Space {
+    envelopes: Arc<Spares<u8>>,
+    records: Arc<Spares<Logged>>,
+}
+
+impl Space {
+    /// Keeps so much of what one table had, in bytes, for the next.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self { envelopes: Spares::new(bytes_max), records: Spares::new(bytes_max) }
+    }
+
+    /// Gives what is kept back to the system.
+    pub(super) fn clear(&self) {
+        self.envelopes.clear();
+        self.records.clear();
+    }
+
+    /// A block for so many records with so many bytes of envelopes.
+    pub(super) fn block(&self, records: usize, envelope_bytes: usize) -> BlockBuilder {
+        BlockBuilder { envelopes: self.envelopes.take(envelope_bytes), records: self.records.take(records) }
+    }
 }
 
 /// A logged record without its envelope.
@@ -61,17 +89,11 @@ impl Logged {
 /// A block in the making.
 #[derive(Debug, Default)]
 pub(super) struct BlockBuilder {
-    envelopes: Vec<u8>,
-    records: Vec<Logged>,
+    envelopes: Lent<u8>,
+    records: Lent<Logged>,
 }
 
 impl BlockBuilder {
-    /// Has space for so many records with so many bytes of envelopes.
-    pub(super) fn reserve(&mut self, records: usize, envelope_bytes: usize) {
-        self.records.reserve_exact(records);
-        self.envelopes.reserve_exact(envelope_bytes);
-    }
-
     /// Adds a record; its number in the block.
     pub(super) fn push(&mut self, append: &Append) -> u32 {
         let number = u32::try_from(self.records.len()).expect("a batch has fewer records than bytes");
@@ -83,7 +105,7 @@ impl BlockBuilder {
     /// The block; what follows is another one.
     pub(super) fn finish(&mut self) -> Arc<Block> {
         let Self { envelopes, records } = std::mem::take(self);
-        Arc::new(Block { envelopes: envelopes.into(), records })
+        Arc::new(Block { envelopes: Bytes::from_owner(envelopes), records })
     }
 }
 
@@ -97,7 +119,7 @@ pub(super) struct Handle {
 impl Handle {
     /// A record alone, which shares the envelope.
     pub(super) fn alone(append: &Append) -> Self {
-        let block = Block { envelopes: append.envelope.clone(), records: vec![Logged::new(append, 0)] };
+        let block = Block { envelopes: append.envelope.clone(), records: vec![Logged::new(append, 0)].into() };
         Self { block: Arc::new(block), number: 0 }
     }
 
@@ -200,6 +222,10 @@ pub(super) struct Memtable {
     pub(super) last: Lsn,
     /// Memory that it takes, roughly, in bytes.
     pub(super) bytes: usize,
+    /// Records that were added.
+    records: usize,
+    /// For how many records of a room there is space at once.
+    expected: usize,
 }
 
 /// Memory of a record besides its envelope.
@@ -209,7 +235,17 @@ const PACKAGES_BYTES: usize = 128;
 /// Memory of a room besides its records.
 const ROOM_BYTES: usize = 256;
 
+/// The most records for which a room has space at once.
+const EXPECTED_MAX: usize = 1024;
+
 impl Memtable {
+    /// An empty one, which will be filled as this one was.
+    pub(super) fn successor(&self) -> Self {
+        let rooms = RoomMap::with_capacity_and_hasher(self.rooms.len(), hash::Keyed::default());
+        let expected = self.records.checked_div(self.rooms.len()).unwrap_or_default().min(EXPECTED_MAX);
+        Self { rooms, expected, ..Self::default() }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.last == 0
     }
@@ -246,6 +282,7 @@ impl Memtable {
     fn append(&mut self, room: RoomId, log: LogId, record: Handle) {
         let len = record.envelope_len();
         self.bytes += RECORD_BYTES + len;
+        self.records += 1;
         let tail = self.room(room);
         tail.log = Some(log);
         tail.envelope_bytes += len as u64;
@@ -288,7 +325,7 @@ impl Memtable {
     fn room(&mut self, room: RoomId) -> &mut RoomTail {
         self.rooms.entry(room).or_insert_with(|| {
             self.bytes += ROOM_BYTES;
-            RoomTail::default()
+            RoomTail { records: Vec::with_capacity(self.expected), ..RoomTail::default() }
         })
     }
 }

@@ -14,7 +14,7 @@ use super::{
     database::Database,
     hash::RoomMap,
     layers::{Layers, Life, Want},
-    memtable::{BlockBuilder, Change},
+    memtable::{BlockBuilder, Change, Space},
     read,
     tables::Error,
 };
@@ -31,10 +31,12 @@ use crate::{
 /// Logs whose heads the writer remembers.
 const KNOWN_MAX: usize = 64 << 10;
 
+/// Which job, its number in the log, and what it changes.
+pub(super) type Changes = Vec<(usize, Lsn, Change)>;
+
 /// Writes that are under one sync.
 struct Batch {
-    /// Which job, its number in the log, and what it changes.
-    changes: Vec<(usize, Lsn, Change)>,
+    changes: Changes,
     /// The records that are appended.
     block: BlockBuilder,
     /// Of the jobs so far.
@@ -59,6 +61,10 @@ pub(super) struct Writer {
     pub(super) config: Config,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) known: RoomMap<Option<Known>>,
+    /// Where the blocks of batches lie.
+    pub(super) space: Space,
+    /// The space of a batch's changes, used again.
+    pub(super) changes: Changes,
 }
 
 impl Writer {
@@ -112,11 +118,10 @@ impl Writer {
         }
         let full = self.storage.free_space().is_ok_and(|free| free < self.config.disk_reserve_bytes);
         let mut batch = Batch {
-            changes: Vec::with_capacity(jobs.len()),
-            block: BlockBuilder::default(),
+            changes: std::mem::take(&mut self.changes),
+            block: self.space.block(jobs.len(), jobs.iter().map(WriteJob::bytes).sum()),
             results: Vec::with_capacity(jobs.len()),
         };
-        batch.block.reserve(jobs.len(), jobs.iter().map(WriteJob::bytes).sum());
         for job in jobs {
             let result = match self.check(&job.write, full) {
                 Ok(log) => self.push(log, &job.write, &mut batch)?,
@@ -125,6 +130,7 @@ impl Writer {
             batch.results.push(result);
         }
         self.commit(&mut batch)?;
+        self.changes = batch.changes;
         Ok(batch.results)
     }
 
@@ -160,10 +166,10 @@ impl Writer {
         if batch.changes.is_empty() {
             return Ok(true);
         }
-        let (changes, block) = (std::mem::take(&mut batch.changes), batch.block.finish());
+        let block = batch.block.finish();
         match self.wal.commit() {
             Ok(()) => {
-                self.layers.insert(&block, changes.into_iter().map(|(_, lsn, change)| (lsn, change)));
+                self.layers.insert(&block, batch.changes.drain(..).map(|(_, lsn, change)| (lsn, change)));
                 if self.recycler.wants_preparation() {
                     self.layers.chore();
                 }
@@ -171,7 +177,7 @@ impl Writer {
             }
             Err(CommitError::NotStored(error)) => {
                 self.observer.apply_failed(&error.to_string());
-                for (job, ..) in changes {
+                for (job, ..) in batch.changes.drain(..) {
                     if let Some(result) = batch.results.get_mut(job) {
                         *result = Err(Failure::DiskFull);
                     }
