@@ -9,12 +9,13 @@ use openmls_traits::OpenMlsProvider as _;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Forbidden, Group, KeyPackage, KeyPackageError, LinkId, LiveLink, Pending, Policy, Role, SnapshotError,
+    Forbidden, Group, History, KeyPackage, KeyPackageError, LinkId, LiveLink, Pending, Policy, Role, SnapshotError,
     device::{DeviceSigner, Provider},
     join::seal_group_info,
+    ladder::{Former, Rung},
     policy,
     process::{Invalid, exported, proposed},
-    record::{Handshake, Record},
+    record::{Handshake, Record, SealedGroupInfo},
 };
 use crate::{
     core::{
@@ -47,6 +48,8 @@ pub struct Change {
     pub revoke: Vec<LinkId>,
     /// What the room is to be called.
     pub title: Option<String>,
+    /// What newcomers are to read.
+    pub history: Option<History>,
 }
 
 impl Change {
@@ -66,6 +69,7 @@ impl Change {
         self.list.extend(other.list);
         self.revoke.extend(other.revoke);
         self.title = other.title.or(self.title);
+        self.history = other.history.or(self.history);
         self
     }
 }
@@ -217,11 +221,12 @@ impl Group {
             Invalid::Forbidden(forbidden) => CommitError::Forbidden(forbidden),
             _ => CommitError::Mls,
         })?;
-        policy::check(&self.policy(), &self.members(), &proposed)?;
+        policy::check(&self.policy(), &self.members(), self.suite().members_max(), &proposed)?;
         let epoch = epoch_after(self, staged, rng).ok_or(CommitError::Mls)?;
         let access = policy::rotates(&proposed).then(|| access_of(&epoch));
+        let rung = self.rung(&proposed);
         let after = proposed.policy.unwrap_or_else(|| self.policy());
-        assemble(bundle, &epoch, &after, access, rng, |welcome, group_info, rng| {
+        assemble(bundle, &epoch, &after, (access, rung), rng, |welcome, group_info, rng| {
             let handshake = Handshake { commit: encode(bundle.commit())?, leaves, welcome, group_info, joiner: None };
             Ok(seal_handshake(&self.epoch, self.leaf(), identity, &handshake.encode(), rng)?)
         })
@@ -238,6 +243,7 @@ fn after(before: &Policy, change: &Change, remaining: Option<&Vec<super::Member>
         after.set_role(*user, *role);
     }
     change.title.iter().for_each(|title| after.set_title(title));
+    change.history.iter().for_each(|history| after.set_history(*history));
     for id in &change.revoke {
         after.revoke(*id);
     }
@@ -256,22 +262,36 @@ pub(super) fn encode(message: &MlsMessageOut) -> Result<Bytes, CommitError> {
     Ok(message.to_bytes().map_err(|_| CommitError::Mls)?.into())
 }
 
-/// The record of a commit that leads to `epoch`, with policy `after`, and `access` if somebody goes. `seal` seals the commit together with the hashes of what stands
-/// beside it.
+/// The record of a commit that leads to `epoch`, with policy `after`, `access` if somebody goes, and a rung if it has one. `seal` seals the commit together
+/// with the hashes of what stands beside it.
 pub(super) fn assemble<R: Random + Send>(
     bundle: &CommitMessageBundle,
     epoch: &Epoch,
     after: &Policy,
-    access: Option<AccessKey>,
+    (access, rung): (Option<AccessKey>, Option<Rung>),
     rng: &mut R,
     seal: impl FnOnce(Option<crate::core::id::Digest>, Option<crate::core::id::Digest>, &mut R) -> Result<Bytes, CommitError>,
 ) -> Result<Record, CommitError> {
     let welcome = bundle.to_welcome_msg().map(|welcome| encode(&welcome)).transpose()?;
     let info = bundle.group_info().map(|info| MlsMessageOut::from(info.clone()));
-    let group_info = info.map(|info| Ok::<_, CommitError>(seal_group_info(epoch, after, encode(&info)?, rng)?)).transpose()?;
+    let mut group_info =
+        info.map(|info| Ok::<_, CommitError>(seal_group_info(epoch, after, encode(&info)?, rng)?)).transpose()?;
+    if let Some(rung) = rung {
+        let rung = rung.seal(epoch).ok_or(CommitError::Mls)?;
+        let beside = group_info.unwrap_or_else(|| SealedGroupInfo { keys: Vec::new(), info: Bytes::new(), rung: Bytes::new() });
+        group_info = Some(SealedGroupInfo { rung, ..beside });
+    }
     let welcome_hash = welcome.as_deref().map(chain::digest);
-    let commit = seal(welcome_hash, group_info.as_ref().map(super::SealedGroupInfo::hash), rng)?;
+    let commit = seal(welcome_hash, group_info.as_ref().map(SealedGroupInfo::hash), rng)?;
     Ok(Record { epoch: epoch.number, after: 0, access, commit, welcome, group_info })
+}
+
+/// The epoch that a commit begins, for who comes in by a link, where newcomers read everything.
+pub(super) fn for_newcomers(epoch: &Epoch, policy: &Policy) -> Option<Former> {
+    let (secrets, authenticator) = (epoch.secrets().clone(), epoch.authenticator);
+    // What began it is the record that says this.
+    let former = Former { secrets, authenticator, began: crate::core::id::Digest([0; 32]) };
+    (policy.history() == History::Everything).then_some(former)
 }
 
 /// What opens the room from this epoch on, when somebody went with the commit that led to it.

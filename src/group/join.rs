@@ -18,14 +18,17 @@ use openmls::{
 use openmls_traits::{OpenMlsProvider as _, storage::StorageProvider as _};
 
 use super::{
-    Applied, CommitError, Event, Group, KeyPackages, LinkId, LinkKeys, Policy, Record, SealedGroupInfo, SealedKey, SnapshotError,
-    commit::{assemble, encode, join_context},
-    device::{DeviceSigner, Provider, capabilities, credential, leaf_extensions, member},
-    epoch_of, group_id, join_config, policy_in,
+    Applied, CommitError, Event, Forbidden, Group, History, KeyPackages, LinkId, LinkKeys, Member, Policy, Record,
+    SealedGroupInfo, SealedKey, SnapshotError, Suite,
+    commit::{assemble, encode, for_newcomers, join_context},
+    device::{DeviceSigner, Provider, capabilities, credential, leaf_extensions, member, name},
+    epoch_of, group_id, join_config,
+    ladder::{Before, Place, Roster},
+    policy_in,
     record::{GroupInfoBody, Handshake, Joiner},
 };
 use crate::{
-    core::id::{DeviceKey, RoomId, Seq},
+    core::id::{DeviceKey, Digest, RoomId, Seq},
     seal::{
         Random, derive,
         epoch::Epoch,
@@ -91,7 +94,8 @@ pub(super) fn seal_group_info(
     rng: &mut impl Random,
 ) -> Result<SealedGroupInfo, SealError> {
     let (_, xwing) = XWingPrivate::from_seed(&epoch.secrets().xwing);
-    let body = GroupInfoBody { group_info, x25519: epoch.public().to_bytes(), xwing: xwing.to_bytes().into() };
+    let (x25519, xwing) = (epoch.public().to_bytes(), xwing.to_bytes().into());
+    let body = GroupInfoBody { group_info, x25519, xwing, former: for_newcomers(epoch, policy) };
     let mut plaintext = body.encode();
     plaintext.resize(bucket(plaintext.len()), 0);
     let (key, context) = info_key(epoch);
@@ -104,7 +108,7 @@ pub(super) fn seal_group_info(
         let (enc, ciphertext) = seal_xwing(&to, &key_info(&context, id), &[], rng, |_, _| key.to_vec())?;
         keys.push(SealedKey { link: id, enc: enc.into(), ciphertext: ciphertext.into() });
     }
-    Ok(SealedGroupInfo { keys, info: info.into() })
+    Ok(SealedGroupInfo { keys, info: info.into(), rung: Bytes::new() })
 }
 
 fn open_info(key: &[u8; 32], context: &[u8], info: &[u8]) -> Option<GroupInfoBody> {
@@ -123,7 +127,10 @@ pub(super) fn group_info_matches(sealed: &SealedGroupInfo, epoch: &Epoch, policy
     let Some(body) = open_info(&key, &aad, &sealed.info) else { return false };
     let (_, xwing) = XWingPrivate::from_seed(&epoch.secrets().xwing);
     let keys = body.x25519 == epoch.public().to_bytes() && body.xwing == xwing.to_bytes();
-    for_all && keys && verifiable(&body.group_info).is_some_and(|info| info.group_context() == context)
+    for_all
+        && keys
+        && body.former == for_newcomers(epoch, policy)
+        && verifiable(&body.group_info).is_some_and(|info| info.group_context() == context)
 }
 
 fn verifiable(message: &[u8]) -> Option<VerifiableGroupInfo> {
@@ -140,15 +147,29 @@ fn is_proper(room: RoomId, mls: &MlsGroup) -> bool {
     *mls.group_id() == group_id(room) && policy_in(mls.extensions()).is_some() && proper
 }
 
-/// The link by which this device had come in, as its old leaf says.
-fn own_via(info: &VerifiableGroupInfo, device: DeviceKey, rng: &mut (impl Random + Send)) -> Result<Option<LinkId>, JoinError> {
+/// Who is in a group that somebody else described.
+fn described(info: &VerifiableGroupInfo, rng: &mut (impl Random + Send)) -> Result<Vec<(Member, String)>, JoinError> {
     let storage = super::Storage::default();
     let provider = Provider::new(&storage, rng);
     let tree = info.extensions().ratchet_tree().ok_or(JoinError::Group)?.ratchet_tree().clone();
     let group = PublicGroup::from_external(provider.crypto(), &storage, tree, info.clone(), ProposalStore::new());
     let (group, _) = group.map_err(|_| JoinError::Group)?;
-    let mut members = group.members().filter_map(|found| member(found.index.u32(), group.leaf(found.index)?));
-    Ok(members.find(|member| member.device == device).ok_or(JoinError::NotForUs)?.via)
+    let described = |index: openmls::prelude::LeafNodeIndex| {
+        let leaf = group.leaf(index)?;
+        Some((member(index.u32(), leaf)?, name(leaf)))
+    };
+    Ok(group.members().filter_map(|found| described(found.index)).collect())
+}
+
+/// The link by which this device had come in, as its old leaf says.
+fn own_via(members: &[(Member, String)], device: DeviceKey) -> Result<Option<LinkId>, JoinError> {
+    let own = members.iter().find(|(member, _)| member.device == device);
+    Ok(own.ok_or(JoinError::NotForUs)?.0.via)
+}
+
+fn roster(members: Vec<(Member, String)>) -> Roster {
+    let place = |(member, name): (Member, String)| (member.leaf, Place { device: member.device, user: member.user, name });
+    members.into_iter().map(place).collect()
 }
 
 impl Group {
@@ -175,7 +196,7 @@ impl Group {
         }
         // What is left of the key packages stays with the device, and everything else is the group's.
         let rest = storage.split_key_packages();
-        let group = Self::with(room, mls, storage, None, rng)?;
+        let group = Self::with(room, mls, storage, (record.digest(), None), rng)?;
         keys.storage = rest;
         Ok(group)
     }
@@ -188,8 +209,9 @@ impl Group {
         let provider = Provider::new(&self.storage, rng);
         let info = self.mls.export_group_info(provider.crypto(), &DeviceSigner(identity), true).map_err(|_| CommitError::Mls)?;
         let (_, xwing) = XWingPrivate::from_seed(&self.epoch.secrets().xwing);
-        let body =
-            GroupInfoBody { group_info: encode(&info)?, x25519: self.epoch.public().to_bytes(), xwing: xwing.to_bytes().into() };
+        let (x25519, xwing) = (self.epoch.public().to_bytes(), xwing.to_bytes().into());
+        let former = (self.policy().history() == History::Everything).then(|| self.former());
+        let body = GroupInfoBody { group_info: encode(&info)?, x25519, xwing, former };
         Ok(GroupInfo { body })
     }
 }
@@ -214,8 +236,14 @@ impl GroupInfo {
         let opened = open_xwing(&link.xwing.0, &for_link.enc, &info, &[], &for_link.ciphertext);
         let (key, _) = opened.map_err(|_| JoinError::NotForUs)?;
         let key = key.try_into().map_err(|_| JoinError::NotForUs)?;
-        let body = open_info(&key, &context, &sealed.info).ok_or(JoinError::NotForUs)?;
+        let mut body = open_info(&key, &context, &sealed.info).ok_or(JoinError::NotForUs)?;
+        body.former.iter_mut().for_each(|former| former.began = record.digest());
         Ok(Self { body })
+    }
+
+    #[cfg(test)]
+    pub(super) const fn body_former(&self) -> Option<&super::Former> {
+        self.body.former.as_ref()
     }
 
     /// The bytes, to be sealed to the device that asked.
@@ -248,9 +276,11 @@ impl GroupInfo {
         let (epoch, suite) = (info.epoch().as_u64(), info.ciphersuite());
         let policy = policy_in(info.group_context().extensions()).ok_or(JoinError::Group)?;
         let proof = link.map(|link| self.prove(room, epoch, link, identity.device(), rng)).transpose()?;
+        let everything = policy.history() == History::Everything;
+        let members = if proof.is_none() || everything { described(&info, rng)? } else { Vec::new() };
         let via = match proof {
             Some((id, ..)) => Some(id),
-            None => own_via(&info, identity.device(), rng)?,
+            None => own_via(&members, identity.device())?,
         };
         let storage = super::Storage::default();
         let nonce: [u8; 32] = rng.bytes();
@@ -285,15 +315,31 @@ impl GroupInfo {
         if !is_proper(room, &mls) {
             return Err(JoinError::Group);
         }
+        let suite = if suite == Suite::XWing.mls() { Suite::XWing } else { Suite::X25519 };
+        if mls.members().count() > suite.members_max() {
+            // Every member would skip it.
+            return Err(CommitError::Forbidden(Forbidden::Full).into());
+        }
         let new = epoch_of(room, &mls, rng).ok_or(JoinError::Group)?;
         let joiner = Joiner { device: identity.device(), link: proof.map(|(id, enc, _)| (id, enc)) };
         let to = XWingPublic::from_bytes(&self.body.xwing).map_err(|_| JoinError::Group)?;
-        let record = assemble(&bundle, &new, &policy, None, rng, |welcome, group_info, rng| {
+        let rung = match (policy.history(), &self.body.former) {
+            (History::Everything, Some(former)) => {
+                let before = Before { former: former.clone(), roster: roster(members), title: policy.title().to_owned() };
+                let after = mls.members().filter_map(|found| {
+                    member(found.index.u32(), mls.public_group().leaf(found.index)?).map(|member| (member.leaf, member.device))
+                });
+                Some(before.rung(identity.device(), &after.collect(), Vec::new()))
+            }
+            (History::Everything, None) => return Err(JoinError::Group),
+            _ => None,
+        };
+        let record = assemble(&bundle, &new, &policy, (None, rung), rng, |welcome, group_info, rng| {
             let commit = encode(bundle.commit())?;
             let handshake = Handshake { commit, leaves: Vec::new(), welcome, group_info, joiner: Some(joiner) };
             Ok(seal_external(&to, (room, epoch), &context.0, identity, &handshake.encode(), rng)?)
         })?;
-        let group = Group::with(room, mls, storage, None, rng)?;
+        let group = Group::with(room, mls, storage, (Digest([0; 32]), None), rng)?;
         Ok(Joining { group, record, rejoins: proof.is_none() })
     }
 
@@ -375,7 +421,8 @@ impl Joining {
         if record.hash() != self.record.hash() {
             return Err(JoinError::Overtaken);
         }
-        let group = self.group;
+        let mut group = self.group;
+        group.began = record.digest();
         let me = group.members().into_iter().find(|member| member.leaf == group.leaf()).ok_or(JoinError::Group)?;
         let event = if self.rejoins { Event::Rejoined(me) } else { Event::Joined(me) };
         let applied = Applied { epoch: group.epoch.number, by: me.device, events: vec![event], rebase: None };

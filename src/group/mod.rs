@@ -13,6 +13,7 @@ mod commit;
 mod crypto;
 mod device;
 mod join;
+mod ladder;
 mod policy;
 mod process;
 mod record;
@@ -32,7 +33,11 @@ pub use self::{
     commit::{Change, CommitError},
     device::{KeyPackage, KeyPackageError, KeyPackages, VerifiedKeyPackage},
     join::{GroupInfo, JoinError, Joining},
-    policy::{Forbidden, LINKS_MAX, LinkId, LinkKeys, LiveLink, MEMBERS_MAX, Member, Policy, Role, TITLE_LEN_MAX},
+    ladder::{Former, Place, Roster, Rung},
+    policy::{
+        Forbidden, History, LARGE_MEMBERS_MAX, LINKS_MAX, LinkId, LinkKeys, LiveLink, MEMBERS_MAX, Member, Policy, Role,
+        TITLE_LEN_MAX,
+    },
     process::{Applied, Event, Invalid, Skipped},
     record::{Record, RecordError, SealedGroupInfo, SealedKey},
     storage::SnapshotError,
@@ -60,6 +65,15 @@ pub enum Suite {
 }
 
 impl Suite {
+    /// How many devices a group of it may have.
+    #[must_use]
+    pub const fn members_max(self) -> usize {
+        match self {
+            Self::XWing => MEMBERS_MAX,
+            Self::X25519 => LARGE_MEMBERS_MAX,
+        }
+    }
+
     const fn mls(self) -> Ciphersuite {
         match self {
             Self::XWing => Ciphersuite::MLS_128_MLKEM768X25519_AES128GCM_SHA256_Ed25519,
@@ -75,6 +89,8 @@ pub struct Group {
     mls: MlsGroup,
     storage: Storage,
     epoch: Epoch,
+    /// SHA-256 of the record that began it; zero for epoch 0.
+    began: Digest,
     pending: Option<Pending>,
 }
 
@@ -91,10 +107,11 @@ struct Snapshot {
     format: u8,
     room: RoomId,
     storage: Storage,
+    began: Digest,
     pending: Option<Pending>,
 }
 
-const SNAPSHOT_FORMAT: u8 = 1;
+const SNAPSHOT_FORMAT: u8 = 2;
 
 fn group_id(room: RoomId) -> GroupId {
     GroupId::from_slice(&room.0)
@@ -158,18 +175,18 @@ impl Group {
         let signer = DeviceSigner(identity);
         let mls = MlsGroup::new_with_group_id(&provider, &signer, &config, group_id(room), credential(identity))
             .map_err(|_| SnapshotError)?;
-        Self::with(room, mls, storage, None, rng)
+        Self::with(room, mls, storage, (Digest([0; 32]), None), rng)
     }
 
     fn with(
         room: RoomId,
         mls: MlsGroup,
         storage: Storage,
-        pending: Option<Pending>,
+        (began, pending): (Digest, Option<Pending>),
         rng: &mut (impl Random + Send),
     ) -> Result<Self, SnapshotError> {
         let epoch = epoch_of(room, &mls, rng).ok_or(SnapshotError)?;
-        Ok(Self { room, mls, storage, epoch, pending })
+        Ok(Self { room, mls, storage, epoch, began, pending })
     }
 
     /// The room.
@@ -248,8 +265,9 @@ impl Group {
     /// The state, to be kept. Secrets are in it.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
-        let Self { room, storage, pending, .. } = self;
-        let snapshot = Snapshot { format: SNAPSHOT_FORMAT, room: *room, storage: storage.clone(), pending: pending.clone() };
+        let Self { room, storage, began, pending, .. } = self;
+        let (storage, pending) = (storage.clone(), pending.clone());
+        let snapshot = Snapshot { format: SNAPSHOT_FORMAT, room: *room, storage, began: *began, pending };
         postcard::to_allocvec(&snapshot).expect("a group encodes into memory")
     }
 
@@ -259,12 +277,12 @@ impl Group {
     /// # Errors
     /// [`SnapshotError`].
     pub fn restore(snapshot: &[u8], rng: &mut (impl Random + Send)) -> Result<Self, SnapshotError> {
-        let Snapshot { format, room, storage, pending } = postcard::from_bytes(snapshot).map_err(|_| SnapshotError)?;
+        let Snapshot { format, room, storage, began, pending } = postcard::from_bytes(snapshot).map_err(|_| SnapshotError)?;
         if format != SNAPSHOT_FORMAT {
             return Err(SnapshotError);
         }
         let mls = MlsGroup::load(&storage, &group_id(room))?.ok_or(SnapshotError)?;
-        Self::with(room, mls, storage, pending, rng)
+        Self::with(room, mls, storage, (began, pending), rng)
     }
 }
 

@@ -13,14 +13,16 @@ use crate::{
     },
 };
 
-/// Most devices of one group. Beyond that, commits of the X-Wing suite become too large for a chat.
+/// Most devices of one group of the X-Wing suite: beyond that, its commits become too large for a chat, 1.1 MB while a link is live.
 pub const MEMBERS_MAX: usize = 256;
+/// Most devices of one group of the classical suite, whose commits are half as large then.
+pub const LARGE_MEMBERS_MAX: usize = 1024;
 /// Most links that may be live at once: each costs 1.3 KB in every group info.
 pub const LINKS_MAX: usize = 8;
 /// Longest title, in bytes.
 pub const TITLE_LEN_MAX: usize = 64;
 /// Format of the extension.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// What a person may do beyond writing and inviting. Who is not named is a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -29,6 +31,17 @@ pub enum Role {
     Moderator,
     /// Everything, and says who is what.
     Owner,
+}
+
+/// What newcomers read of the time before they came in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum History {
+    /// Nothing.
+    #[default]
+    FromJoin,
+    /// Everything since this was chosen, with nobody there: each epoch's secrets are sealed to the next one, and to the live links. So a link and the
+    /// server's copy read it, for ever.
+    Everything,
 }
 
 /// Names a link: the first 16 bytes of `SHA-256("waxwing link v1" ‖ x25519 ‖ xwing)`.
@@ -96,13 +109,21 @@ pub struct Policy {
     links: Vec<LiveLink>,
     /// What the room is called.
     title: String,
+    /// What newcomers read.
+    history: History,
 }
 
 impl Policy {
     /// A new group's: its maker is its owner.
     #[must_use]
     pub fn new(owner: UserKey) -> Self {
-        Self { format: FORMAT, roles: vec![(owner, Role::Owner)], links: Vec::new(), title: String::new() }
+        Self {
+            format: FORMAT,
+            roles: vec![(owner, Role::Owner)],
+            links: Vec::new(),
+            title: String::new(),
+            history: History::default(),
+        }
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -112,7 +133,7 @@ impl Policy {
     /// Reads one that is spelled in the one way that there is, with roles and links within limits.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let policy: Self = postcard::from_bytes(bytes).ok()?;
-        let ascending = policy.roles.is_sorted_by(|one, next| one.0 < next.0) && policy.roles.len() <= MEMBERS_MAX;
+        let ascending = policy.roles.is_sorted_by(|one, next| one.0 < next.0) && policy.roles.len() <= LARGE_MEMBERS_MAX;
         let ids: Vec<_> = policy.links.iter().map(LiveLink::id).collect();
         let distinct = ids.iter().enumerate().all(|(at, id)| !ids.iter().take(at).any(|other| other == id));
         let keys =
@@ -139,6 +160,16 @@ impl Policy {
     #[must_use]
     pub fn title(&self) -> &str {
         &self.title
+    }
+
+    /// What newcomers read.
+    #[must_use]
+    pub const fn history(&self) -> History {
+        self.history
+    }
+
+    pub(super) const fn set_history(&mut self, history: History) {
+        self.history = history;
     }
 
     pub(super) fn set_title(&mut self, title: &str) {
@@ -233,6 +264,9 @@ pub enum Forbidden {
     /// Only owners and moderators name the room.
     #[error("only an owner or a moderator names the room")]
     Title,
+    /// Only owners say what newcomers read.
+    #[error("only an owner says what newcomers read")]
+    History,
     /// Nobody removes who stands as high.
     #[error("the committer may not remove that member")]
     Remove,
@@ -250,8 +284,8 @@ pub enum Forbidden {
     Full,
 }
 
-/// Whether a commit may be, in a group with this policy and these members (by ascending leaf).
-pub(super) fn check(policy: &Policy, members: &[Member], proposed: &Proposed) -> Result<(), Forbidden> {
+/// Whether a commit may be, in a group with this policy and these members (by ascending leaf), of `members_max` at most.
+pub(super) fn check(policy: &Policy, members: &[Member], members_max: usize, proposed: &Proposed) -> Result<(), Forbidden> {
     let gone = |leaf: u32| proposed.removed.contains(&leaf) || proposed.left.contains(&leaf);
     let remaining: Vec<Member> = members.iter().filter(|member| !gone(member.leaf)).copied().collect();
     match proposed.committer {
@@ -280,7 +314,7 @@ pub(super) fn check(policy: &Policy, members: &[Member], proposed: &Proposed) ->
         }
     }
     let joining = usize::from(matches!(proposed.committer, Committer::Joiner { .. }));
-    if remaining.len() + proposed.added.len() + joining > MEMBERS_MAX {
+    if remaining.len() + proposed.added.len() + joining > members_max {
         return Err(Forbidden::Full);
     }
     Ok(())
@@ -308,6 +342,9 @@ fn changes(policy: &Policy, remaining: &[Member], proposed: &Proposed, own: Opti
     }
     if after.title != expected.title && own.is_none() {
         return Err(Forbidden::Title);
+    }
+    if after.history != expected.history && own != Some(Role::Owner) {
+        return Err(Forbidden::History);
     }
     if after.roles == expected.roles {
         return Ok(());

@@ -11,12 +11,13 @@ use openmls::{
 use openmls_traits::{OpenMlsProvider as _, storage::StorageProvider as _};
 
 use super::{
-    Change, Forbidden, Group, LinkId, Member, Policy, Record,
+    Change, Forbidden, Group, LinkId, Member, Record,
     commit::{access_of, join_context},
     crypto::Crypto,
     device::{Provider, capabilities, lifetime, member},
     epoch_of, epoch_secrets,
     join::{group_info_matches, link_info, link_psk},
+    ladder::Rung,
     policy::{self, Committer, Proposed},
     policy_in,
     record::{Handshake, Joiner},
@@ -117,6 +118,9 @@ pub enum Invalid {
     /// The group info for links is missing, or another group's.
     #[error("the group info is not the new epoch's")]
     GroupInfo,
+    /// What opens the time before is missing, or another one, or there where newcomers are not to read everything.
+    #[error("the rung is not the former epoch's")]
+    Rung,
 }
 
 impl Group {
@@ -135,11 +139,11 @@ impl Group {
             return Err(Skipped::Ahead { epoch: record.epoch });
         }
         let own = self.pending.as_ref().is_some_and(|pending| pending.record == record.hash());
-        if own { self.confirm(rng) } else { self.apply(record, rng) }
+        if own { self.confirm(record, rng) } else { self.apply(record, rng) }
     }
 
     /// One's own commit was the one.
-    fn confirm(&mut self, rng: &mut (impl Random + Send)) -> Result<Applied, Skipped> {
+    fn confirm(&mut self, record: &Record, rng: &mut (impl Random + Send)) -> Result<Applied, Skipped> {
         let staged = self.mls.pending_commit().ok_or(Skipped::Lost)?;
         let sender = Sender::Member(self.mls.own_leaf_index());
         let proposed = proposed(&self.mls, staged, &sender, None)?;
@@ -147,7 +151,7 @@ impl Group {
         let events = events(&self.members(), &proposed);
         self.mls.merge_pending_commit(&Provider::new(&self.storage, rng)).map_err(|_| Skipped::Lost)?;
         self.pending = None;
-        self.advance(by, events, None, rng)
+        self.advance(record, by, events, None, rng)
     }
 
     fn apply(&mut self, record: &Record, rng: &mut (impl Random + Send)) -> Result<Applied, Skipped> {
@@ -170,19 +174,19 @@ impl Group {
             return Err(Invalid::Envelope.into());
         }
         let members = self.members();
-        policy::check(&self.policy(), &members, &proposed).map_err(Invalid::Forbidden)?;
+        policy::check(&self.policy(), &members, self.suite().members_max(), &proposed).map_err(Invalid::Forbidden)?;
         if !staged.self_removed() {
-            let after = proposed.policy.clone().unwrap_or_else(|| self.policy());
-            self.check_beside(record, &staged, &after, policy::rotates(&proposed), rng)?;
+            self.check_beside(record, &staged, &proposed, rng)?;
         }
         let events = events(&members, &proposed);
         self.mls.merge_staged_commit(&Provider::new(&self.storage, rng), staged).map_err(|_| Skipped::Lost)?;
         let rebase = self.pending.take().map(|pending| pending.change);
-        self.advance(by, events, rebase, rng)
+        self.advance(record, by, events, rebase, rng)
     }
 
     fn advance(
         &mut self,
+        record: &Record,
         by: DeviceKey,
         events: Vec<Event>,
         rebase: Option<Change>,
@@ -191,6 +195,7 @@ impl Group {
         let number = self.mls.epoch().as_u64();
         if self.is_member() {
             self.epoch = epoch_of(self.room, &self.mls, rng).ok_or(Skipped::Lost)?;
+            self.began = record.digest();
         }
         Ok(Applied { epoch: number, by, events, rebase })
     }
@@ -264,26 +269,33 @@ impl Group {
         }
     }
 
-    /// A link that is live after the commit needs the group info; where none is, there is none. The same holds for the access key when
-    /// somebody goes.
+    /// A link that is live after the commit needs the group info, and a ladder its rung; where neither is, there is nothing. The same holds for
+    /// the access key when somebody goes.
     fn check_beside(
         &self,
         record: &Record,
         staged: &StagedCommit,
-        after: &Policy,
-        rotates: bool,
+        proposed: &Proposed,
         rng: &mut (impl Random + Send),
     ) -> Result<(), Skipped> {
         let (secrets, authenticator) = exported(staged, rng).ok_or(Skipped::Lost)?;
         let epoch = Epoch::new(self.room, record.epoch, authenticator, secrets);
-        if record.access != rotates.then(|| access_of(&epoch)) {
+        if record.access != policy::rotates(proposed).then(|| access_of(&epoch)) {
             return Err(Invalid::Access.into());
         }
-        let good = match &record.group_info {
-            Some(info) => !after.links().is_empty() && group_info_matches(info, &epoch, after, staged.group_context()),
-            None => after.links().is_empty(),
+        let after = proposed.policy.clone().unwrap_or_else(|| self.policy());
+        let rung = self.rung(proposed);
+        let (live, beside) = (!after.links().is_empty(), record.group_info.as_ref());
+        let info = match beside.filter(|beside| !beside.info.is_empty() || !beside.keys.is_empty()) {
+            Some(info) => live && group_info_matches(info, &epoch, &after, staged.group_context()),
+            None => !live,
         };
-        if good { Ok(()) } else { Err(Invalid::GroupInfo.into()) }
+        if !info || beside.is_some() != (live || rung.is_some()) {
+            return Err(Invalid::GroupInfo.into());
+        }
+        let sealed = beside.map(|beside| beside.rung.clone()).unwrap_or_default();
+        let good = if sealed.is_empty() { rung.is_none() } else { rung.is_some() && Rung::open(&epoch, &sealed) == rung };
+        if good { Ok(()) } else { Err(Invalid::Rung.into()) }
     }
 }
 
@@ -410,11 +422,7 @@ fn events(members: &[Member], proposed: &Proposed) -> Vec<Event> {
         Committer::Member { .. } => events.extend(proposed.removed.iter().filter_map(of).map(Event::Removed)),
     }
     events.extend(proposed.left.iter().filter_map(of).map(Event::Left));
-    // Adds take the leftmost free leaves, in order (RFC 9420 §12.1.1), counting those that the same commit frees.
-    let gone = |leaf: u32| proposed.removed.contains(&leaf) || proposed.left.contains(&leaf);
-    let taken: Vec<u32> = members.iter().map(|member| member.leaf).filter(|leaf| !gone(*leaf)).collect();
-    let free = (0..).filter(|leaf| !taken.contains(leaf));
-    for (leaf, (device, user)) in free.zip(&proposed.added) {
+    for (leaf, (device, user)) in proposed.added_leaves(members).into_iter().zip(&proposed.added) {
         events.push(Event::Added(Member { leaf, device: *device, user: *user, via: None }));
     }
     if proposed.policy.is_some() {

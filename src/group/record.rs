@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::policy::LinkId;
+use super::{ladder::Former, policy::LinkId};
 use crate::core::{
     chain,
     handshake::{HandshakeError, Trailer},
@@ -25,17 +25,20 @@ pub struct Record {
     pub commit: Bytes,
     /// For who is added: an MLS Welcome (RFC 9420 §12.4.3.1), which is sealed to their key packages.
     pub welcome: Option<Bytes>,
-    /// For who comes in by a link; present if, and only if, one is live after the commit.
+    /// For who comes in by a link, or reads what was before; present if, and only if, there is something of either.
     pub group_info: Option<SealedGroupInfo>,
 }
 
-/// The group's tree and context (RFC 9420 §12.4.3), sealed under a key of the new epoch, and that key for each live link.
+/// The group's tree and context (RFC 9420 §12.4.3), sealed under a key of the new epoch, and that key for each live link; and the former epoch's
+/// secrets, under another one. postcard, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedGroupInfo {
     /// The key, sealed to each link, in the order in which they are listed.
     pub keys: Vec<SealedKey>,
-    /// AES-256-GCM of a `GroupInfoBody`.
+    /// AES-256-GCM of a `GroupInfoBody`; empty when no link is live after the commit.
     pub info: Bytes,
+    /// AES-256-GCM of a [`super::Rung`]; empty when newcomers do not read everything.
+    pub rung: Bytes,
 }
 
 /// A group info's key, for who holds a link.
@@ -58,6 +61,8 @@ pub(super) struct GroupInfoBody {
     pub x25519: [u8; 32],
     /// The epoch's X-Wing key: to it the joiner's commit is sealed.
     pub xwing: Bytes,
+    /// The epoch itself, where newcomers read everything.
+    pub former: Option<Former>,
 }
 
 impl GroupInfoBody {

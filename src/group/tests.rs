@@ -1,3 +1,5 @@
+use bytes::Bytes;
+
 use super::*;
 use crate::{
     core::{
@@ -12,6 +14,8 @@ use crate::{
 
 mod histories;
 mod hostile;
+mod ladder;
+mod limits;
 mod vectors;
 
 /// Seeded, and the same on every machine (splitmix64).

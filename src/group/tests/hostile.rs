@@ -73,7 +73,7 @@ impl Forged {
         let epoch = Epoch::new(ROOM, group.epoch().number + 1, authenticator, secrets);
         let policy = self.links_of.clone().or_else(|| self.policy.clone()).unwrap_or_else(|| group.policy());
         let access = self.rotates.unwrap_or(!self.remove.is_empty()).then(|| access_of(&epoch));
-        let record = assemble(bundle, &epoch, &policy, access, rng, |welcome, group_info, rng| {
+        let record = assemble(bundle, &epoch, &policy, (access, None), rng, |welcome, group_info, rng| {
             let commit = bundle.commit().to_bytes().unwrap().into();
             let handshake = Handshake { commit, leaves: Vec::new(), welcome, group_info, joiner: None };
             Ok(seal_handshake(group.epoch(), group.leaf(), who, &handshake.encode(), rng).unwrap())
