@@ -9,155 +9,8 @@
 
 mod common;
 
-use std::{path::PathBuf, time::Duration};
-
-use bytes::Bytes;
-use common::server::Edge;
-use tempfile::TempDir;
-use waxwing::{
-    client::{
-        native::{Choice, Handle, Options},
-        view::{Command, Event, Identity, Level, Message, MessageKind, Role, Room, RoomState},
-    },
-    core::limits::Limits,
-    transport::{Kind, Trust},
-};
-
-/// Nothing in these tests takes that long: it only ends a test that would hang.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Place {
-    edge: Edge,
-    homes: TempDir,
-}
-
-/// Somebody at a terminal, and what it showed.
-struct Person {
-    name: &'static str,
-    profile: PathBuf,
-    handle: Option<Handle>,
-    room: Option<Room>,
-    gone: bool,
-    texts: Vec<String>,
-    lines: Vec<(MessageKind, String)>,
-    identity: Option<Identity>,
-    /// What it shows to become somebody's device.
-    code: Option<String>,
-}
-
-impl Place {
-    async fn new() -> Self {
-        Self { edge: Edge::start(Limits::default()).await, homes: tempfile::tempdir().unwrap() }
-    }
-
-    fn options(&self) -> Options {
-        let origin = format!("http://{}", self.edge.running.addresses().plain[0]);
-        Options { origin, choice: Choice::Only(Kind::WebSocket), trust: Trust::WebPki, token: Bytes::new() }
-    }
-
-    async fn person(&self, name: &'static str) -> Person {
-        let person = self.fresh(name);
-        person.ask(Command::Start { name: name.into() }).await;
-        person
-    }
-
-    /// A terminal that is nobody's yet.
-    fn fresh(&self, name: &'static str) -> Person {
-        let profile = self.homes.path().join(name);
-        let (texts, lines) = (Vec::new(), Vec::new());
-        let mut person =
-            Person { name, profile, handle: None, room: None, gone: false, texts, lines, identity: None, code: None };
-        person.come(self);
-        person
-    }
-}
-
-impl Person {
-    fn come(&mut self, place: &Place) {
-        self.texts.clear();
-        self.handle = Some(Handle::start(&self.profile, place.options()).unwrap());
-    }
-
-    async fn go(&mut self) {
-        self.handle.take().unwrap().stop().await.unwrap();
-    }
-
-    async fn ask(&self, command: Command) {
-        self.handle.as_ref().unwrap().commands.send(command).await.unwrap();
-    }
-
-    /// Takes events until `reached`. Whatever alarms ends the test.
-    async fn until(&mut self, what: &str, reached: impl Fn(&Self) -> bool) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        while !reached(self) {
-            let handle = self.handle.as_mut().unwrap();
-            let event = tokio::time::timeout_at(deadline, handle.events.recv()).await;
-            let Ok(event) = event else { panic!("{}: {what} does not come: {:?} {:?}", self.name, self.room, self.lines) };
-            match event.expect("the client runs") {
-                Event::Room { room } => {
-                    assert_eq!((room.integrity.contradicts, room.integrity.injected), (0, 0), "{room:?}");
-                    self.room = Some(room);
-                }
-                Event::Identity { identity } => self.identity = identity,
-                Event::DeviceCode { code, .. } => self.code = Some(code),
-                Event::RoomRemoved { .. } => self.gone = true,
-                Event::Message { message, .. } => self.shows(message),
-                Event::Notice { level, text, .. } => assert_ne!(level, Level::Alarm, "{text}"),
-                _ => {}
-            }
-        }
-    }
-
-    fn shows(&mut self, message: Message) {
-        if message.kind != MessageKind::Text {
-            self.lines.push((message.kind, message.author.name));
-        } else if message.seq.is_some() && !self.texts.contains(&message.text) {
-            self.texts.push(message.text);
-        }
-    }
-
-    fn id(&self) -> String {
-        self.room.as_ref().unwrap().id.clone()
-    }
-
-    fn is_open(&self) -> bool {
-        self.room.as_ref().is_some_and(|room| room.state == RoomState::Open && room.settled)
-    }
-
-    fn names(&self) -> Vec<&str> {
-        let mut names: Vec<_> = self.room.iter().flat_map(|room| &room.members).map(|member| member.name.as_str()).collect();
-        names.sort_unstable();
-        names
-    }
-
-    fn key_of(&self, name: &str) -> String {
-        self.room.as_ref().unwrap().members.iter().find(|member| member.name == name).unwrap().user.clone()
-    }
-
-    async fn create(&mut self) -> String {
-        self.ask(Command::CreateRoom { title: "Harbour".into() }).await;
-        self.until("the room", Self::is_open).await;
-        self.room.as_ref().unwrap().link.clone()
-    }
-
-    async fn join(&mut self, link: &str) {
-        self.ask(Command::Join { link: link.to_owned() }).await;
-        self.until("coming in", Self::is_open).await;
-    }
-
-    async fn say(&mut self, text: &str) {
-        self.ask(Command::Send { room: self.id(), text: text.to_owned() }).await;
-        self.reads(text).await;
-    }
-
-    async fn reads(&mut self, text: &str) {
-        self.until(text, |person| person.texts.iter().any(|said| said == text)).await;
-    }
-
-    async fn sees(&mut self, names: &[&str]) {
-        self.until(&format!("{names:?}"), |person| person.names() == names).await;
-    }
-}
+use common::person::{Person, Place};
+use waxwing::client::view::{Command, MessageKind, Role, RoomState};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_was_away_over_removals_follows_them_and_who_was_removed_does_not() {
@@ -287,5 +140,22 @@ async fn a_fresh_terminal_becomes_a_persons_by_its_code_and_is_taken_out_again()
         .await;
     ann.say("on one device").await;
     bob.reads("on one device").await;
+    place.edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_room_is_like_any_other_and_says_that_it_is_classical() {
+    let place = Place::new().await;
+    let mut ann = place.person("Ann").await;
+    ann.ask(Command::CreateLargeRoom { title: "Harbour".into() }).await;
+    ann.until("the room", Person::is_open).await;
+    let mut bob = place.person("Bob").await;
+    bob.join(&ann.room.as_ref().unwrap().link.clone()).await;
+    bob.say("hello").await;
+    ann.reads("hello").await;
+    assert!([&ann, &bob].iter().all(|person| !person.room.as_ref().unwrap().post_quantum));
+    let mut cy = place.person("Cy").await;
+    cy.create().await;
+    assert!(cy.room.as_ref().unwrap().post_quantum);
     place.edge.stop().await;
 }

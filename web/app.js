@@ -241,6 +241,8 @@ class App {
     el('details-toggle').addEventListener('click', () => this.#showDetails(el('details').hidden));
     el('details-close').addEventListener('click', () => this.#showDetails(false));
     el('room-link').addEventListener('focus', (event) => event.target.select());
+    el('history-choice').addEventListener('change', (event) => this.#choose(event.target));
+    el('refresh').addEventListener('click', () => this.#do({do: 'refresh', room: this.#current}));
     el('make-link').addEventListener('click', () => this.#do({do: 'make_link', room: this.#current}));
     el('compare-room').addEventListener('click', () => this.#compareRoom());
     el('save-evidence').addEventListener('click', () => this.#saveEvidence());
@@ -296,6 +298,17 @@ class App {
     }
   }
 
+  async #choose(choice) {
+    const [room, history] = [this.#current, choice.value];
+    const isSure = history !== 'everything' || await ask('Let newcomers read everything from now on? Whoever has a link that leads in, and a copy of '
+      + 'what the server keeps, then reads all of it, for ever, and a key that is stolen later opens what was written before.', 'Let them');
+    if (isSure) {
+      this.#do({do: 'set_history', room, history});
+    }
+    choice.blur();
+    this.#draw();
+  }
+
   async #remove(room, member) {
     const isSure = await ask(`Remove ${member.name}? They read nothing that is written from then on. The room’s link ends, and gets a successor.`, 'Remove');
     if (isSure) {
@@ -316,7 +329,7 @@ class App {
       await navigator.clipboard.writeText(link);
       setText(el('copy-link-text'), 'Copied');
       setTimeout(() => setText(el('copy-link-text'), 'Copy link'), 2000);
-      toast('info', 'Link copied. Whoever has it can come in, and reads what is written from then on.');
+      toast('info', 'Link copied. Whoever has it can come in, and reads what this room lets newcomers read.');
     } catch {
       this.#showDetails(true);
       el('room-link').focus();
@@ -329,8 +342,10 @@ class App {
       el(opener).addEventListener('click', () => el(dialog).showModal());
     }
     el('create-form').addEventListener('submit', () => {
-      this.#doAndOpen({do: 'create_room', title: el('create-title').value.trim()});
+      const kind = el('create-large').checked ? 'create_large_room' : 'create_room';
+      this.#doAndOpen({do: kind, title: el('create-title').value.trim()});
       el('create-title').value = '';
+      el('create-large').checked = false;
     });
     el('join-form').addEventListener('submit', () => {
       this.#doAndOpen({do: 'join', link: el('join-link').value.trim()});

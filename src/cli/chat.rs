@@ -14,7 +14,9 @@ use tokio::sync::mpsc;
 use super::client::{Client, ClientArgs, parse_link};
 use crate::{
     client::qr,
-    client::view::{Check, Command, ConnectionState, Event, Level, Message, MessageKind, MessageState, Role, Room, RoomState},
+    client::view::{
+        Check, Command, ConnectionState, Event, History, Level, Message, MessageKind, MessageState, Role, Room, RoomState,
+    },
     core::chain,
     seal::{link::Link, linking::DeviceCode},
 };
@@ -42,6 +44,7 @@ pub(super) fn plain(message: &Message) -> String {
         }
         MessageKind::Left => format!("{time}  * {} left", message.author.name),
         MessageKind::Removed => format!("{time}  * {} removed {}", message.author.name, message.text),
+        MessageKind::History => format!("{time}  * {}: {}", message.author.name, message.text),
         MessageKind::Text | MessageKind::Unknown => {
             format!("{time}  {}: {}{}", message.author.name, printable(&message.text), remark(message.check))
         }
@@ -192,8 +195,9 @@ fn show(screen: &mut Screen, id: &str, last: &mut Option<Room>, event: Event) ->
             match room.state {
                 RoomState::Open if opened => {
                     let others = room.members.iter().filter(|member| !member.you).count();
+                    let classical = if room.post_quantum { "" } else { ", not against quantum computers" };
                     screen.line(&format!(
-                        "-- {}: you and {others} other(s); sealed, whoever has the link can come in",
+                        "-- {}: you and {others} other(s); sealed{classical}, whoever has the link can come in",
                         room.title
                     ))?;
                 }
@@ -233,7 +237,9 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
         ("/help", _) => screen.line(
             "   Enter sends what you typed\n   /who    who is in the room\n   /link   the room's link\n   \
              /newlink  make another link, and end the former one (owners and moderators)\n   \
+             /history join | all   what newcomers read of the time before they came in (owners choose)\n   \
              /remove NAME  remove a person; nobody removed reads what follows (owners and moderators)\n   \
+             /refresh  new keys for this device, when somebody may have copied them\n   \
              /words  words to compare with the others, and a code that /verify compares\n   \
              /verify NAME  words to compare with a person; /verify tells more\n   /evidence FILE  write what this device can show others of the room's history\n   /adddevice CODE  make another device yours\n   /devices  your devices\n   \
              /removedevice KEY  take one of them out of every room\n   /leave  leave the room with this device\n   /quit   close; the room stays yours",
@@ -261,8 +267,12 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
             screen.line("   no link is known here that leads in: /newlink makes one")?
         }
         ("/link", Some(room)) => screen.line(&room.link)?,
+        ("/refresh", Some(room)) => client.command(Command::Refresh { room: room.id.clone() }).await?,
         ("/leave", Some(room)) => client.command(Command::Leave { room: room.id.clone() }).await?,
         ("/newlink", Some(room)) => client.command(Command::MakeLink { room: room.id.clone() }).await?,
+        (line, Some(room)) if line.starts_with("/history") => {
+            history(client, screen, room, line.trim_start_matches("/history").trim()).await?
+        }
         ("/devices", _) => {
             for device in &client.identity.devices {
                 let this = if device.this { "   (this one)" } else { "" };
@@ -287,6 +297,9 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
                 room.words_at,
                 room.words.join(" ")
             ))?;
+            if let Some(closed) = &room.closed {
+                screen.line(&format!("   not readable here: {closed}"))?;
+            }
             screen.line(&format!("{}   {}", code(&room.code), room.code))?;
             let found = room.integrity;
             screen.line(&format!(
@@ -298,6 +311,18 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
         (text, _) => client.command(Command::Send { room: id.to_owned(), text: text.to_owned() }).await?,
     }
     Ok(true)
+}
+
+/// Says what newcomers read, or chooses it.
+async fn history(client: &Client, screen: &Screen, room: &Room, chosen: &str) -> anyhow::Result<()> {
+    let history = match chosen {
+        "" => return screen.line(&format!("   {}. {}", room.history.told(), room.history.meaning())),
+        "join" => History::FromJoin,
+        "all" => History::Everything,
+        _ => return screen.line("   /history join or /history all; alone it says what newcomers read now"),
+    };
+    client.command(Command::SetHistory { room: room.id.clone(), history }).await?;
+    screen.line(&format!("   {}. {}", history.told(), history.meaning()))
 }
 
 /// Takes the one other device of this person whose key begins so out of everything.

@@ -58,6 +58,9 @@ pub(super) struct TailArgs {
 pub(super) struct CreateArgs {
     /// The room's title.
     title: String,
+    /// For more than 256 devices, up to 1024: with classical keys, which a quantum computer may open one day.
+    #[arg(long)]
+    large: bool,
     /// The edge.
     #[arg(long, default_value = "http://localhost:8433", env = "WAXWING_CLIENT_EDGE")]
     edge: String,
@@ -162,7 +165,9 @@ pub(super) async fn tail(args: &TailArgs) -> anyhow::Result<()> {
 /// Makes a room and prints its link.
 pub(super) async fn create(args: &CreateArgs) -> anyhow::Result<()> {
     let mut client = args.client.start(args.edge.trim_end_matches('/')).await?;
-    client.command(Command::CreateRoom { title: args.title.clone() }).await?;
+    let title = args.title.clone();
+    let create = if args.large { Command::CreateLargeRoom { title } } else { Command::CreateRoom { title } };
+    client.command(create).await?;
     let title = crate::seal::body::tidy(&args.title);
     let room = client.wait_for_room(|room| room.title == title && room.state == RoomState::Open && room.settled).await?;
     super::print(format_args!("{}\n", room.link))?;

@@ -140,6 +140,8 @@ pub struct Client {
     /// Keys of records of former lives of rooms' logs.
     former: Vec<(RoomId, String)>,
     stored: Stored,
+    /// No room's keys are renewed on schedule before this time.
+    renew_next_ms: u64,
     /// The time named in the latest [`Output::Timer`].
     timer_ms: Option<u64>,
     outputs: VecDeque<Output>,
@@ -195,6 +197,7 @@ impl Client {
             wire: Wire::default(),
             former: Vec::new(),
             stored: Stored::default(),
+            renew_next_ms: 0,
             timer_ms: None,
             outputs: VecDeque::new(),
         }
@@ -249,7 +252,8 @@ impl Client {
         }
         match command {
             Command::Start { name } => self.start_identity(&name, now_ms),
-            Command::CreateRoom { title } => self.create_room(&title, now_ms),
+            Command::CreateRoom { title } => self.create_room(&title, false, now_ms),
+            Command::CreateLargeRoom { title } => self.create_room(&title, true, now_ms),
             Command::Join { link } => match link.parse() {
                 Ok(link) => self.join(&link, now_ms),
                 Err(error) => self.notice(Level::Warn, &error.to_string(), None),
@@ -263,6 +267,8 @@ impl Client {
             Command::SetRole { room, user, role } => {
                 self.in_room(&room, |this, room| this.set_role(room, &user, role, now_ms));
             }
+            Command::SetHistory { room, history } => self.in_room(&room, |this, room| this.set_history(room, history, now_ms)),
+            Command::Refresh { room } => self.in_room(&room, |this, room| this.refresh(room, now_ms)),
             Command::Leave { room } => self.in_room(&room, |this, room| this.leave(room, now_ms)),
             Command::ShowCode => self.show_code(now_ms),
             Command::RemoveDevice { device } => self.remove_device(&device, now_ms),
@@ -411,6 +417,7 @@ impl Client {
         let retry: Vec<_> = self.rooms.iter().filter_map(|(id, room)| room.retry_due(now_ms).then_some(*id)).collect();
         let rooms: Vec<_> = self.rooms.keys().copied().collect();
         rooms.into_iter().for_each(|room| self.take_out(room, now_ms));
+        self.renew_due(now_ms);
         enter.into_iter().for_each(|room| self.begin(room));
         retry.into_iter().for_each(|room| self.pump(room, now_ms));
         self.schedule(now_ms);
@@ -419,7 +426,7 @@ impl Client {
     /// Asks to be called when the next thing is due.
     fn schedule(&mut self, now_ms: u64) {
         let retries = self.rooms.values().filter_map(Room::retry_at);
-        let next = retries.chain(self.wire.timeout(now_ms)).chain(self.code_expires_ms()).min();
+        let next = retries.chain(self.renews_at()).chain(self.wire.timeout(now_ms)).chain(self.code_expires_ms()).min();
         if let Some(at_ms) = next.filter(|at_ms| self.timer_ms != Some(*at_ms)) {
             self.timer_ms = next;
             self.outputs.push_back(Output::Timer { at_ms });

@@ -23,7 +23,7 @@ use crate::{
         chain,
         id::{DeviceKey, Digest, LogId, MessageId, ProducerId, RoomId, Seq, UnixMillis},
     },
-    group::Change,
+    group::{Change, History, Roster},
     seal::{
         body::{Body, Content, Seen},
         devices::DeviceList,
@@ -57,7 +57,7 @@ pub struct IdentityRecord {
 /// A room on this device.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoomRecord {
-    /// Format of this record: 2.
+    /// Format of this record: 3.
     pub format: u8,
     /// Where it is: what its link carries.
     pub origin: String,
@@ -75,6 +75,8 @@ pub struct RoomRecord {
     pub base: Seq,
     /// This device goes, and waits for another member to take it out.
     pub leaving: bool,
+    /// When this device's leaf got its keys, by its own clock.
+    pub renewed_ms: UnixMillis,
 }
 
 /// A link into a room.
@@ -95,7 +97,7 @@ impl core::fmt::Debug for KnownLink {
 /// This device's place in a room's group.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupRecord {
-    /// Format of this record: 1.
+    /// Format of this record: 2.
     pub format: u8,
     /// The group ([`crate::group::Group::snapshot`]).
     pub snapshot: Vec<u8>,
@@ -110,12 +112,33 @@ pub struct GroupRecord {
 /// What can be read of a log besides the epoch that this device is in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PastRecord {
-    /// Format of this record: 1.
+    /// Format of this record: 2.
     pub format: u8,
     /// What precedes this seq; [`u64::MAX`] while nobody knows.
     pub until: Seq,
-    /// The changes of the group that were taken, by the digests of their records, oldest first.
+    /// The changes of the group that were taken, by the digests of their records, oldest first; while they are looked for, newest first.
     pub changes: Vec<(Digest, ChangeRecord)>,
+    /// Where this device stands in the room's ladder, while it goes down.
+    pub climb: Option<ClimbRecord>,
+}
+
+/// An epoch of the past that a rung has opened, and whose own change is to be found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClimbRecord {
+    /// Where in the log the change lies that began it, if no rubbish lies there.
+    pub at: Seq,
+    /// SHA-256 of that change's record.
+    pub began: Digest,
+    /// Its number.
+    pub epoch: u64,
+    /// Its authenticator.
+    pub authenticator: Digest,
+    /// Its secrets.
+    pub secrets: EpochSecrets,
+    /// Who was in it.
+    pub roster: Roster,
+    /// What the room was called.
+    pub title: String,
 }
 
 /// A commit by which this device comes in.
@@ -268,6 +291,8 @@ pub struct ChangeRecord {
     pub left: Vec<Who>,
     /// What the room is called since.
     pub title: String,
+    /// What newcomers read since, where that is something else than before.
+    pub history: Option<History>,
 }
 
 impl ChangeRecord {

@@ -1,12 +1,14 @@
 //! One room on this device. What the client does with it lies beside: [`making`], [`joining`], [`reading`], [`changing`], [`writing`].
 
 mod changing;
+mod climbing;
 mod joining;
 mod making;
 mod past;
 mod place;
 mod quoting;
 mod reading;
+mod renewing;
 mod writing;
 
 use self::past::{Changes, Past};
@@ -24,7 +26,7 @@ use crate::core::chain;
 use crate::core::envelope::Header;
 use crate::core::frame::Item;
 use crate::core::id::{DeviceKey, Digest, MessageId, ProducerId, RoomId, Seq};
-use crate::group::{LinkId, LinkKeys, Role};
+use crate::group::{LinkId, LinkKeys, Role, Suite};
 use crate::seal::body::{Message, tidy};
 use crate::seal::devices::DeviceList;
 use crate::seal::identity::{Identity, UserKey};
@@ -124,6 +126,8 @@ struct RoomWire {
     presence: bool,
     /// A publish came before this device was let in.
     too_early: bool,
+    /// This device's keys were renewed, or that was tried.
+    renewed: bool,
     /// This device's certificate was put into the outbox.
     introduced: bool,
     /// The number of the person's list of devices that was put into the outbox.
@@ -227,9 +231,10 @@ impl Room {
     }
 
     /// What an item of the log is that is no change of the group.
-    fn read(&self, header: Option<&Header>, item: &Item) -> Entry {
+    fn read(&mut self, header: Option<&Header>, item: &Item) -> Entry {
         let opened = self.place.seat().and_then(|seat| seat.reader().open(&item.envelope));
-        match (opened, self.is_past()) {
+        let next = self.timeline.head().saturating_add(1);
+        match (opened, self.past.as_mut().filter(|past| past.covers(next))) {
             (Some(opened), _) => Entry::Message(opened),
             (None, Some(past)) => past.message(header, &item.envelope),
             (None, None) => Entry::Foreign,
@@ -313,7 +318,35 @@ impl Room {
             words: words(&hash.0),
             words_at,
             code: room_code(self.id, (words_at, hash)),
+            closed: self.closed(),
+            post_quantum: self.place.seat().is_none_or(|seat| seat.group.suite() == Suite::XWing),
+            history: self.history(),
         }
+    }
+
+    /// What this device cannot read, and why.
+    fn closed(&self) -> Option<Box<str>> {
+        let since = match self.history() {
+            view::History::FromJoin => "newcomers read from their join here",
+            view::History::Everything => "newcomers read what was written since that was chosen",
+        };
+        let before = match self.record.base {
+            0 => None,
+            1 => Some(format!("1 entry from before this device came in: {since}")),
+            count => Some(format!("{count} entries from before this device came in: {since}")),
+        };
+        let meanwhile = match self.timeline.sealed_count() {
+            0 => None,
+            1 => Some("1 message from while this device was out of the room, or could not follow it".to_owned()),
+            count => Some(format!("{count} messages from while this device was out of the room, or could not follow it")),
+        };
+        let parts: Vec<_> = before.into_iter().chain(meanwhile).collect();
+        (!parts.is_empty()).then(|| parts.join("; ").into())
+    }
+
+    /// What newcomers read; while this device is not in the group, as far as it knows.
+    fn history(&self) -> view::History {
+        self.place.seat().map_or(view::History::FromJoin, |seat| seat.policy.history().into())
     }
 
     /// What everyone in the room can compare, and at which seq it was taken.
@@ -406,7 +439,9 @@ impl Room {
                     (Some((who, _)), ..) => (*who, MessageKind::Join, names(&change.joined)),
                     (None, Some(_), _) => (change.by, MessageKind::Removed, names(&change.gone)),
                     (None, None, Some(who)) => (*who, MessageKind::Left, names(&change.left)),
-                    (None, None, None) => return None,
+                    (None, None, None) => {
+                        (change.by, MessageKind::History, view::History::from(change.history?).told().to_owned())
+                    }
                 }
             }
         };

@@ -55,6 +55,8 @@ pub struct Timeline {
     sessions: HashMap<(DeviceKey, ProducerId), (u64, Digest, Seq)>,
     /// The newest record that is sealed to an epoch that this device was not in: messages beyond it may follow some that it cannot read.
     sealed: Seq,
+    /// How many of those there are.
+    sealed_count: u64,
     /// The newest change of the group, valid or not; 0 when there is none.
     handshake: Seq,
     /// Of the epoch that the newest valid one began, if this device knows it.
@@ -161,6 +163,7 @@ impl Timeline {
             unconfirmed: BTreeMap::new(),
             sessions: HashMap::new(),
             sealed: 0,
+            sealed_count: 0,
             handshake: 0,
             authenticator: None,
             title: String::new(),
@@ -290,6 +293,12 @@ impl Timeline {
         (self.head.saturating_add(1).saturating_sub(kept), self.chains.iter().copied())
     }
 
+    /// Messages of epochs that this device was not in.
+    #[must_use]
+    pub const fn sealed_count(&self) -> u64 {
+        self.sealed_count
+    }
+
     /// Counts an answer of the server that contradicts this copy.
     pub const fn contradicted(&mut self) {
         self.integrity.contradicts += 1;
@@ -405,6 +414,7 @@ impl Timeline {
             }
             (Entry::Sealed, _) => {
                 self.sealed = seq;
+                self.sealed_count += 1;
                 Applied::Nothing
             }
             (Entry::Foreign | Entry::Message(_), _) => {

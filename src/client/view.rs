@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::group;
+
 /// From a user interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
@@ -14,6 +16,11 @@ pub enum Command {
     },
     /// Makes a room.
     CreateRoom {
+        /// Its title.
+        title: String,
+    },
+    /// Makes a room for more devices than post-quantum keys allow: with classical ones.
+    CreateLargeRoom {
         /// Its title.
         title: String,
     },
@@ -108,6 +115,18 @@ pub enum Command {
         user: String,
         /// What they are from now on.
         role: Role,
+    },
+    /// Gives this device new keys in the room, when somebody may have copied them.
+    Refresh {
+        /// The room.
+        room: String,
+    },
+    /// Says what newcomers read of the time before they came in; for owners.
+    SetHistory {
+        /// The room.
+        room: String,
+        /// That.
+        history: History,
     },
     /// Deletes the room for everyone; for who made it.
     DeleteRoom {
@@ -245,6 +264,12 @@ pub struct Room {
     pub words: Vec<String>,
     /// At which seq they were taken.
     pub words_at: u64,
+    /// What of it this device cannot read, and why, in words.
+    pub closed: Option<Box<str>>,
+    /// Whether a later quantum computer does not open it; also said while that is not known.
+    pub post_quantum: bool,
+    /// What newcomers read of the time before they came in.
+    pub history: History,
     /// The same for a machine to compare: [`Command::Compare`].
     pub code: String,
 }
@@ -300,6 +325,49 @@ pub enum Role {
     Moderator,
     /// Everything, and says who is what.
     Owner,
+}
+
+/// What newcomers read of the time before they came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum History {
+    /// Nothing.
+    FromJoin,
+    /// Everything since this was chosen.
+    Everything,
+}
+
+impl From<group::History> for History {
+    fn from(history: group::History) -> Self {
+        match history {
+            group::History::FromJoin => Self::FromJoin,
+            group::History::Everything => Self::Everything,
+        }
+    }
+}
+
+impl History {
+    /// As it is told where it was chosen.
+    #[must_use]
+    pub const fn told(self) -> &'static str {
+        match self {
+            Self::FromJoin => "newcomers read from their join",
+            Self::Everything => "newcomers read everything from here on",
+        }
+    }
+
+    /// What it gives and what it costs.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::FromJoin => "Whoever comes in reads what is written from then on.",
+            Self::Everything => {
+                "Whoever comes in reads everything since this was chosen, with nobody there. So whoever has a link that leads in, and \
+                 a copy of what the server keeps, reads all of it, for ever; and a key that is stolen today opens what was written \
+                 before."
+            }
+        }
+    }
 }
 
 /// What checking the room's history found.
@@ -365,6 +433,8 @@ pub enum MessageKind {
     Removed,
     /// A device left.
     Left,
+    /// Newcomers read something else from here on; the text says what.
+    History,
     /// Of a type that this version does not know; the text is its fallback.
     Unknown,
 }

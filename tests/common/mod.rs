@@ -12,6 +12,8 @@ pub mod audit;
 pub mod client;
 pub mod engine;
 pub mod home;
+#[cfg(feature = "client")]
+pub mod person;
 pub mod relay;
 pub mod server;
 

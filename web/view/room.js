@@ -113,7 +113,8 @@ function summaryOf(room) {
   const people = room.members.length === 1 ? '1 member' : `${room.members.length} members`;
   const {contradicts, injected} = room.integrity;
   const checked = contradicts > 0 ? 'history contradicts' : injected > 0 ? `${injected} not shown` : null;
-  return [people, `${online} online`, checked].filter(Boolean).join(' · ');
+  const classical = room.post_quantum ? null : 'not post-quantum';
+  return [people, `${online} online`, checked, classical].filter(Boolean).join(' · ');
 }
 
 function drawBanner(room) {
@@ -137,7 +138,26 @@ function drawDetails(entry, remove, verify) {
   setText(el('integrity'), integrityText(room.integrity));
   el('integrity').dataset.state = room.integrity.contradicts > 0 ? 'contradicts' : room.integrity.unchecked > 0 ? 'unchecked' : 'matches';
   el('room-link').value = room.link ?? '';
+  el('closed').hidden = !room.closed;
+  setText(el('closed'), room.closed ? `Not readable here: ${room.closed}.` : '');
+  drawHistory(room);
   el('delete-room').hidden = !room.owner || room.state === 'deleted';
+}
+
+const HISTORY_MEANS = {
+  from_join: 'Whoever comes in reads what is written from then on.',
+  everything: 'Whoever comes in reads everything since this was chosen, with nobody there. So whoever has a link that leads in, and a copy of what the server '
+    + 'keeps, reads all of it, for ever; and a key that is stolen today opens what was written before.',
+};
+
+// What newcomers read: owners choose, everybody reads what it means.
+function drawHistory(room) {
+  const choice = el('history-choice');
+  if (document.activeElement !== choice) {
+    choice.value = room.history;
+  }
+  choice.disabled = !room.owner || room.state !== 'open';
+  setText(el('history-meaning'), HISTORY_MEANS[room.history]);
 }
 
 // What a person may do: owners remove anybody, moderators those who stand below.

@@ -3,12 +3,12 @@
 use super::Goodbye;
 use super::place::{Place, Taken};
 use crate::client::records::{ChangeRecord, Entry, KnownLink, Letter, Stage, Who};
-use crate::client::view::{Level, Role as ViewRole};
+use crate::client::view::{History as ViewHistory, Level, Role as ViewRole};
 use crate::client::{Client, room::making::LINK_LIFE_MS};
 use crate::core::chain;
 use crate::core::frame::Item;
 use crate::core::id::{DeviceKey, RoomId};
-use crate::group::{Change, LinkKeys, LiveLink, Role};
+use crate::group::{Change, History, LinkKeys, LiveLink, Role};
 use crate::seal::Random as _;
 use crate::seal::body::{Message, SharedLink};
 use crate::seal::identity::UserKey;
@@ -61,6 +61,12 @@ impl Client {
             room.set_link(None);
             return self.set_stage(id, Stage::Removed);
         }
+        if change.by.device == device {
+            // Its path gave this device's leaf new keys.
+            room.record.renewed_ms = now_ms;
+            self.persist_room(id);
+        }
+        let Some(room) = self.rooms.get_mut(&id) else { return };
         let Some(seat) = room.place.seat_mut() else { return };
         if change.took_anybody_out() {
             // Every link is gone, and so is what opened the room until now.
@@ -96,6 +102,8 @@ impl Client {
         let host = me.identity.user();
         let Some(seat) = room.place.seat_mut() else { return };
         let revoke = seat.policy.links().iter().map(LiveLink::id).collect();
+        // One that is only wanted yet is nobody's: more of them than there may be would end everything else that is wanted.
+        seat.wanted.iter_mut().for_each(|wanted| wanted.list.clear());
         let list = vec![LinkKeys::new(&seed).listed(false, now_ms.saturating_add(LINK_LIFE_MS))];
         seat.wants(Change { list, revoke, ..Change::default() });
         room.set_link(Some(KnownLink { seed, host }));
@@ -251,6 +259,22 @@ impl Client {
             ViewRole::Owner => Some(Role::Owner),
         };
         self.want(id, Change { roles: vec![(user, role)], ..Change::default() }, now_ms);
+    }
+
+    /// Says what newcomers read of the time before they came in.
+    pub(in crate::client) fn set_history(&mut self, id: RoomId, history: ViewHistory, now_ms: u64) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
+        let history = match history {
+            ViewHistory::FromJoin => History::FromJoin,
+            ViewHistory::Everything => History::Everything,
+        };
+        if room.role(me.identity.user()) != Some(Role::Owner) {
+            return self.notice(Level::Warn, "only an owner says what newcomers read", Some(id));
+        }
+        if room.place.seat().is_some_and(|seat| seat.policy.history() == history) {
+            return self.notice(Level::Info, "that is what newcomers read already", Some(id));
+        }
+        self.want(id, Change { history: Some(history), ..Change::default() }, now_ms);
     }
 
     /// This device goes: another member has to take it out, and until then it says so in each epoch.

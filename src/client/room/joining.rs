@@ -4,11 +4,11 @@
 use super::past::Past;
 use super::place::Place;
 use crate::client::Client;
-use crate::client::records::{Letter, Stage, encode, past_key};
+use crate::client::records::{ClimbRecord, Letter, Stage, encode, past_key};
 use crate::client::view::Level;
 use crate::core::frame::{ClientFrame, Page};
 use crate::core::id::{ProducerId, RoomId, Seq};
-use crate::group::{GroupInfo, JoinError, Joining, LinkKeys, Record};
+use crate::group::{CommitError, Forbidden, GroupInfo, JoinError, Joining, LinkKeys, Record};
 use crate::seal::Random as _;
 
 /// The link leads nowhere, or not yet: look again after this long.
@@ -27,6 +27,9 @@ impl Client {
     pub(in crate::client) fn on_fetched(&mut self, request: u32, page: &Page, now_ms: u64) {
         let id = page.room;
         let Some(room) = self.rooms.get_mut(&id) else { return };
+        if room.record.stage == Stage::Joined && request == room.knocks {
+            return self.on_rung(id, page);
+        }
         // An answer to an earlier question may not be the newest change any more.
         if room.record.stage != Stage::Invited || !room.handshakes.is_empty() || request != room.knocks {
             return;
@@ -48,6 +51,9 @@ impl Client {
                 self.tell_room(id);
             }
             Ok(None) => self.stay_outside(id, "the link names somebody who is not in the room: ask for a new one", now_ms),
+            Err(JoinError::Commit(CommitError::Forbidden(Forbidden::Full))) => {
+                self.stay_outside(id, "the room is full: it has as many devices as it may", now_ms);
+            }
             // An older change may open, and leads into a past that no member is in.
             Err(_) => self.stay_outside(id, "the link does not lead in, or not any more: ask for a new one", now_ms),
         }
@@ -77,15 +83,19 @@ impl Client {
     /// This device's commit is in the log at `seq`: from there on it reads.
     pub(in crate::client) fn on_let_in(&mut self, id: RoomId, seq: Seq) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
-        if room.record.stage != Stage::Invited || !matches!(room.place, Place::Joining(_)) {
+        if room.record.stage != Stage::Invited {
             return;
         }
-        match &mut room.past {
+        let Place::Joining(joining) = &room.place else { return };
+        let handed_over = room.past.as_mut().filter(|past| past.is_handed_over());
+        match (handed_over, ClimbRecord::begin(joining)) {
             // Another device of this person has handed over what opens the time before.
-            Some(past) => past.ends_at(seq),
+            (Some(past), _) => past.ends_at(seq),
+            // Here everybody reads what was before.
+            (None, Some(climb)) => room.past = Some(Past::climbing(id, seq, climb)),
             // Whoever was in the room before reads on where it was; what was sealed while it was not is in its chain, too.
-            None if room.timeline.head() > 0 => room.past = Some(Past::unknown(id, seq)),
-            None => room.record.base = seq.saturating_sub(1),
+            (None, None) if room.timeline.head() > 0 => room.past = Some(Past::unknown(id, seq)),
+            (None, None) => room.record.base = seq.saturating_sub(1),
         }
         room.record.access_at = seq;
         let past = room.past.as_ref().map(|past| encode(past.record()));

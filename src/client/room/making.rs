@@ -64,16 +64,18 @@ impl Client {
     }
 
     /// Makes a room: a group of one, and the commit that names it and lists its link; the server hears of it when there is a connection.
-    pub(in crate::client) fn create_room(&mut self, title: &str, now_ms: u64) {
+    /// A large one is of the classical suite.
+    pub(in crate::client) fn create_room(&mut self, title: &str, large: bool, now_ms: u64) {
         let Some(me) = &self.me else { return };
         let id = RoomId(self.rng.bytes());
         let seed: [u8; 32] = self.rng.bytes();
         let host = me.identity.user();
-        let Ok(group) = Group::create(id, Suite::XWing, &me.identity, &mut self.rng) else {
+        let suite = if large { Suite::X25519 } else { Suite::XWing };
+        let Ok(group) = Group::create(id, suite, &me.identity, &mut self.rng) else {
             return self.notice(Level::Warn, "the room's group could not be made", None);
         };
         let record = RoomRecord {
-            format: 2,
+            format: 3,
             origin: self.origin.clone(),
             access: group.epoch().secrets().access_seed(id),
             access_at: 0,
@@ -82,6 +84,7 @@ impl Client {
             log: None,
             base: 0,
             leaving: false,
+            renewed_ms: now_ms,
         };
         let list = vec![LinkKeys::new(&seed).listed(false, now_ms + LINK_LIFE_MS)];
         let mut seat = Seat::new(group);
@@ -97,7 +100,7 @@ impl Client {
         let is_new = !self.rooms.contains_key(&link.room);
         self.join(&link, now_ms);
         let Some(room) = self.rooms.get_mut(&link.room).filter(|_| is_new && !backup.changes.is_empty()) else { return };
-        let past = PastRecord { format: 1, until: u64::MAX, changes: backup.changes };
+        let past = PastRecord { format: 2, until: u64::MAX, changes: backup.changes, climb: None };
         let value = encode(&past);
         room.record.base = backup.base;
         room.past = Some(Past::new(link.room, past));
@@ -106,11 +109,11 @@ impl Client {
     }
 
     /// Joins by link; with a link into a room where this device is already, it is only remembered.
-    pub(in crate::client) fn join(&mut self, link: &Link, _now_ms: u64) {
+    pub(in crate::client) fn join(&mut self, link: &Link, now_ms: u64) {
         let known = KnownLink { seed: link.seed, host: link.host };
         let Some(room) = self.rooms.get_mut(&link.room) else {
             let record = RoomRecord {
-                format: 2,
+                format: 3,
                 origin: link.origin.clone(),
                 access: link.access,
                 access_at: u64::MAX,
@@ -119,6 +122,7 @@ impl Client {
                 log: None,
                 base: 0,
                 leaving: false,
+                renewed_ms: now_ms,
             };
             self.add_room(link.room, record, Place::Out);
             return self.begin(link.room);
@@ -201,11 +205,15 @@ impl Client {
         }
     }
 
-    /// Delivery begins behind what this device has; should the log have another life, its `Entered` says so first.
+    /// Delivery begins behind what this device has; should the log have another life, its `Entered` says so first. Whoever goes down the room's
+    /// ladder subscribes once it is down.
     pub(in crate::client) fn enter_and_subscribe(&mut self, id: RoomId) {
         let Some(room) = self.rooms.get(&id) else { return };
         let (access, access_at, after) = (room.record.access, room.record.access_at, room.timeline.head());
         self.enter(id, access_at, &access);
+        if self.climb(id) {
+            return;
+        }
         self.rooms.get_mut(&id).into_iter().for_each(|room| room.wire.asked += 1);
         self.send(&ClientFrame::Subscribe { room: id, after });
     }

@@ -134,6 +134,7 @@ impl Seat {
             gone,
             left,
             title: if is_member { self.group.policy().title().to_owned() } else { title.to_owned() },
+            history: Some(self.group.policy().history()).filter(|history| is_member && *history != self.policy.history()),
         };
         let change = if is_member {
             let before = core::mem::take(&mut self.roster);
@@ -171,10 +172,10 @@ impl Place {
             Self::Out => None,
             Self::Joining(joining) => {
                 let record = JoiningRecord { record: joining.record().encode(), rejoins: joining.rejoins() };
-                Some(GroupRecord { format: 1, snapshot: joining.snapshot(), joining: Some(record), wanted: None, last: None })
+                Some(GroupRecord { format: 2, snapshot: joining.snapshot(), joining: Some(record), wanted: None, last: None })
             }
             Self::In(seat) => Some(GroupRecord {
-                format: 1,
+                format: 2,
                 snapshot: seat.group.snapshot(),
                 joining: None,
                 wanted: seat.wanted.clone(),

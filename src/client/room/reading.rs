@@ -41,8 +41,13 @@ impl Client {
                 self.pump(log, now_ms);
             }
             Some(known) if known != position.log => {
-                room.wire.stale = true;
+                // Whoever was still going down the ladder has subscribed to nothing.
+                let subscribes = room.wire.asked > 0;
+                room.wire.stale = subscribes;
                 self.log_changed(log, known, position.log);
+                if !subscribes {
+                    self.enter_and_subscribe(log);
+                }
             }
             Some(_) => self.pump(log, now_ms),
             None => {
@@ -78,7 +83,7 @@ impl Client {
     pub(in crate::client) fn log_changed(&mut self, id: RoomId, known: LogId, now: LogId) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         let mut moves: Vec<Persist> = room.timeline.seqs().map(|seq| (log_key(id, seq), None)).collect();
-        let past = PastRecord { format: 1, until: u64::MAX, changes: room.changes() };
+        let past = PastRecord { format: 2, until: u64::MAX, changes: room.changes(), climb: None };
         for (seq, shown) in core::mem::take(&mut room.shown) {
             let Shown { time_ms, digest, what: What::Message(opened), .. } = shown else { continue };
             let record = LogRecord { time_ms, digest, chain: Digest([0; 32]), entry: Entry::Message(*opened) };
@@ -171,7 +176,7 @@ impl Client {
 
     /// Takes the next record of the log; `false` when nothing more can be taken.
     fn take_item(&mut self, id: RoomId, item: &Item, now_ms: u64) -> bool {
-        let Some(room) = self.rooms.get(&id) else { return false };
+        let Some(room) = self.rooms.get_mut(&id) else { return false };
         let header = Header::parse(&item.envelope).ok();
         let entry = match header {
             Some(header) if header.kind == Kind::Handshake => match self.take_change(id, item, now_ms) {
@@ -188,11 +193,13 @@ impl Client {
         let applied = room.apply(&record);
         let seq = room.timeline.head();
         let mut persist = vec![(log_key(id, seq), Some(encode(&record)))];
+        let mut restored = false;
         match &applied {
             Applied::Message { opened, .. } if opened.sender.device == me.identity.device() => {
                 persist.extend(room.outbox.found_in_log(opened.message).into_iter().flatten());
                 if room.outbox.is_outrun(opened.session, opened.counter) {
                     persist.extend(room.outbox.restart(ProducerId(self.rng.bytes())));
+                    restored = true;
                 }
             }
             _ => {}
@@ -205,6 +212,9 @@ impl Client {
         let event = found.or_else(|| room.message_view(&me.identity, seq));
         let (going_on, is_past) = (room.record.stage != Stage::Removed, room.past.as_ref().is_some_and(|past| past.covers(seq)));
         self.persist_all(persist);
+        if restored {
+            self.renew_restored(id);
+        }
         if let Some(message) = event {
             self.outputs.push_back(Output::Event(Event::Message { room: id.to_string(), message }));
         }
@@ -218,7 +228,7 @@ impl Client {
                     Message::Devices(list) if list.user == opened.sender.user && list.is_signed() => {
                         self.learn_devices(&list);
                     }
-                    Message::Link(link) => self.learn_link(id, opened.sender.user, link),
+                    Message::Link(link) if !is_past => self.learn_link(id, opened.sender.user, link),
                     Message::Leave(proposal) if !is_past => self.on_goodbye(id, opened.sender.device, proposal, now_ms),
                     _ => {}
                 }
@@ -322,7 +332,9 @@ impl Client {
                     format!("the server has only {head} of the {} messages that this device has seen", room.timeline.head());
                 self.contradiction(id, &text, Said::Head(head), now_ms);
             }
-            (Operation::Enter | Operation::Subscribe | Operation::Create, why) if is_passing(why) => self.try_again(id, now_ms),
+            (Operation::Enter | Operation::Subscribe | Operation::Create | Operation::Handshake, why) if is_passing(why) => {
+                self.try_again(id, now_ms)
+            }
             (Operation::Enter, Refusal::NoAccess | Refusal::BadProof) => self.shut_out(id, now_ms),
             // The answer to the entering that failed says it.
             (Operation::Subscribe | Operation::Handshake, Refusal::NoAccess) => {}
