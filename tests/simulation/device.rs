@@ -117,6 +117,8 @@ pub struct Moves {
     pub removed: u32,
     pub invited: u32,
     pub restored: u32,
+    /// Newcomers that read what was said before they came in.
+    pub read_back: u32,
 }
 
 impl Moves {
@@ -130,6 +132,7 @@ impl Moves {
             removed: self.removed + other.removed,
             invited: self.invited + other.invited,
             restored: self.restored + other.restored,
+            read_back: self.read_back + other.read_back,
         }
     }
 }

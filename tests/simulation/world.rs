@@ -310,7 +310,7 @@ impl World {
         device.client.start(self.now_ms);
     }
 
-    fn pass_time(&mut self, ms: u64) {
+    pub(super) fn pass_time(&mut self, ms: u64) {
         self.now_ms += ms;
         for device in &mut self.devices {
             if device.timer_ms.is_some_and(|at_ms| at_ms <= self.now_ms) {
