@@ -78,6 +78,8 @@ pub struct Metrics {
     pub deliveries: Counter,
     /// Publishes acknowledged.
     pub acks: Counter,
+    /// Posts through drop-boxes acknowledged.
+    pub posts: Counter,
     /// Ephemeral envelopes passed on.
     pub ephemerals: Counter,
     /// Key packages handed out that are gone now.
@@ -137,6 +139,7 @@ impl Metrics {
             rooms: Gauge::default(),
             deliveries: Counter::default(),
             acks: Counter::default(),
+            posts: Counter::default(),
             ephemerals: Counter::default(),
             packages_taken: Counter::default(),
             last_resorts: Counter::default(),
@@ -176,6 +179,7 @@ impl Metrics {
         r.register("rooms", "Rooms in memory", self.rooms.clone());
         r.register("deliveries", "Records delivered to subscribers", self.deliveries.clone());
         r.register("acks", "Publishes acknowledged", self.acks.clone());
+        r.register("posts", "Posts through drop-boxes acknowledged", self.posts.clone());
         r.register("ephemerals", "Ephemeral envelopes passed on", self.ephemerals.clone());
         r.register("key_packages_taken", "Key packages handed out", self.packages_taken.clone());
         r.register("key_packages_last_resort", "Key packages of the last resort handed out", self.last_resorts.clone());

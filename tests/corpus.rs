@@ -2,6 +2,9 @@
 
 #![expect(clippy::indexing_slicing, clippy::print_stdout, reason = "a test fails by panicking, and says its file")]
 
+#[cfg(feature = "seal")]
+#[path = "../fuzz/announcement.rs"]
+mod announcement;
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
 #[cfg(feature = "seal")]
@@ -25,7 +28,11 @@ fn corpus(target: &str) -> PathBuf {
 fn the_committed_corpus_passes() {
     let targets = bodies::TARGETS.into_iter();
     #[cfg(feature = "seal")]
-    let targets = targets.chain([("group", group::group as fn(&[u8])), ("evidence", evidence::evidence)]);
+    let targets = targets.chain([
+        ("group", group::group as fn(&[u8])),
+        ("evidence", evidence::evidence),
+        ("announcement", announcement::announcement),
+    ]);
     for (target, body) in targets {
         let mut files: Vec<PathBuf> = fs::read_dir(corpus(target)).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
@@ -111,6 +118,10 @@ fn seeds(mut each: impl FnMut(&str, String, &[u8])) {
         let [file, body] = evidence::sample().expect("it can be made");
         write("evidence", "seed-file".to_owned(), &[&[0], &file[..]].concat());
         write("evidence", "seed-unsigned".to_owned(), &[&[1], &body[..]].concat());
+        let samples = announcement::samples().expect("they can be made");
+        for (name, bytes) in ["seed-announcement", "seed-shared", "seed-address", "seed-post"].into_iter().zip(&samples) {
+            write("announcement", name.to_owned(), bytes);
+        }
         let scene = group::scene();
         for (number, record) in [0, 1].into_iter().zip(&scene.records) {
             write("group", format!("seed-record-{number}"), &[&[0], &record.encode()[..]].concat());

@@ -143,7 +143,7 @@ class App {
 
   #announce(room, message) {
     const {rooms} = this.#bus.state;
-    if (!message.mine && message.state === 'received' && message.kind === 'text' && this.#unread.isNew(room, message)) {
+    if (!message.mine && message.state === 'received' && ['text', 'post'].includes(message.kind) && this.#unread.isNew(room, message)) {
       const where = room === this.#current ? '' : ` in ${titleOf(rooms.get(room)?.room ?? {})}`;
       setText(el('announcer'), `${message.author.name}${where}: ${message.text}`);
     }
@@ -246,6 +246,9 @@ class App {
     el('make-link').addEventListener('click', () => this.#do({do: 'make_link', room: this.#current}));
     el('compare-room').addEventListener('click', () => this.#compareRoom());
     el('save-evidence').addEventListener('click', () => this.#saveEvidence());
+    el('drop-box-address').addEventListener('focus', (event) => event.target.select());
+    el('open-drop-box').addEventListener('click', () => this.#do({do: 'open_drop_box', room: this.#current}));
+    el('close-drop-box').addEventListener('click', () => this.#do({do: 'close_drop_box', room: this.#current}));
     el('forget').addEventListener('click', async () => {
       const isSure = await ask('Leave with this device? Its copy of the messages is removed from this browser once another member’s device has taken it out, and it reads nothing that is written from then on.', 'Leave');
       if (isSure) {

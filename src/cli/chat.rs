@@ -31,7 +31,7 @@ pub(super) struct ChatArgs {
     client: ClientArgs,
 }
 
-const HELP: &str = "Enter sends; /who  /link  /words  /verify  /evidence  /remove  /leave  /help  /quit";
+const HELP: &str = "Enter sends; /who  /link  /words  /verify  /evidence  /remove  /dropbox  /leave  /help  /quit";
 
 /// One line for a message, without colour.
 pub(super) fn plain(message: &Message) -> String {
@@ -45,6 +45,8 @@ pub(super) fn plain(message: &Message) -> String {
         MessageKind::Left => format!("{time}  * {} left", message.author.name),
         MessageKind::Removed => format!("{time}  * {} removed {}", message.author.name, message.text),
         MessageKind::History => format!("{time}  * {}: {}", message.author.name, message.text),
+        // It can be compared with nothing, and its name says that it is nobody's here.
+        MessageKind::Post => format!("{time}  {}: {}", message.author.name, printable(&message.text)),
         MessageKind::Text | MessageKind::Unknown => {
             format!("{time}  {}: {}{}", message.author.name, printable(&message.text), remark(message.check))
         }
@@ -207,6 +209,11 @@ fn show(screen: &mut Screen, id: &str, last: &mut Option<Room>, event: Event) ->
                 }
                 _ => {}
             }
+            if last.as_ref().is_some_and(|last| address(last).is_none())
+                && let Some(address) = address(&room)
+            {
+                screen.line(&drop_box(address))?;
+            }
             *last = Some(room);
         }
         Event::Connection { state, transport, detail } => match state {
@@ -240,6 +247,7 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
              /history join | all   what newcomers read of the time before they came in (owners choose)\n   \
              /remove NAME  remove a person; nobody removed reads what follows (owners and moderators)\n   \
              /refresh  new keys for this device, when somebody may have copied them\n   \
+             /dropbox  open the room's drop-box, where scripts post what only members read; /dropbox close closes it (owners and moderators)\n   \
              /words  words to compare with the others, and a code that /verify compares\n   \
              /verify NAME  words to compare with a person; /verify tells more\n   /evidence FILE  write what this device can show others of the room's history\n   /adddevice CODE  make another device yours\n   /devices  your devices\n   \
              /removedevice KEY  take one of them out of every room\n   /leave  leave the room with this device\n   /quit   close; the room stays yours",
@@ -290,6 +298,16 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
         }
         (line, Some(room)) if line.starts_with("/remove") => {
             remove(client, screen, room, line.trim_start_matches("/remove").trim()).await?
+        }
+        ("/dropbox close", Some(room)) => client.command(Command::CloseDropBox { room: room.id.clone() }).await?,
+        ("/dropbox", Some(room)) => {
+            if let Some(address) = address(room) {
+                return screen.line(&drop_box(address)).map(|()| true);
+            }
+            if let Some(open) = &room.drop_box {
+                screen.line(&format!("   {} hosts the present drop-box; yours takes its place", open.host))?;
+            }
+            client.command(Command::OpenDropBox { room: room.id.clone() }).await?;
         }
         ("/words", Some(room)) => {
             screen.line(&format!(
@@ -387,6 +405,19 @@ async fn verify(client: &Client, screen: &Screen, room: &Room, what: &str) -> an
 /// A text as a code for cameras, in half blocks: dark modules are the terminal's background, whatever that is.
 fn code(text: &str) -> String {
     qr::encode(text).map(|code| code.half_blocks().into_iter().map(|line| format!("   {line}\n")).collect()).unwrap_or_default()
+}
+
+/// The address of the drop-box, if it is this person's to give.
+fn address(room: &Room) -> Option<&str> {
+    room.drop_box.as_deref().map(|open| open.address.as_str()).filter(|address| !address.is_empty())
+}
+
+/// What to do with the drop-box.
+fn drop_box(address: &str) -> String {
+    format!(
+        "   whoever has this address posts here, without being a member, until /dropbox close:\n{address}\n   \
+         for example: waxwing post 'ADDRESS' --name monitoring 'the disk is full'"
+    )
 }
 
 /// Removes the one person of that name.

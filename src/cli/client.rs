@@ -42,12 +42,25 @@ pub(super) struct ClientArgs {
     /// How to connect.
     #[arg(long, default_value = "auto", value_parser = ["auto", "ws", "wt", "quic"])]
     transport: String,
-    /// Trust this PEM certificate (or authority) instead of the public ones.
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Login token, for edges that want one (see `waxwing token`).
     #[arg(long, env = "WAXWING_CLIENT_TOKEN", hide_env_values = true, default_value = "")]
     token: String,
+}
+
+/// Whom to trust.
+#[derive(Debug, Clone, Args)]
+pub(super) struct TrustArgs {
+    /// Trust this PEM certificate (or authority) instead of the public ones.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+impl TrustArgs {
+    pub(super) fn trust(&self) -> Trust {
+        self.ca.clone().map_or(Trust::WebPki, Trust::File)
+    }
 }
 
 /// A running client that has an identity.
@@ -61,7 +74,7 @@ pub(super) struct Client {
 }
 
 /// Where profiles lie: `WAXWING_HOME`, else the platform's place for a person's data.
-fn home() -> anyhow::Result<PathBuf> {
+pub(super) fn home() -> anyhow::Result<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("WAXWING_HOME")
         .or_else(|| set("XDG_DATA_HOME").map(|data| data.join("waxwing")))
@@ -109,8 +122,7 @@ impl ClientArgs {
             "quic" => Choice::Only(Kind::Quic),
             _ => Choice::Auto,
         };
-        let trust = self.ca.clone().map_or(Trust::WebPki, Trust::File);
-        Options { origin: origin.to_owned(), choice, trust, token: self.token.clone().into_bytes().into() }
+        Options { origin: origin.to_owned(), choice, trust: self.trust.trust(), token: self.token.clone().into_bytes().into() }
     }
 
     /// Starts the client of an edge; makes the identity if the profile is new.

@@ -8,6 +8,7 @@ mod config;
 mod link;
 mod load;
 mod passphrase;
+mod post;
 mod secret;
 mod send;
 mod serve;
@@ -47,6 +48,8 @@ enum Command {
     Chat(chat::ChatArgs),
     /// Sends a message, or each line of standard input, and ends when it is on the server's disk.
     Send(send::SendArgs),
+    /// Posts into a room through its drop-box, without being a member: for scripts and monitoring. Prints the post's number.
+    Post(post::PostArgs),
     /// Prints what is said in a room, as it is said.
     Tail(send::TailArgs),
     /// Makes a room and prints its link.
@@ -103,6 +106,7 @@ pub fn run() -> ExitCode {
         Some(Command::Verify(args)) => verify::verify(&args),
         Some(Command::Chat(args)) => block_on(chat::run(&args)),
         Some(Command::Send(args)) => block_on(send::send(&args)),
+        Some(Command::Post(args)) => block_on(post::run(&args)),
         Some(Command::Tail(args)) => block_on(send::tail(&args)),
         Some(Command::Load(args)) => block_on(load::run(&args)),
         Some(Command::Create(args)) => block_on(send::create(&args)),

@@ -32,7 +32,10 @@ use bytes::Bytes;
 
 use self::{
     link::Caller,
-    records::{ContactRecord, GroupRecord, IdentityRecord, LogRecord, OutRecord, OutboxRecord, PastRecord, RoomRecord, encode},
+    records::{
+        ContactRecord, GroupRecord, IdentityRecord, LogRecord, OutRecord, OutboxRecord, PastRecord, PostingRecord, RoomRecord,
+        encode,
+    },
     room::Room,
     session::{Change, Turn, Wire},
     view::{Command, ConnectionState, Event, Level},
@@ -165,6 +168,7 @@ struct Stored {
     rooms: Vec<(RoomId, RoomRecord)>,
     groups: BTreeMap<RoomId, GroupRecord>,
     pasts: BTreeMap<RoomId, PastRecord>,
+    postings: BTreeMap<RoomId, PostingRecord>,
     logs: BTreeMap<(RoomId, u64), LogRecord>,
     outboxes: BTreeMap<RoomId, OutboxRecord>,
     outs: BTreeMap<(RoomId, u64), OutRecord>,
@@ -269,6 +273,8 @@ impl Client {
             }
             Command::SetHistory { room, history } => self.in_room(&room, |this, room| this.set_history(room, history, now_ms)),
             Command::Refresh { room } => self.in_room(&room, |this, room| this.refresh(room, now_ms)),
+            Command::OpenDropBox { room } => self.in_room(&room, |this, room| this.open_drop_box(room, now_ms)),
+            Command::CloseDropBox { room } => self.in_room(&room, |this, room| this.close_drop_box(room, now_ms)),
             Command::Leave { room } => self.in_room(&room, |this, room| this.leave(room, now_ms)),
             Command::ShowCode => self.show_code(now_ms),
             Command::RemoveDevice { device } => self.remove_device(&device, now_ms),
@@ -416,7 +422,10 @@ impl Client {
         let enter: Vec<_> = self.rooms.iter_mut().filter_map(|(id, room)| room.ask_again(now_ms).then_some(*id)).collect();
         let retry: Vec<_> = self.rooms.iter().filter_map(|(id, room)| room.retry_due(now_ms).then_some(*id)).collect();
         let rooms: Vec<_> = self.rooms.keys().copied().collect();
-        rooms.into_iter().for_each(|room| self.take_out(room, now_ms));
+        for room in rooms {
+            self.take_out(room, now_ms);
+            self.tend_drop_box(room, now_ms);
+        }
         self.renew_due(now_ms);
         enter.into_iter().for_each(|room| self.begin(room));
         retry.into_iter().for_each(|room| self.pump(room, now_ms));
@@ -475,6 +484,7 @@ impl Stored {
             "room" => self.rooms.push((id()?, postcard::from_bytes(value).ok()?)),
             "group" => drop(self.groups.insert(id()?, postcard::from_bytes(value).ok()?)),
             "past" => drop(self.pasts.insert(id()?, postcard::from_bytes(value).ok()?)),
+            "posting" => drop(self.postings.insert(id()?, postcard::from_bytes(value).ok()?)),
             "log" => drop(self.logs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
             "outbox" => drop(self.outboxes.insert(id()?, postcard::from_bytes(value).ok()?)),
             "out" => drop(self.outs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),

@@ -218,6 +218,7 @@ impl Client {
             ServerFrame::Presence { room, online, offline } => self.on_presence(room, &online, &offline),
             ServerFrame::Ephemeral { envelope } => self.on_ephemeral(&envelope),
             ServerFrame::Deleted { room } => self.on_deleted(room),
+            ServerFrame::DropBox { room, announcement } => self.on_drop_box_put(room, announcement.is_some()),
             _ => {}
         }
     }

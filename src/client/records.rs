@@ -7,6 +7,7 @@
 //! | `room/ROOM` | [`RoomRecord`] |
 //! | `group/ROOM` | [`GroupRecord`] |
 //! | `past/ROOM` | [`PastRecord`], while it is read |
+//! | `posting/ROOM` | [`PostingRecord`], where there is or was a drop-box |
 //! | `log/ROOM/SEQ` | [`LogRecord`], SEQ as 16 hex digits |
 //! | `out/NAME/NUMBER` | [`OutRecord`], NUMBER as 16 hex digits: its order in the outbox |
 //! | `outbox/NAME` | [`OutboxRecord`]: NAME is the log's, or of the one for a room's commits ([`handshakes`]) |
@@ -25,7 +26,7 @@ use crate::{
     },
     group::{Change, History, Roster},
     seal::{
-        body::{Body, Content, Seen},
+        body::{Body, Content, Seen, SharedDropBox},
         devices::DeviceList,
         epoch::EpochSecrets,
         identity::{Certificate, IdentitySecrets, UserKey},
@@ -226,6 +227,44 @@ pub enum Entry {
     Sealed,
     /// Nobody in the room wrote it.
     Foreign,
+    /// A post through the drop-box, by somebody who is no member.
+    Post(PostRecord),
+    /// A post whose key this device does not have, or not yet: the envelope.
+    Locked(Bytes),
+}
+
+/// A post, as somebody with the drop-box's address made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostRecord {
+    /// The envelope's message id: the same post may be in the log again.
+    pub message: MessageId,
+    /// What its author calls itself.
+    pub name: String,
+    /// What it says.
+    pub content: Content,
+}
+
+/// What this device knows of a room's drop-box.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PostingRecord {
+    /// Format of this record: 0.
+    pub format: u8,
+    /// What opens posts, in the order of the log.
+    pub keys: Vec<SharedDropBox>,
+    /// Keys up to this counter are of a drop-box that was closed.
+    pub closed: u64,
+    /// Keys up to this counter are known to somebody who went.
+    pub void: u64,
+    /// This person hosts the drop-box that was opened with this counter, also while it has no key that is in force.
+    pub hosted: Option<u64>,
+    /// This device has closed it, and the server has not said yet that it knows.
+    pub closing: bool,
+}
+
+impl core::fmt::Debug for PostingRecord {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("PostingRecord").field("keys", &self.keys.len()).finish_non_exhaustive()
+    }
 }
 
 /// A message as its sender signed it.
@@ -411,6 +450,12 @@ pub fn handshakes(room: RoomId) -> RoomId {
 #[must_use]
 pub fn past_key(room: RoomId) -> String {
     format!("past/{room}")
+}
+
+/// The key of what is known of a room's drop-box.
+#[must_use]
+pub fn posting_key(room: RoomId) -> String {
+    format!("posting/{room}")
 }
 
 /// The key of a record of a log.

@@ -6,6 +6,7 @@ mod joining;
 mod making;
 mod past;
 mod place;
+mod posting;
 mod quoting;
 mod reading;
 mod renewing;
@@ -13,17 +14,19 @@ mod writing;
 
 use self::past::{Changes, Past};
 use self::place::Place;
+use self::posting::Posting;
 use crate::client::contacts::{person_code, room_code, safety_hash};
 use crate::client::devices::DEVICES_KIND;
 use crate::client::evidence::Contradicted;
 use crate::client::outbox::{Outbox, Persist};
 use crate::client::records::{
-    ChangeRecord, ContactRecord, Entry, KnownLink, Letter, LogRecord, OpenedRecord, OutRecord, RoomBackup, RoomRecord, Stage, Who,
+    ChangeRecord, ContactRecord, Entry, KnownLink, Letter, LogRecord, OpenedRecord, OutRecord, PostRecord, RoomBackup,
+    RoomRecord, Stage, Who,
 };
 use crate::client::timeline::{Applied, Newcomer, Timeline};
 use crate::client::view::{self, Author, Check, Member, MessageKind, MessageState};
 use crate::core::chain;
-use crate::core::envelope::Header;
+use crate::core::envelope::{Header, Kind};
 use crate::core::frame::Item;
 use crate::core::id::{DeviceKey, Digest, MessageId, ProducerId, RoomId, Seq};
 use crate::group::{LinkId, LinkKeys, Role, Suite};
@@ -67,6 +70,7 @@ pub(super) struct Room {
     reborn: bool,
     /// What is read of the log is not of the epoch that this device is in.
     past: Option<Past>,
+    posting: Posting,
     /// Nothing is published before this change of the group was taken.
     gate: Seq,
     /// What the server said that contradicts this device's copy.
@@ -103,6 +107,7 @@ enum What {
     Message(Box<OpenedRecord>),
     /// With the one to look at first of those who came in.
     Change(Box<ChangeRecord>, Option<(Who, Newcomer)>),
+    Post(Box<PostRecord>),
 }
 
 /// How far the room is on this connection.
@@ -163,6 +168,7 @@ impl Room {
             shut_out: None,
             reborn: false,
             past: None,
+            posting: Posting::default(),
             gate: 0,
             contradicted: Vec::new(),
             leaves: Vec::new(),
@@ -175,6 +181,7 @@ impl Room {
         self.wire = RoomWire { stopped: self.wire.stopped, ..RoomWire::default() };
         self.outbox.disconnected();
         self.handshakes.disconnected();
+        self.posting.disconnected();
         self.retry_at_ms = None;
         self.shut_out = None;
         self.gate = 0;
@@ -202,7 +209,7 @@ impl Room {
 
     pub(super) fn retry_at(&self) -> Option<u64> {
         let goodbyes = self.leaves.iter().map(|leave| leave.at_ms).filter(|_| !self.record.leaving);
-        self.shut_out.iter().map(|(_, at_ms)| *at_ms).chain(self.retry_at_ms).chain(goodbyes).min()
+        self.shut_out.iter().map(|(_, at_ms)| *at_ms).chain(self.retry_at_ms).chain(goodbyes).chain(self.posting_at()).min()
     }
 
     /// Takes the next record; remembers what is to be shown.
@@ -215,12 +222,14 @@ impl Room {
         let shown = match &applied {
             Applied::Message { check, opened } => Some((*check, What::Message(opened.clone()))),
             Applied::Change(change) => Some((Check::Matches, What::Change(change.clone(), newcomer))),
+            Applied::Post(post) => Some((Check::Unchecked, What::Post(post.clone()))),
             Applied::Injected | Applied::Nothing => None,
         };
         if let Some((check, what)) = shown {
             let shown = Shown { time_ms: record.time_ms, digest: record.digest, check, what };
             self.shown.insert(self.timeline.head(), shown);
         }
+        self.posting.lock(self.timeline.head(), record);
         applied
     }
 
@@ -232,6 +241,9 @@ impl Room {
 
     /// What an item of the log is that is no change of the group.
     fn read(&mut self, header: Option<&Header>, item: &Item) -> Entry {
+        if let Some(header) = header.filter(|header| header.kind == Kind::DropBox) {
+            return self.posting.read(header, item);
+        }
         let opened = self.place.seat().and_then(|seat| seat.reader().open(&item.envelope));
         let next = self.timeline.head().saturating_add(1);
         match (opened, self.past.as_mut().filter(|past| past.covers(next))) {
@@ -245,7 +257,7 @@ impl Room {
     fn changes(&self) -> Changes {
         let change = |shown: &Shown| match &shown.what {
             What::Change(change, _) => Some((shown.digest, change.as_ref().clone())),
-            What::Message(_) => None,
+            What::Message(_) | What::Post(_) => None,
         };
         let known = self.past.iter().flat_map(|past| past.record().changes.clone());
         let mut changes: Changes = known.collect();
@@ -306,6 +318,7 @@ impl Room {
         view::Room {
             id: self.id.to_string(),
             title,
+            drop_box: self.drop_box(me),
             link: self.live_link().map(|link| link.to_string()).unwrap_or_default(),
             owner,
             state,
@@ -421,12 +434,14 @@ impl Room {
 
     /// A record of the log, for people; `None` for what is not shown.
     fn message_view(&self, me: &Identity, seq: Seq) -> Option<view::Message> {
-        let Shown { time_ms, digest, check, what } = self.shown.get(&seq)?;
+        let shown = self.shown.get(&seq)?;
+        let Shown { time_ms, digest, check, what } = shown;
         let (sender, kind, text) = match what {
             What::Message(opened) => {
                 let (kind, text) = content_view(&opened.content.message())?;
                 (opened.sender, kind, text)
             }
+            What::Post(post) => return self.post_view(seq, shown, post),
             What::Change(change, newcomer) => {
                 let names = |who: &[Who]| who.iter().map(|who| self.name_of(*who)).collect::<Vec<_>>().join(", ");
                 match (newcomer, change.gone.first(), change.left.first()) {
@@ -525,7 +540,13 @@ fn first_16(digest: &Digest) -> [u8; 16] {
 fn content_view(message: &Message) -> Option<(MessageKind, String)> {
     match message {
         Message::Text(text) => Some((MessageKind::Text, text.clone())),
-        Message::Typing | Message::Link(_) | Message::Device(_) | Message::Devices(_) | Message::Leave(_) => None,
+        Message::Typing
+        | Message::Link(_)
+        | Message::Device(_)
+        | Message::Devices(_)
+        | Message::Leave(_)
+        | Message::DropBox(_)
+        | Message::DropBoxClosed(_) => None,
         Message::Unknown(fallback) if fallback.is_empty() => None,
         Message::Unknown(fallback) => Some((MessageKind::Unknown, fallback.clone())),
     }

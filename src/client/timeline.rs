@@ -2,12 +2,12 @@
 //!
 //! Records come in the order of their seqs, from storage or from the server, and go through the same [`Timeline::apply`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 
 use super::{
-    records::{ChangeRecord, Entry, LogRecord, OpenedRecord, Who},
+    records::{ChangeRecord, Entry, LogRecord, OpenedRecord, PostRecord, Who},
     view::{Check, Integrity},
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
         chain,
         envelope::{Header, Kind},
         frame::{Item, Page},
-        id::{DeviceKey, Digest, LogId, ProducerId, RoomId, Seq},
+        id::{DeviceKey, Digest, LogId, MessageId, ProducerId, RoomId, Seq},
     },
     seal::{
         body::{Body, Message, Seen, tidy},
@@ -53,6 +53,8 @@ pub struct Timeline {
     unconfirmed: BTreeMap<DeviceKey, Seq>,
     /// Of each session the newest message: its number, its hash, its seq.
     sessions: HashMap<(DeviceKey, ProducerId), (u64, Digest, Seq)>,
+    /// Posts that were shown.
+    posts: HashSet<MessageId>,
     /// The newest record that is sealed to an epoch that this device was not in: messages beyond it may follow some that it cannot read.
     sealed: Seq,
     /// How many of those there are.
@@ -140,6 +142,8 @@ pub enum Applied {
     },
     /// The group is another one.
     Change(Box<ChangeRecord>),
+    /// A post by somebody who is no member: of its own session and of nothing that anybody has seen.
+    Post(Box<PostRecord>),
     /// Nobody in the room wrote it, it was shown before, or it breaks a rule.
     Injected,
     /// Nothing to tell.
@@ -162,6 +166,7 @@ impl Timeline {
             lists: BTreeMap::new(),
             unconfirmed: BTreeMap::new(),
             sessions: HashMap::new(),
+            posts: HashSet::new(),
             sealed: 0,
             sealed_count: 0,
             handshake: 0,
@@ -236,6 +241,11 @@ impl Timeline {
         if self.is_confirmed(opened.sender.device) && self.log == Some(opened.seen.log) {
             self.unconfirmed.retain(|_, seq| *seq > opened.seen.seq);
         }
+    }
+
+    /// Whether a post of this id was not shown yet; from now on it was.
+    pub fn is_first(&mut self, post: MessageId) -> bool {
+        self.posts.insert(post)
     }
 
     /// Whether a device has told its person's others of itself.
@@ -412,6 +422,9 @@ impl Timeline {
                 self.integrity.injected += 1;
                 Applied::Injected
             }
+            (Entry::Post(post), _) if self.is_first(post.message) => Applied::Post(Box::new(post.clone())),
+            // A post that is in the log again, as a late repetition is, is the same one.
+            (Entry::Post(_) | Entry::Locked(_), _) => Applied::Nothing,
             (Entry::Sealed, _) => {
                 self.sealed = seq;
                 self.sealed_count += 1;

@@ -100,6 +100,16 @@ pub enum Command {
         /// The room.
         room: String,
     },
+    /// Opens the room's drop-box, where somebody outside posts what only members read; for owners and moderators.
+    OpenDropBox {
+        /// The room.
+        room: String,
+    },
+    /// Closes it; for owners and moderators.
+    CloseDropBox {
+        /// The room.
+        room: String,
+    },
     /// Removes a person with all of their devices; for owners and moderators.
     Remove {
         /// The room.
@@ -244,6 +254,8 @@ pub struct Room {
     pub title: String,
     /// Its link, if this device knows one that leads in; else empty.
     pub link: String,
+    /// Its drop-box, if it is open.
+    pub drop_box: Option<Box<DropBox>>,
     /// Whether this person owns it.
     pub owner: bool,
     /// Whether it can be used.
@@ -272,6 +284,15 @@ pub struct Room {
     pub history: History,
     /// The same for a machine to compare: [`Command::Compare`].
     pub code: String,
+}
+
+/// Where somebody who is no member posts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropBox {
+    /// Its address, if this person hosts it; else empty.
+    pub address: String,
+    /// What its host is called.
+    pub host: String,
 }
 
 /// Whether a room can be used.
@@ -435,6 +456,8 @@ pub enum MessageKind {
     Left,
     /// Newcomers read something else from here on; the text says what.
     History,
+    /// Text of somebody who is no member, through the drop-box: who they are is only what they say.
+    Post,
     /// Of a type that this version does not know; the text is its fallback.
     Unknown,
 }

@@ -141,6 +141,24 @@ pub enum ClientFrame {
         /// Whose.
         device: DeviceKey,
     },
+    /// Opens the room's drop-box, or puts this in the place of what it was opened with; for members.
+    PutDropBox {
+        /// The room.
+        room: RoomId,
+        /// Nothing closes it.
+        offer: Option<DropBoxOffer>,
+    },
+}
+
+/// What lets somebody who is no member post into a room.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropBoxOffer {
+    /// Posts carry it in their headers; those with another one are refused.
+    pub epoch: u64,
+    /// Posters sign with this key.
+    pub poster: AccessKey,
+    /// What posters are told; the server does not look at it.
+    pub announcement: Bytes,
 }
 
 /// Keys with which somebody can be added to a group while away (RFC 9420 §10).
@@ -341,6 +359,13 @@ pub enum ServerFrame {
         /// The package; nothing if the device has none.
         result: Result<Option<Bytes>, Refusal>,
     },
+    /// Answer to [`ClientFrame::PutDropBox`]: it is on disk.
+    DropBox {
+        /// The room.
+        room: RoomId,
+        /// What posters are told; nothing if it is closed.
+        announcement: Option<Bytes>,
+    },
 }
 
 /// Which operation a [`ServerFrame::Failed`] answers.
@@ -363,6 +388,8 @@ pub enum Operation {
     Seek,
     /// [`ClientFrame::Handshake`].
     Handshake,
+    /// [`ClientFrame::PutDropBox`].
+    DropBox,
 }
 
 /// Where a log stands.
@@ -497,6 +524,7 @@ impl ClientFrame {
             Self::PublishKeyPackages { packages, .. } => {
                 SMALL + packages.iter().map(|package| package.bytes.len() + 16).sum::<usize>()
             }
+            Self::PutDropBox { offer, .. } => SMALL + offer.as_ref().map_or(0, |offer| offer.announcement.len()),
             Self::Resume(resume) => 2 * SMALL + resume.hello.token.len() + resume.hello.authority.len(),
             _ => SMALL,
         };

@@ -53,6 +53,10 @@ pub struct Limits {
     pub presence_sessions_max: u32,
     /// Sessions that one device may have open at a time. Default 16.
     pub sessions_per_device_max: u32,
+    /// Posts that one room's drop-box takes in a minute, and as many at once. Default 60.
+    pub posts_per_minute_max: u32,
+    /// Requests about drop-boxes that one address may make in a minute, and as many at once. Default 120.
+    pub post_requests_per_minute_max: u32,
 }
 
 impl Default for Limits {
@@ -81,6 +85,8 @@ impl Default for Limits {
             recent_bytes_max: 64 << 10,
             presence_sessions_max: 256,
             sessions_per_device_max: 16,
+            posts_per_minute_max: 60,
+            post_requests_per_minute_max: 120,
         }
     }
 }
@@ -112,6 +118,13 @@ impl TokenBucket {
     const fn every(period_ms: u64, rate: u32, burst: u32, now_ms: u64) -> Self {
         let (rate, burst) = (rate as u64, burst as u64);
         Self { level: burst * period_ms, rate, burst, period_ms, at_ms: now_ms }
+    }
+
+    /// Whether it has all that it can have at `now_ms`: then it is as a new one.
+    #[must_use]
+    pub const fn is_full(&self, now_ms: u64) -> bool {
+        let gained = now_ms.saturating_sub(self.at_ms).saturating_mul(self.rate);
+        self.level.saturating_add(gained) >= self.burst.saturating_mul(self.period_ms)
     }
 
     /// Takes one token at `now_ms`.

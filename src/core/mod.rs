@@ -7,6 +7,7 @@ pub mod access;
 pub mod chain;
 pub mod close;
 pub mod delimit;
+pub mod dropbox;
 pub mod envelope;
 pub mod frame;
 pub mod handshake;

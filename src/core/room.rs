@@ -10,14 +10,17 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use bytes::Bytes;
+
 use super::{
     access::FormerKeys,
     chain,
     close::Refusal,
+    dropbox,
     envelope::{self, Header, Kind},
     frame::{Item, LogKind, Page, Position, Publish},
     handshake::{COMMIT_LEN_MAX, HandshakeError, Trailer},
-    id::{AccessKey, DeviceKey, Digest, RoomId, Seq, UnixMillis},
+    id::{AccessKey, ClientSeq, DeviceKey, Digest, RoomId, Seq, UnixMillis},
     limits::Limits,
     log::{Append, EnvelopeHash, LoadedLog, LogMeta, LogState, Producer, ProducerState, Records, Stored},
     recent::Recent,
@@ -135,34 +138,88 @@ impl RoomLog {
         }
         let producer = Producer { device, id: publish.producer };
         let digest = chain::digest(&publish.envelope);
-        let hash: EnvelopeHash = digest.0.first_chunk().copied().unwrap_or_default();
+        let hash = hash_of(digest);
         if let Some(verdict) = self.recognise(&producer, publish.client_seq, hash) {
             return verdict;
         }
         if let Err(refusal) = self.admissible(&publish, limits).and_then(|()| self.make_room_for(&producer, now_ms, limits)) {
             return Verdict::Refused(refusal);
         }
+        Verdict::Append(self.append((producer, publish.client_seq), publish.envelope, digest, now_ms))
+    }
+
+    /// Decides about a post through the drop-box, which is open for posts of this epoch, if for any. A post has no number: one whose
+    /// bytes are those of one of the last [`PRODUCER_RING`](super::log::PRODUCER_RING) is that one.
+    pub fn post(&mut self, envelope: Bytes, epoch: Option<u64>, now_ms: UnixMillis, limits: &Limits) -> Verdict {
+        if self.failed {
+            return Verdict::Refused(Refusal::OutcomeUnknown);
+        }
+        let producer = dropbox::producer(self.id);
+        let digest = chain::digest(&envelope);
+        let hash = hash_of(digest);
+        let known = self.producers.get(&producer);
+        if let Some(stored) = known.and_then(|state| state.ring.iter().rfind(|stored| stored.hash == hash)) {
+            return if stored.seq > self.durable.head { Verdict::Pending(stored.seq) } else { Verdict::Stored(stored.seq) };
+        }
+        let number = known.map_or(0, |state| state.last) + 1;
+        if let Err(refusal) = self.may_post(&envelope, epoch, limits).and_then(|()| self.make_room_for(&producer, now_ms, limits))
+        {
+            return Verdict::Refused(refusal);
+        }
+        Verdict::Append(self.append((producer, number), envelope, digest, now_ms))
+    }
+
+    fn may_post(&self, envelope: &[u8], epoch: Option<u64>, limits: &Limits) -> Result<(), Refusal> {
+        if envelope.len() > limits.envelope_bytes_max as usize {
+            return Err(Refusal::TooLarge { max: limits.envelope_bytes_max });
+        }
+        let header = parse(envelope)?;
+        let is_post = header.kind == Kind::DropBox && header.leaf == envelope::NOT_A_MEMBER;
+        if self.meta.kind != LogKind::Room || header.room != self.id || !is_post {
+            return Err(Refusal::BadEnvelope);
+        }
+        if epoch != Some(header.epoch) || self.is_changing_hands() {
+            return Err(Refusal::StaleEpoch { handshake: self.assigned.handshake });
+        }
+        // The last part of the room is its members'.
+        let bytes_max = limits.room_bytes_max - limits.room_bytes_max / 8;
+        if self.assigned.bytes + envelope.len() as u64 > bytes_max {
+            return Err(Refusal::RoomFull);
+        }
+        Ok(())
+    }
+
+    /// The handshake record that brought the access key that is in force; 0 if the log was made with it.
+    #[must_use]
+    pub fn opened_at(&self) -> Seq {
+        self.former.opening(Seq::MAX, self.meta.access).map_or(0, |(since, _)| since)
+    }
+
+    /// Whether a handshake record that brings another access key is being stored.
+    fn is_changing_hands(&self) -> bool {
+        self.pending.iter().any(|append| append.new_access().is_some())
+    }
+
+    fn append(
+        &mut self,
+        (producer, client_seq): (Producer, ClientSeq),
+        envelope: Bytes,
+        digest: Digest,
+        now_ms: UnixMillis,
+    ) -> Append {
         let seq = self.assigned.head + 1;
         let chain = chain::next_hashed(self.id, self.assigned.chain, seq, digest);
+        let hash = hash_of(digest);
         self.assigned.head = seq;
         self.assigned.chain = chain;
-        self.assigned.bytes += publish.envelope.len() as u64;
+        self.assigned.bytes += envelope.len() as u64;
         self.producers.entry(producer).or_default().push(Stored { seq, hash }, now_ms);
-        let append = Append {
-            room: self.id,
-            seq,
-            chain,
-            time_ms: now_ms,
-            producer,
-            client_seq: publish.client_seq,
-            hash,
-            envelope: publish.envelope,
-        };
+        let append = Append { room: self.id, seq, chain, time_ms: now_ms, producer, client_seq, hash, envelope };
         if append.is_handshake() {
             self.assigned.handshake = seq;
         }
         self.pending.push_back(append.clone());
-        Verdict::Append(append)
+        append
     }
 
     /// What an earlier publish of the same number, or a missing one, decides.
@@ -367,6 +424,10 @@ impl RoomLog {
     pub fn forget_recent(&mut self, upto: Seq) {
         self.recent.trim(upto.saturating_add(1));
     }
+}
+
+fn hash_of(digest: Digest) -> EnvelopeHash {
+    digest.0.first_chunk().copied().unwrap_or_default()
 }
 
 fn parse(envelope: &[u8]) -> Result<Header, Refusal> {

@@ -4,7 +4,7 @@
 use super::{
     close::{CloseCode, Refusal},
     envelope::{Header, Kind},
-    frame::{ClientFrame, Hello, KeyPackage, LogKind, Operation, PROTOCOL_VERSION, Publish, Resume, ServerFrame},
+    frame::{ClientFrame, DropBoxOffer, Hello, KeyPackage, LogKind, Operation, PROTOCOL_VERSION, Publish, Resume, ServerFrame},
     id::{AccessKey, DeviceKey, Digest, Nonce, RoomId, Seq, Signature, UnixMillis},
     limits::{Limits, TokenBucket},
     login::{self, AGENT_LEN_MAX, AUTHORITY_LEN_MAX, TICKET_LEN_MAX, TOKEN_LEN_MAX, Transcript},
@@ -81,6 +81,20 @@ pub enum Action {
         request: u32,
         /// Beyond the newest for that one; else one more than its seq.
         before: Seq,
+    },
+    /// Open the drop-box, or close it.
+    PutDropBox {
+        /// With what; nothing closes it.
+        offer: Option<DropBoxOffer>,
+    },
+    /// Say what posters are told. Of nobody's session: the drop-box is open to strangers.
+    ShowDropBox,
+    /// Store a post. Of nobody's session, too.
+    Post {
+        /// Over [`super::dropbox::post_message`].
+        proof: Signature,
+        /// The sealed bytes.
+        envelope: bytes::Bytes,
     },
 }
 
@@ -426,7 +440,6 @@ impl Open {
 }
 
 /// A frame that asks for something in a room, as that.
-#[expect(clippy::needless_pass_by_value, reason = "what it becomes takes its place")]
 fn request(frame: ClientFrame) -> Option<(RoomId, Action)> {
     Some(match frame {
         ClientFrame::Create { room, access, kind } => (room, Action::Create { access, kind }),
@@ -438,6 +451,7 @@ fn request(frame: ClientFrame) -> Option<(RoomId, Action)> {
         ClientFrame::Delete { room } => (room, Action::Delete),
         ClientFrame::Seek { request, room, time_ms } => (room, Action::Seek { request, time_ms }),
         ClientFrame::Handshake { request, room, before } => (room, Action::Handshake { request, before }),
+        ClientFrame::PutDropBox { room, offer } => (room, Action::PutDropBox { offer }),
         _ => return None,
     })
 }
@@ -453,6 +467,7 @@ const fn operation(action: &Action) -> Option<Operation> {
         Action::Delete => Some(Operation::Delete),
         Action::Seek { .. } => Some(Operation::Seek),
         Action::Handshake { .. } => Some(Operation::Handshake),
-        Action::Leave | Action::Unsubscribe | Action::Publish(_) => None,
+        Action::PutDropBox { .. } | Action::ShowDropBox => Some(Operation::DropBox),
+        Action::Leave | Action::Unsubscribe | Action::Publish(_) | Action::Post { .. } => None,
     }
 }

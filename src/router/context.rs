@@ -54,6 +54,7 @@ pub(super) fn work_of(action: &Action) -> u64 {
         // A signature is verified.
         Action::Enter { .. } => 512,
         Action::Publish(publish) => 4 + work_of_bytes(publish.envelope.len()),
+        Action::Post { envelope, .. } => 512 + work_of_bytes(envelope.len()),
         _ => 4,
     }
 }
@@ -133,16 +134,61 @@ pub type Sent = (ConnId, Outgoing);
 /// Why the engine was asked.
 #[derive(Debug)]
 pub(super) enum Op {
-    Load { room: RoomId },
-    Create { room: RoomId, meta: LogMeta, conn: Arc<Conn>, permit: Permit },
-    Append { room: RoomId },
-    ReadAfter { room: RoomId, life: u64, after: Seq },
-    Refresh { room: RoomId, life: u64 },
-    Seek { room: RoomId, life: u64, conn: Arc<Conn>, request: u32, permit: Permit },
-    ReadBefore { room: RoomId, life: u64, conn: Arc<Conn>, request: u32, permit: Permit },
-    Handshake { room: RoomId, life: u64, conn: Arc<Conn>, request: u32, seq: Seq, permit: Permit },
-    Delete { room: RoomId },
-    Packages { device: DeviceKey },
+    Load {
+        room: RoomId,
+    },
+    Create {
+        room: RoomId,
+        meta: LogMeta,
+        conn: Arc<Conn>,
+        permit: Permit,
+    },
+    Append {
+        room: RoomId,
+    },
+    ReadAfter {
+        room: RoomId,
+        life: u64,
+        after: Seq,
+    },
+    Refresh {
+        room: RoomId,
+        life: u64,
+    },
+    Seek {
+        room: RoomId,
+        life: u64,
+        conn: Arc<Conn>,
+        request: u32,
+        permit: Permit,
+    },
+    ReadBefore {
+        room: RoomId,
+        life: u64,
+        conn: Arc<Conn>,
+        request: u32,
+        permit: Permit,
+    },
+    Handshake {
+        room: RoomId,
+        life: u64,
+        conn: Arc<Conn>,
+        request: u32,
+        seq: Seq,
+        permit: Permit,
+    },
+    Delete {
+        room: RoomId,
+    },
+    Packages {
+        device: DeviceKey,
+    },
+    DropBox {
+        room: RoomId,
+        life: u64,
+    },
+    /// Nobody waits for it.
+    Forget,
 }
 
 /// Everything of a shard but its rooms.

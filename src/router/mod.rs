@@ -6,6 +6,7 @@
 
 mod context;
 mod delivery;
+mod dropbox;
 mod handshakes;
 pub mod outbox;
 mod packages;

@@ -20,7 +20,7 @@ use crate::{
         close::Refusal,
         envelope,
         frame::{LogKind, Operation, Publish, ServerFrame},
-        id::{AccessKey, RoomId, Seq, Signature, UnixMillis},
+        id::{AccessKey, ClientSeq, ProducerId, RoomId, Seq, Signature, UnixMillis},
         log::{Append, LoadedLog, LogMeta, Records},
         login,
         room::{RoomLog, Verdict},
@@ -79,6 +79,7 @@ pub(super) struct Room {
     pub(super) touched: bool,
     /// Its place among the shard's recent tails.
     pub(super) tail: super::tails::Place,
+    pub(super) drop_box: super::dropbox::Slot,
 }
 
 /// A request and its connection.
@@ -198,6 +199,7 @@ impl Room {
             submitted: Submitted::Nothing,
             touched: false,
             tail: super::tails::Place::default(),
+            drop_box: super::dropbox::Slot::default(),
         }
     }
 
@@ -262,6 +264,9 @@ impl Room {
                 true => self.handshake(conn, request, before, permit, ctx),
                 false => fail(ctx, conn, self.id, Operation::Handshake, Refusal::NoAccess),
             },
+            action @ (Action::PutDropBox { .. } | Action::ShowDropBox | Action::Post { .. }) => {
+                self.ask_drop_box((Arc::clone(conn), action, permit), ctx);
+            }
         }
     }
 
@@ -329,12 +334,25 @@ impl Room {
         if let Err(why) = conn.usage.publish(envelope::is_handshake(&publish.envelope), ctx.now_ms, &ctx.limits) {
             return refuse(ctx, conn, &publish, why);
         }
-        let Publish { room, producer, client_seq, .. } = publish;
+        let asked = (publish.room, publish.producer, publish.client_seq);
+        let verdict = self.log.publish(conn.device, publish, ctx.now_ms, &ctx.limits);
+        self.decided(conn, permit, asked, verdict, ctx);
+    }
+
+    /// Carries out what the log has decided about a publish.
+    pub(super) fn decided(
+        &mut self,
+        conn: &Arc<Conn>,
+        permit: Permit,
+        (room, producer, client_seq): (RoomId, ProducerId, ClientSeq),
+        verdict: Verdict,
+        ctx: &mut Context,
+    ) {
         let refused = |ctx: &mut Context, why| {
             ctx.stats.refused(why);
             ctx.answer(conn, &ServerFrame::Refused { room, producer, client_seq, why });
         };
-        match self.log.publish(conn.device, publish, ctx.now_ms, &ctx.limits) {
+        match verdict {
             Verdict::Refused(why) => {
                 if why == Refusal::RoomFull {
                     self.refresh(ctx);
@@ -443,7 +461,12 @@ impl Room {
         self.submitted = Submitted::Nothing;
         let asked = mem::take(&mut self.deleting);
         match result {
-            Ok(()) | Err(Failure::NotFound) => Fate::Close,
+            Ok(()) | Err(Failure::NotFound) => {
+                if self.log.meta().kind == LogKind::Room {
+                    self.forget_drop_box(ctx);
+                }
+                Fate::Close
+            }
             Err(failure) => {
                 for (conn, _permit) in asked {
                     fail(ctx, &conn, self.id, Operation::Delete, refusal(failure));

@@ -312,7 +312,10 @@ impl Shard {
             Some(Slot::Loading(_) | Slot::Closing(_)) => reject(&mut self.ctx, &conn, id, &action, Refusal::Overloaded),
             None => {
                 // Only these mean anything in a room that the session has not entered.
-                if matches!(action, Action::Create { .. } | Action::Enter { .. } | Action::Publish(_)) {
+                if matches!(
+                    action,
+                    Action::Create { .. } | Action::Enter { .. } | Action::Publish(_) | Action::ShowDropBox | Action::Post { .. }
+                ) {
                     self.load(conn, id, action, permit);
                 } else {
                     reject(&mut self.ctx, &conn, id, &action, Refusal::NoAccess);
@@ -397,6 +400,11 @@ impl Shard {
                 });
                 drop(permit);
             }
+            Some(Op::DropBox { room, life }) => self.with(room, Some(life), |room, ctx| {
+                room.drop_box_done(result, ctx);
+                Fate::Keep
+            }),
+            Some(Op::Forget) => {}
             Some(Op::Packages { device }) => self.directory.completed(device, result, &mut self.ctx),
             Some(Op::Delete { room }) => self.with(room, None, |room, ctx| room.deleted(result.map(drop), ctx)),
         }
@@ -521,6 +529,9 @@ fn reject(ctx: &mut Context, conn: &Conn, room: RoomId, action: &Action, why: Re
         Action::Seek { .. } => Operation::Seek,
         Action::Handshake { .. } => Operation::Handshake,
         Action::Publish(publish) => return refuse(ctx, conn, publish, why),
+        Action::PutDropBox { .. } | Action::ShowDropBox | Action::Post { .. } => {
+            return super::dropbox::refuse(ctx, conn, room, action, why);
+        }
         // They have no answer, and nothing to undo.
         Action::Leave | Action::Unsubscribe => return,
     };

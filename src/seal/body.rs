@@ -66,8 +66,21 @@ pub enum Message {
     Leave(Bytes),
     /// 6: the sender's person's list of their devices.
     Devices(Box<DeviceList>),
+    /// 7: a key of the room's drop-box, for members to read posts with.
+    DropBox(Box<SharedDropBox>),
+    /// 8: the drop-box is closed: what was announced up to this counter is not to be used any more.
+    DropBoxClosed(u64),
     /// Any other: the fallback.
     Unknown(String),
+}
+
+/// A key of a drop-box, with what proves that its host has announced it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedDropBox {
+    /// The announcement ([`super::dropbox::Announcement`]), as posters see it.
+    pub announcement: Bytes,
+    /// The seed of the X-Wing key in it.
+    pub seed: [u8; 32],
 }
 
 /// The seed of a link that its maker's group lists.
@@ -98,6 +111,8 @@ impl Content {
             Message::Typing => encode(4, "", Ok(Vec::new())),
             Message::Leave(proposal) => encode(5, "", postcard::to_allocvec(proposal)),
             Message::Devices(list) => encode(6, "", postcard::to_allocvec(list.as_ref())),
+            Message::DropBox(shared) => encode(7, "", postcard::to_allocvec(shared.as_ref())),
+            Message::DropBoxClosed(counter) => encode(8, "", postcard::to_allocvec(counter)),
             Message::Unknown(fallback) => encode(u16::MAX, fallback, Ok(Vec::new())),
         }
     }
@@ -112,6 +127,8 @@ impl Content {
             4 => Some(Message::Typing),
             5 => postcard::from_bytes(&self.data).map(Message::Leave).ok(),
             6 => postcard::from_bytes(&self.data).map(|list| Message::Devices(Box::new(list))).ok(),
+            7 => postcard::from_bytes(&self.data).map(|shared| Message::DropBox(Box::new(shared))).ok(),
+            8 => postcard::from_bytes(&self.data).map(Message::DropBoxClosed).ok(),
             _ => None,
         };
         known.unwrap_or_else(|| Message::Unknown(self.fallback.clone()))

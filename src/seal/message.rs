@@ -15,7 +15,7 @@ use super::{
     body::Body,
     epoch::Epoch,
     hpke::{Binder, HpkeError, XWingPrivate, XWingPublic, open_x25519, open_xwing, seal_x25519, seal_xwing},
-    identity::Identity,
+    identity::{Identity, sign_with_seed},
 };
 use crate::core::{
     chain,
@@ -99,7 +99,17 @@ pub fn bucket(len: usize) -> usize {
 }
 
 fn plaintext(identity: &Identity, header: &[u8; HEADER_LEN], enc: &[u8], binder: &Binder, body: &[u8]) -> Vec<u8> {
-    let signature = identity.sign(&signed_message(header, enc, binder, body));
+    signed_plaintext(|message| identity.sign(message), header, enc, binder, body)
+}
+
+fn signed_plaintext(
+    sign: impl FnOnce(&[u8]) -> Signature,
+    header: &[u8; HEADER_LEN],
+    enc: &[u8],
+    binder: &Binder,
+    body: &[u8],
+) -> Vec<u8> {
+    let signature = sign(&signed_message(header, enc, binder, body));
     let overhead = HEADER_LEN + enc.len() + TAG_LEN;
     let len = Signature::LEN + LENGTH_LEN + body.len();
     let mut plaintext = Vec::with_capacity(bucket(overhead + len) - overhead);
@@ -243,6 +253,56 @@ pub fn seal_external(
     let header = header.to_bytes();
     let (enc, ciphertext) = seal_xwing(to, &info, &header, rng, |enc, binder| plaintext(identity, &header, enc, binder, body))?;
     Ok(assemble(&header, &enc, &ciphertext))
+}
+
+/// Seals a post, kind 2, to a drop-box's key. `announced` names the announcement that brought the key, `secret` signs.
+///
+/// # Errors
+/// [`SealError`].
+pub(super) fn seal_post(
+    to: &XWingPublic,
+    (room, epoch): (RoomId, u64),
+    announced: Digest,
+    secret: &[u8; 32],
+    body: &[u8],
+    rng: &mut impl Random,
+) -> Result<Bytes, SealError> {
+    let header = Header {
+        kind: Kind::DropBox,
+        suite: Suite::XWing,
+        room,
+        epoch,
+        leaf: crate::core::envelope::NOT_A_MEMBER,
+        message: MessageId(rng.bytes()),
+    };
+    check_size(header.suite, header.kind, body)?;
+    let info = info(&header, &announced.0);
+    let header = header.to_bytes();
+    let (enc, ciphertext) = seal_xwing(to, &info, &header, rng, |enc, binder| {
+        signed_plaintext(|message| sign_with_seed(secret, message).1, &header, enc, binder, body)
+    })?;
+    Ok(assemble(&header, &enc, &ciphertext))
+}
+
+/// Opens what [`seal_post`] made.
+///
+/// # Errors
+/// [`OpenError`].
+pub(super) fn open_post(
+    with: &XWingPrivate,
+    (room, epoch): (RoomId, u64),
+    announced: Digest,
+    envelope: &[u8],
+) -> Result<Opened, OpenError> {
+    let header = Header::parse(envelope)?;
+    let foreign = header.room != room || header.epoch != epoch || header.leaf != crate::core::envelope::NOT_A_MEMBER;
+    if foreign || header.kind != Kind::DropBox {
+        return Err(OpenError::Foreign);
+    }
+    let info = info(&header, &announced.0);
+    let (aad, enc, ciphertext) = split(envelope, header.suite)?;
+    let (plaintext, binder) = open_xwing(with, enc, &info, aad, ciphertext)?;
+    Opened::new(header, aad, enc, &binder, &plaintext)
 }
 
 /// An envelope that opened, and whose sender is not yet known: its body cannot be had without naming the sender's key.

@@ -2,11 +2,13 @@
 //!
 //! A message is a single-shot HPKE envelope (RFC 9180) sealed to its room's epoch, with the sender's Ed25519 signature
 //! inside. [`hpke`] composes the two suites, [`message`] lays out and verifies what is inside, [`epoch`] holds the keys of an
-//! epoch, whatever their source, [`identity`] the people and devices, [`invitation`] and [`link`] lead into a room.
+//! epoch, whatever their source, [`identity`] the people and devices, [`invitation`] and [`link`] lead into a room,
+//! through [`dropbox`] somebody outside posts what only the room reads.
 
 pub mod backup;
 pub mod body;
 pub mod devices;
+pub mod dropbox;
 pub mod epoch;
 pub mod hpke;
 pub mod identity;

@@ -384,6 +384,7 @@ fn weight(action: &Action, limits: &Limits) -> usize {
             Action::Subscribe { .. } => 32 * limits.presence_sessions_max as usize,
             Action::Publish(publish) => publish.envelope.len(),
             Action::Ephemeral { envelope } => envelope.len(),
+            Action::PutDropBox { offer } => 2 * offer.as_ref().map_or(0, |offer| offer.announcement.len()),
             _ => 0,
         }
 }

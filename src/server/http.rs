@@ -48,7 +48,7 @@ fn origin(headers: &HeaderMap) -> Option<&str> {
 
 /// The client's address: the connection's, or what a trusted proxy says. A list grows to the right, so the last address
 /// that is not a trusted proxy's is the first that can be believed.
-fn client_address(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> SocketAddr {
+pub(super) fn client_address(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> SocketAddr {
     let trusted = |address| shared.config.trusted_proxies.iter().any(|network| network.contains(address));
     let mut remote = peer.remote;
     let values: Vec<_> = headers.get_all("x-forwarded-for").into_iter().filter_map(|value| value.to_str().ok()).collect();

@@ -16,6 +16,7 @@ mod listen;
 mod ops;
 pub mod origin;
 pub mod page;
+mod post;
 pub mod service;
 mod tcp;
 pub mod tickets;
@@ -299,6 +300,10 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, mut core: Opt
         config,
     });
     let app = http::router(&shared);
+    let app = match &core {
+        Some(core) => app.merge(post::router(&shared, &core.service)),
+        None => app,
+    };
     for listener in sockets.tls {
         shared.spawn(tcp::accept(
             listener,

@@ -24,7 +24,7 @@ use crate::core::{
 /// Bytes of a server's frame at most, until the welcome tells the limits.
 const FRAME_MAX: u32 = 256 << 10;
 /// How long an attempt may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A host and a port to dial.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,13 +1,11 @@
 //! How a native client finds an edge: from the origin in a room's link to addresses, paths and whom to trust.
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode, Uri, header::HOST};
 use serde::{Deserialize, Serialize};
 
 use super::{
     ConnectError, Target, Trust,
-    connect::{self, Dial},
+    connect::Dial,
+    http::{Origin, exchange},
 };
 
 /// Where a server says how it is reached.
@@ -37,19 +35,13 @@ pub struct Document {
 /// # Errors
 /// [`ConnectError`]; [`ConnectError::Insecure`] when the origin is plain HTTP and not this machine.
 pub async fn discover(origin: &str, trust: Trust) -> Result<Target, ConnectError> {
-    let uri: Uri = origin.trim_end_matches('/').parse().map_err(|_| ConnectError::Origin(origin.into()))?;
-    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(ConnectError::Origin(origin.into()));
-    };
-    let tls = match scheme {
-        "https" => true,
-        "http" if is_loopback(authority.host()) => false,
-        "http" => return Err(ConnectError::Insecure(authority.to_string())),
-        _ => return Err(ConnectError::Origin(origin.into())),
-    };
-    let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-    let dial = Dial { host: authority.host().trim_matches(['[', ']']).to_owned(), port };
-    let document = fetch(&dial, authority.as_str(), tls.then_some(&trust)).await?;
+    let origin = Origin::parse(origin)?;
+    let answer = exchange(&origin, origin.tls.then_some(&trust), WELL_KNOWN, None, ANSWER_MAX).await?.ok()?;
+    let document: Document = serde_json::from_slice(&answer).map_err(|_| ConnectError::Answer("not a description"))?;
+    if document.version != 1 {
+        return Err(ConnectError::Answer("version"));
+    }
+    let Origin { dial, authority, tls } = origin;
     let quic_trust = match &document.certificate_sha256 {
         Some(hash) => Trust::Pinned(parse_hash(hash).ok_or(ConnectError::Answer("certificate_sha256"))?),
         None => trust.clone(),
@@ -58,30 +50,7 @@ pub async fn discover(origin: &str, trust: Trust) -> Result<Target, ConnectError
     if !document.ws.starts_with('/') || !document.wt.starts_with('/') {
         return Err(ConnectError::Answer("ws or wt"));
     }
-    let authority = authority.to_string();
     Ok(Target { authority, tls, tcp: dial, quic, ws_path: document.ws, wt_path: document.wt, trust, quic_trust })
-}
-
-async fn fetch(dial: &Dial, authority: &str, trust: Option<&Trust>) -> Result<Document, ConnectError> {
-    let (socket, _) = connect::tcp(dial, trust).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(socket)).await?;
-    let request = Request::builder().uri(WELL_KNOWN).header(HOST, authority).body(Empty::<Bytes>::new());
-    let request = request.map_err(|_| ConnectError::Answer("authority"))?;
-    let answer = async {
-        let response = sender.send_request(request).await?;
-        if response.status() != StatusCode::OK {
-            return Err(ConnectError::Status(response.status().as_u16()));
-        }
-        let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
-        Ok(body.map_err(|_| ConnectError::Answer("body"))?.to_bytes())
-    };
-    // The connection's future does the work; the answer ends it.
-    let bytes = tokio::select! {
-        answer = answer => answer?,
-        Err(error) = connection => return Err(error.into()),
-    };
-    let document: Document = serde_json::from_slice(&bytes).map_err(|_| ConnectError::Answer("not a description"))?;
-    if document.version == 1 { Ok(document) } else { Err(ConnectError::Answer("version")) }
 }
 
 fn parse_hash(hex: &str) -> Option<[u8; 32]> {

@@ -28,6 +28,8 @@ use crate::core::{
 pub mod connect;
 #[cfg(feature = "client")]
 pub mod discover;
+#[cfg(feature = "client")]
+pub mod http;
 mod large;
 pub mod memory;
 pub mod quic;

@@ -45,10 +45,10 @@ export function parseHeader(envelope) {
   return {kind, suite, room: envelope.slice(4, 20), epoch: view.readBigUInt64LE(20), leaf: view.readUInt32LE(28), message: envelope.slice(32, 48)};
 }
 
-// What HPKE is told of an envelope, by kind: a room's keys, which group is joined, or who hands a keyring to whom.
+// What HPKE is told of an envelope, by kind: a room's keys, which group is joined or what was announced, or who hands a keyring to whom.
 function context(keys, {kind, suite, room, epoch}) {
   const handOver = () => concat(keys.issuer, sha256(keys.public), utf8.encode(keys.purpose));
-  const joined = () => kind === 4 ? keys.context : handOver();
+  const joined = () => kind === 4 || kind === 2 ? keys.context : handOver();
   const x = suite === 1 ? keys.authenticator : joined();
   const info = concat(utf8.encode('waxwing envelope v1'), [kind, suite], room, u64(epoch), x);
   const psk = suite === 1 ? {key: keys.psk, id: concat(room, u64(epoch))} : undefined;

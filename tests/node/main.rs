@@ -10,6 +10,7 @@
 
 mod envelopes;
 mod groups;
+mod posts;
 #[path = "../common/seeds.rs"]
 mod seeds;
 

@@ -13,6 +13,7 @@ mod answers;
 #[path = "../common/mod.rs"]
 mod common;
 mod contract;
+mod dropbox;
 mod handshakes;
 mod model;
 mod packages;

@@ -84,8 +84,8 @@ fn the_samples_hold_every_variant() {
         bytes[0] = u8::try_from(count).unwrap();
         assert!(!is_frame(&bytes), "a frame {count} has no sample");
     }
-    assert_eq!(client, (0..18).collect());
-    assert_eq!(server, (0..18).collect());
+    assert_eq!(client, (0..19).collect());
+    assert_eq!(server, (0..19).collect());
 }
 
 #[test]

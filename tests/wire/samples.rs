@@ -4,7 +4,8 @@ use bytes::Bytes;
 use waxwing::core::{
     close::{CloseCode, Refusal},
     frame::{
-        ClientFrame, Hello, Item, KeyPackage, LogKind, Operation, PROTOCOL_VERSION, Page, Position, Publish, Resume, ServerFrame,
+        ClientFrame, DropBoxOffer, Hello, Item, KeyPackage, LogKind, Operation, PROTOCOL_VERSION, Page, Position, Publish,
+        Resume, ServerFrame,
     },
     id::{AccessKey, DeviceKey, Digest, LogId, Nonce, ProducerId, RoomId, Signature},
     limits::Limits,
@@ -93,6 +94,14 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
             },
         ),
         ("take key package", ClientFrame::TakeKeyPackage { request: 7, device: DEVICE }),
+        (
+            "put drop-box",
+            ClientFrame::PutDropBox {
+                room: ROOM,
+                offer: Some(DropBoxOffer { epoch: 300, poster: AccessKey([0x99; 32]), announcement: bytes("hear") }),
+            },
+        ),
+        ("close drop-box", ClientFrame::PutDropBox { room: ROOM, offer: None }),
     ]
 }
 
@@ -134,6 +143,7 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
         Operation::Delete,
         Operation::Seek,
         Operation::Handshake,
+        Operation::DropBox,
     ] {
         frames.push(("failed", ServerFrame::Failed { room: ROOM, what, why: Refusal::NoAccess }));
     }
@@ -149,6 +159,8 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
     for code in CloseCode::ALL {
         frames.push(("closing", ServerFrame::Closing { code, retry_after_ms: 1_000 }));
     }
+    frames.push(("drop-box", ServerFrame::DropBox { room: ROOM, announcement: Some(bytes("hear")) }));
+    frames.push(("drop-box closed", ServerFrame::DropBox { room: ROOM, announcement: None }));
     frames
 }
 

@@ -65,7 +65,7 @@ export class Log {
     if (this.#isAtEnd) {
       this.#toEnd();
     } else {
-      this.#missed += news.filter((message) => message.kind === 'text').length;
+      this.#missed += news.filter((message) => ['text', 'post'].includes(message.kind)).length;
     }
     this.#drawJump();
   }
@@ -155,7 +155,7 @@ function messageRow(message, isFirst, isAmbiguous, actions) {
     ? h('p', {class: 'text unknown', 'data-testid': 'message-text'}, message.text || 'A kind of message that this version does not know.')
     : h('p', {class: 'text', 'data-testid': 'message-text', dir: 'auto'}, ...linked(message.text));
   const row = h('li', {
-    class: `message ${message.mine ? 'mine' : 'theirs'} ${isFirst ? 'first' : ''} is-${message.state} check-${message.check}`,
+    class: `message ${message.mine ? 'mine' : 'theirs'} ${isFirst ? 'first' : ''} is-${message.state} kind-${message.kind} check-${message.check}`,
     'data-testid': 'message', 'data-key': message.key, 'data-state': message.state, 'data-mine': String(message.mine),
     'data-check': message.check, 'data-seq': message.seq ?? '',
   },

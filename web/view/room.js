@@ -141,6 +141,7 @@ function drawDetails(entry, remove, verify) {
   el('closed').hidden = !room.closed;
   setText(el('closed'), room.closed ? `Not readable here: ${room.closed}.` : '');
   drawHistory(room);
+  drawDropBox(room, mine > 0 && room.state === 'open');
   el('delete-room').hidden = !room.owner || room.state === 'deleted';
 }
 
@@ -158,6 +159,22 @@ function drawHistory(room) {
   }
   choice.disabled = !room.owner || room.state !== 'open';
   setText(el('history-meaning'), HISTORY_MEANS[room.history]);
+}
+
+// Where somebody who is not a member posts. Only who hosts it has the address to give.
+function drawDropBox(room, mayHost) {
+  const {address = '', host = ''} = room.drop_box ?? {};
+  const isOpen = Boolean(room.drop_box);
+  const isOurs = address !== '';
+  el('drop-box').hidden = !mayHost && !isOpen;
+  el('drop-box-address').hidden = !isOurs;
+  el('drop-box-address').value = address;
+  el('open-drop-box').hidden = !mayHost || isOurs;
+  el('close-drop-box').hidden = !mayHost || !isOpen;
+  setText(el('drop-box-state'), isOurs
+    ? 'Whoever has this address posts here, with “waxwing post ADDRESS”, and reads nothing. What they post is shown as not a member’s.'
+    : isOpen ? `${host} hosts the room’s drop-box: somebody outside may post here.`
+      : 'Scripts and monitoring can post here without being members, and without reading anything.');
 }
 
 // What a person may do: owners remove anybody, moderators those who stand below.

@@ -16,7 +16,7 @@ export class Unread {
   }
 
   isNew(room, message) {
-    return !message.mine && message.kind === 'text' && message.seq !== null && message.seq > (this.#read[room] ?? 0);
+    return !message.mine && ['text', 'post'].includes(message.kind) && message.seq !== null && message.seq > (this.#read[room] ?? 0);
   }
 
   // Room id -> number of messages by others that were not seen.

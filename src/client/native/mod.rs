@@ -224,6 +224,12 @@ enum Happened {
     Timer,
 }
 
+/// The system's randomness.
+#[must_use]
+pub const fn random() -> impl rand_core::CryptoRng {
+    UnwrapErr(getrandom::SysRng)
+}
+
 /// The wall clock, as the client sees it: Unix milliseconds.
 #[expect(clippy::disallowed_methods, reason = "the native shell reads the clock here and nowhere else")]
 #[must_use]

@@ -40,6 +40,7 @@ impl Client {
                 // Before the log's record: one that is missing is found in the place.
                 self.persist_place(id);
                 self.follow(id, &change, now_ms);
+                self.posting_follows(id, &change, now_ms);
                 Some(Entry::Change(change))
             }
             Taken::Nothing(entry) => Some(entry),

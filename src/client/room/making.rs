@@ -6,7 +6,7 @@ use super::place::{Place, Seat};
 use crate::client::outbox::{Outbox, Persist};
 use crate::client::records::{
     KnownLink, Letter, OutRecord, PastRecord, RoomBackup, RoomRecord, Stage, encode, evidence_key, group_key, handshakes,
-    log_key, past_key, room_key,
+    log_key, past_key, posting_key, room_key,
 };
 use crate::client::view::{Event, Level};
 use crate::client::{Client, Output, Stored, people};
@@ -37,6 +37,9 @@ impl Client {
             // A log that is read anew is not known to its end.
             room.reborn = room.past.as_ref().is_some_and(|past| past.covers(u64::MAX - 1)) && room.record.stage == Stage::Joined;
             room.contradicted = stored.contradicted.remove(&id).unwrap_or_default();
+            if let Some(record) = stored.postings.remove(&id) {
+                room.posting = super::posting::Posting::load(record);
+            }
             if let Some(record) = stored.groups.remove(&id) {
                 match Place::restore(record, &mut self.rng) {
                     Ok(place) => room.place = place,
@@ -266,6 +269,7 @@ impl Client {
         persist.push((group_key(id), None));
         persist.push((past_key(id), None));
         persist.push((evidence_key(id), None));
+        persist.push((posting_key(id), None));
         persist.push((room_key(id), None));
         self.persist_all(persist);
         self.outputs.push_back(Output::Event(Event::RoomRemoved { room: id.to_string() }));

@@ -85,8 +85,13 @@ impl Client {
         let mut moves: Vec<Persist> = room.timeline.seqs().map(|seq| (log_key(id, seq), None)).collect();
         let past = PastRecord { format: 2, until: u64::MAX, changes: room.changes(), climb: None };
         for (seq, shown) in core::mem::take(&mut room.shown) {
-            let Shown { time_ms, digest, what: What::Message(opened), .. } = shown else { continue };
-            let record = LogRecord { time_ms, digest, chain: Digest([0; 32]), entry: Entry::Message(*opened) };
+            let Shown { time_ms, digest, what, .. } = shown;
+            let entry = match what {
+                What::Message(opened) => Entry::Message(*opened),
+                What::Post(post) => Entry::Post(*post),
+                What::Change(..) => continue,
+            };
+            let record = LogRecord { time_ms, digest, chain: Digest([0; 32]), entry };
             let key = former_key(id, known, seq);
             self.former.push((id, key.clone()));
             moves.push((key, Some(encode(&record))));
@@ -229,6 +234,8 @@ impl Client {
                         self.learn_devices(&list);
                     }
                     Message::Link(link) if !is_past => self.learn_link(id, opened.sender.user, link),
+                    Message::DropBox(shared) => self.learn_drop_box(id, *shared, now_ms),
+                    Message::DropBoxClosed(counter) => self.on_drop_box_closed(id, opened.sender.user, counter),
                     Message::Leave(proposal) if !is_past => self.on_goodbye(id, opened.sender.device, proposal, now_ms),
                     _ => {}
                 }
@@ -246,7 +253,7 @@ impl Client {
             Applied::Injected => {
                 self.notice(Level::Warn, &format!("record {seq} was written by nobody in this room; it is not shown"), Some(id));
             }
-            Applied::Nothing => {}
+            Applied::Post(_) | Applied::Nothing => {}
         }
         if !going_on && self.rooms.get(&id).is_some_and(|room| room.record.leaving) {
             self.forget(id);
@@ -292,6 +299,7 @@ impl Client {
         self.end_links(id, now_ms);
         self.say_that_it_goes(id, now_ms);
         self.commit_wanted(id, now_ms);
+        self.tend_drop_box(id, now_ms);
         self.pump(id, now_ms);
     }
 
@@ -347,6 +355,7 @@ impl Client {
                 self.tell_room(id);
             }
             (Operation::Ephemeral, _) => {}
+            (Operation::DropBox, why) => self.on_drop_box_refused(id, why, now_ms),
             (_, why) => self.notice(Level::Warn, &format!("the server refused: {why}"), Some(id)),
         }
     }

@@ -12,11 +12,13 @@ use super::super::{
     view::{Command, ConnectionState, Event},
 };
 use crate::core::{
+    chain,
     close::CloseCode,
-    frame::{ClientFrame, Hello, Resume, ServerFrame},
-    id::{DeviceKey, Digest, Nonce},
+    envelope,
+    frame::{ClientFrame, DropBoxOffer, Hello, Item, Page, Position, Publish, Resume, ServerFrame},
+    id::{DeviceKey, Digest, LogId, Nonce, RoomId},
     limits::Limits,
-    session::{Admission, Session, Setup, Step},
+    session::{Action, Admission, RoomRequest, Session, Setup, Step},
 };
 
 pub(super) const WS: Transport = Transport::WebSocket;
@@ -100,6 +102,10 @@ pub(super) struct World {
     pub(super) earlies: Vec<(Transport, Option<Resume>)>,
     /// Frames that arrived, by link.
     pub(super) arrived: Vec<(LinkId, ClientFrame)>,
+    /// Rooms, if the server has any: what was published in them.
+    pub(super) rooms: Option<BTreeMap<RoomId, Vec<Bytes>>>,
+    /// What drop-boxes were opened with, or closed.
+    pub(super) offers: Vec<Option<DropBoxOffer>>,
 }
 
 impl World {
@@ -122,6 +128,8 @@ impl World {
             opens: Vec::new(),
             earlies: Vec::new(),
             arrived: Vec::new(),
+            rooms: None,
+            offers: Vec::new(),
         }
     }
 
@@ -205,7 +213,52 @@ impl World {
         match session.handle(frame, self.now_ms, self.now_ms, &self.edge).unwrap() {
             Step::Send(ServerFrame::Pong { .. }) if mute => {}
             Step::Send(frame) | Step::Open(frame) => self.client.received_frame(link, &frame.encode(), self.now_ms),
-            Step::Route(_) | Step::Packages(_) | Step::Nothing | Step::Goodbye => {}
+            Step::Route(request) => {
+                for answer in self.route(request) {
+                    self.client.received_frame(link, &answer.encode(), self.now_ms);
+                }
+            }
+            Step::Packages(_) | Step::Nothing | Step::Goodbye => {}
+        }
+    }
+
+    /// What rooms with one member answer.
+    fn route(&mut self, RoomRequest { room, action }: RoomRequest) -> Vec<ServerFrame> {
+        let Some(rooms) = &mut self.rooms else { return Vec::new() };
+        let (log, log_id, time_ms) = (rooms.entry(room).or_default(), LogId([8; 16]), self.now_ms);
+        if let Action::Publish(publish) = &action {
+            log.push(publish.envelope.clone());
+        }
+        let head = log.len() as u64;
+        let position = Position { log: log_id, head, floor: 1 };
+        let chain_at = |seq: u64| {
+            let before = log.iter().zip(1..=seq);
+            before.fold(chain::start(room), |value, (envelope, seq)| chain::next(room, value, seq, envelope))
+        };
+        let page = |after: u64| {
+            let items = log.iter().skip(usize::try_from(after).unwrap());
+            let items = items.map(|envelope| Item { time_ms, envelope: envelope.clone() }).collect();
+            ServerFrame::Deliver(Page { room, position, first: after + 1, chain: chain_at(after), items })
+        };
+        match action {
+            Action::Create { .. } => vec![ServerFrame::Created { room, log: log_id }],
+            Action::Enter { .. } => {
+                let newest = log.iter().rposition(|envelope| envelope::is_handshake(envelope));
+                vec![ServerFrame::Entered { room, position, handshake: newest.map_or(0, |at| at as u64 + 1) }]
+            }
+            Action::Subscribe { after } => {
+                let subscribed = ServerFrame::Subscribed { room, after, chain: chain_at(after), position };
+                if after < head { vec![subscribed, page(after)] } else { vec![subscribed] }
+            }
+            Action::Publish(Publish { producer, client_seq, .. }) => {
+                vec![ServerFrame::Ack { room, producer, client_seq, seq: head }, page(head - 1)]
+            }
+            Action::PutDropBox { offer } => {
+                let announcement = offer.as_ref().map(|offer| offer.announcement.clone());
+                self.offers.push(offer);
+                vec![ServerFrame::DropBox { room, announcement }]
+            }
+            _ => Vec::new(),
         }
     }
 

@@ -351,3 +351,77 @@ fn a_floor_that_the_engine_raised_is_adopted_and_makes_room() {
     room.adopt(&LogState { head: 5, chain: chains[0], floor: 6, floor_chain: chains[0], bytes: 0, handshake: 0 });
     assert_eq!((room.durable.floor, room.chain_at(4)), (5, Some(chains[4])));
 }
+
+/// A post of the epoch, as the drop-box takes them.
+fn a_post(tag: u8, epoch: u64) -> Bytes {
+    let header = Header {
+        kind: Kind::DropBox,
+        suite: Suite::XWing,
+        room: ROOM,
+        epoch,
+        leaf: envelope::NOT_A_MEMBER,
+        message: MessageId([tag; 16]),
+    };
+    let mut bytes = header.to_bytes().to_vec();
+    bytes.resize(HEADER_LEN + 1120 + TAG_LEN, tag);
+    bytes.into()
+}
+
+#[test]
+fn a_post_is_known_by_its_bytes_before_anything_else_is_looked_at() {
+    let (mut room, limits) = (room(), Limits::default());
+    assert!(matches!(room.post(a_post(1, 7), Some(7), 0, &limits), Verdict::Append(append) if append.seq == 1));
+    assert_eq!(room.post(a_post(1, 7), Some(7), 0, &limits), Verdict::Pending(1));
+    room.persisted(1000);
+    assert_eq!(room.post(a_post(1, 7), None, 0, &limits), Verdict::Stored(1), "also where the drop-box is closed");
+    for tag in 2..66 {
+        assert!(matches!(room.post(a_post(tag, 8), Some(8), 0, &limits), Verdict::Append(_)));
+        room.persisted(1000);
+    }
+    let stale = Verdict::Refused(Refusal::StaleEpoch { handshake: 0 });
+    assert_eq!(room.post(a_post(1, 7), Some(8), 0, &limits), stale, "of the last 64 only");
+    assert_eq!(room.post(a_post(2, 8), Some(8), 0, &limits), Verdict::Stored(2));
+    // A member's own outbox has nothing to do with it.
+    assert!(matches!(go(&mut room, 1, 1), Verdict::Append(_)));
+}
+
+#[test]
+fn a_post_is_refused_where_it_does_not_belong() {
+    let mut room = room();
+    let limits = Limits { room_bytes_max: 1600, envelope_bytes_max: 2000, ..Limits::default() };
+    let mut refused = |bytes: Bytes, epoch| match room.post(bytes, epoch, 0, &limits) {
+        Verdict::Refused(why) => why,
+        verdict => panic!("{verdict:?}"),
+    };
+    let with = |at: usize, value: u8| {
+        let mut bytes = a_post(1, 7).to_vec();
+        bytes[at] = value;
+        Bytes::from(bytes)
+    };
+    let stale = Refusal::StaleEpoch { handshake: 0 };
+    assert_eq!((refused(a_post(1, 7), None), refused(a_post(1, 7), Some(8))), (stale, stale));
+    assert_eq!(refused(with(4, 9), Some(7)), Refusal::BadEnvelope, "another room");
+    assert_eq!(refused(with(28, 0), Some(7)), Refusal::BadEnvelope, "a member's leaf");
+    assert_eq!(refused(with(1, Kind::Keyring as u8), Some(7)), Refusal::BadEnvelope);
+    assert_eq!(refused(envelope(1, 7), Some(7)), Refusal::BadEnvelope, "a member's message");
+    assert_eq!(refused(vec![0; 2001].into(), Some(7)), Refusal::TooLarge { max: 2000 });
+    let full = Limits { room_bytes_max: 1300, ..limits.clone() };
+    assert_eq!(room.post(a_post(1, 7), Some(7), 0, &full), Verdict::Refused(Refusal::RoomFull), "the last eighth is for members");
+    assert!(matches!(room.post(a_post(1, 7), Some(7), 0, &limits), Verdict::Append(_)));
+}
+
+#[test]
+fn while_somebody_is_taken_out_no_post_is_taken() {
+    let (mut room, limits) = (room(), Limits::default());
+    let mut out = change(9, 0, (2, 3)).to_vec();
+    let at = out.len() - 40;
+    out[at..at + 32].fill(6);
+    assert_eq!(room.opened_at(), 0);
+    let publish = Publish { handshake: 0, ..publish(1, out.into()) };
+    assert!(matches!(room.publish(DEVICE, publish, 0, &limits), Verdict::Append(_)));
+    let stale = Verdict::Refused(Refusal::StaleEpoch { handshake: 1 });
+    assert_eq!(room.post(a_post(1, 7), Some(7), 0, &limits), stale, "the change is not on disk yet, and comes first");
+    room.persisted(1000);
+    assert_eq!(room.opened_at(), 1, "what was opened before is not open any more");
+    assert!(matches!(room.post(a_post(1, 8), Some(8), 0, &limits), Verdict::Append(_)));
+}

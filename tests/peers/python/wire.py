@@ -100,8 +100,8 @@ LIMITS = """envelope_bytes_max handshake_bytes_max frame_bytes_max unauthenticat
 rooms_created_per_hour_max publishes_per_second_max publish_burst_max handshakes_per_minute_max key_packages_max key_package_bytes_max
 key_package_requests_per_minute_max ephemerals_per_second_max producers_per_device_max
 room_bytes_max inbox_bytes_max outbox_bytes_max page_bytes_max recent_bytes_max presence_sessions_max
-sessions_per_device_max""".split()
-OPERATIONS = "Create Enter Subscribe Fetch Ephemeral Delete Seek Handshake".split()
+sessions_per_device_max posts_per_minute_max post_requests_per_minute_max""".split()
+OPERATIONS = "Create Enter Subscribe Fetch Ephemeral Delete Seek Handshake DropBox".split()
 REFUSALS = """no_access room_exists not_creator bad_envelope too_large out_of_order conflict expired stale_epoch too_many_producers
 rate_limited too_many_rooms room_full disk_full overloaded outcome_unknown cursor_ahead bad_proof internal too_many_packages""".split()
 WITH_A_NUMBER = {"too_large", "out_of_order", "stale_epoch", "rate_limited", "cursor_ahead", "too_many_packages"}
