@@ -118,6 +118,10 @@ impl Client {
         self.tell_identity();
         self.list_devices(None);
         self.connect(now_ms);
+        if self.wire.is_attached() {
+            // It showed a code, and is logged in.
+            self.begin_rest(now_ms);
+        }
     }
 
     /// The person and the rooms as an encrypted file. Takes about half a second on purpose.
@@ -236,6 +240,14 @@ impl Client {
         self.send(&ClientFrame::Create { room, access: access_key(&seed), kind: LogKind::Inbox });
         self.enter(room, 0, &seed);
         self.send(&ClientFrame::Subscribe { room, after });
+        if !self.is_nobody() {
+            self.begin_rest(now_ms);
+        }
+        self.wire.asks(now_ms);
+    }
+
+    /// What a person has besides the device's inbox: whoever shows a code has none of it.
+    fn begin_rest(&mut self, now_ms: u64) {
         let rooms: Vec<_> = self.rooms.keys().copied().collect();
         for room in &rooms {
             self.begin(*room);
@@ -244,7 +256,6 @@ impl Client {
             self.pump(room, now_ms);
         }
         self.pump_posts();
-        self.wire.asks(now_ms);
     }
 
     /// The inbox has a new life: what was subscribed was a place in the former one.
