@@ -4,6 +4,10 @@
 //! session and of a room. `seal`, `group` and `client` (feature `seal`, `client`, `web`) are what a person's device runs. `server`,
 //! `router` and `engine` (feature `server`) are the edge, which cannot name `seal`: it routes and stores what it cannot open.
 
+/// Tests in here use people and a server that tests beside the crate use, too.
+#[cfg(test)]
+extern crate self as waxwing;
+
 pub mod core;
 
 #[cfg(feature = "seal")]

@@ -9,8 +9,17 @@
 
 mod common;
 
-use common::person::{Person, Place};
-use waxwing::client::view::{Command, MessageKind, Role, RoomState};
+use std::{ops::ControlFlow, sync::Arc};
+
+use common::{
+    person::{Person, Place},
+    server::Edge,
+};
+use waxwing::{
+    client::view::{Command, MessageKind, Role, RoomState},
+    core::limits::Limits,
+    engine::embedded::{Config, EmbeddedEngine, ops},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_was_away_over_removals_follows_them_and_who_was_removed_does_not() {
@@ -64,6 +73,120 @@ async fn who_was_away_over_removals_follows_them_and_who_was_removed_does_not() 
     bob.say("in again").await;
     ann.reads("in again").await;
     assert_eq!(bob.texts, ["all are here", "in again"]);
+    place.edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_put_back_to_before_its_own_change_comes_back_by_itself_over_a_removal() {
+    let place = Place::new().await;
+    let mut ann = place.person("Ann").await;
+    let link = ann.create().await;
+    let (mut bob, mut cy) = (place.person("Bob").await, place.person("Cy").await);
+    bob.join(&link).await;
+    cy.join(&link).await;
+    ann.sees(&["Ann", "Bob", "Cy"]).await;
+    ann.ask(Command::SetRole { room: ann.id(), user: ann.key_of("Cy"), role: Role::Moderator }).await;
+    let may = |person: &Person| person.room.iter().flat_map(|room| &room.members).any(|who| who.you && who.role != Role::Member);
+    cy.until("a role", may).await;
+    cy.go().await;
+    let copy = cy.profile.with_file_name("copy");
+    std::fs::copy(&cy.profile, &copy).unwrap();
+    cy.come(&place);
+    cy.until("coming back", Person::is_open).await;
+    cy.ask(Command::MakeLink { room: cy.id() }).await;
+    cy.until("another link", |cy| cy.is_open() && cy.room.as_ref().unwrap().link != link).await;
+    cy.say("a new link").await;
+    ann.reads("a new link").await;
+    // The link ends, and so does what opens the room at the server.
+    ann.ask(Command::Remove { room: ann.id(), user: ann.key_of("Bob") }).await;
+    ann.sees(&["Ann", "Cy"]).await;
+    cy.sees(&["Ann", "Cy"]).await;
+    cy.go().await;
+    cy.profile = copy;
+    cy.come(&place);
+    cy.room = None;
+    cy.sees(&["Ann", "Cy"]).await;
+    cy.say("put back, and here again").await;
+    ann.reads("put back, and here again").await;
+    ann.say("so it is").await;
+    cy.reads("so it is").await;
+    place.edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_restored_to_before_a_removal_lets_in_who_took_it() {
+    let mut place = Place::new().await;
+    let (mut ann, mut bob, mut cy) = (place.person("Ann").await, place.person("Bob").await, place.person("Cy").await);
+    let link = ann.create().await;
+    bob.join(&link).await;
+    cy.join(&link).await;
+    ann.sees(&["Ann", "Bob", "Cy"]).await;
+    ann.say("before the backup").await;
+    for person in [&mut bob, &mut cy] {
+        person.reads("before the backup").await;
+    }
+    for person in [&mut ann, &mut bob, &mut cy] {
+        person.go().await;
+    }
+    let dir = place.edge.stop().await;
+    let store = EmbeddedEngine::open(&dir.path().join("data/store"), Config::default(), Arc::new(())).unwrap();
+    let backup = dir.path().join("backup");
+    store.backup(&backup, 1, &mut |_| ControlFlow::Continue(())).unwrap();
+    store.shutdown();
+    drop(store);
+    let restored = tempfile::tempdir().unwrap();
+    ops::restore(&backup, &restored.path().join("data"), "store", &mut |_| ControlFlow::Continue(())).unwrap();
+    place.edge = Edge::start_in(dir, Limits::default()).await;
+    for person in [&mut ann, &mut bob, &mut cy] {
+        person.come(&place);
+        person.until("coming back", Person::is_open).await;
+    }
+    ann.ask(Command::Remove { room: ann.id(), user: ann.key_of("Bob") }).await;
+    cy.sees(&["Ann", "Cy"]).await;
+    ann.sees(&["Ann", "Cy"]).await;
+    ann.say("without Bob").await;
+    cy.reads("without Bob").await;
+    for person in [&mut ann, &mut bob, &mut cy] {
+        person.go().await;
+    }
+    place.edge.stop().await;
+    // The store knows nothing of the removal, nor of the key that it brought.
+    place.edge = Edge::start_in(restored, Limits::default()).await;
+    for person in [&mut ann, &mut cy] {
+        person.come(&place);
+        person.room = None;
+        person.until("coming back", Person::is_open).await;
+    }
+    ann.say("after the restore").await;
+    cy.reads("after the restore").await;
+    cy.say("I read you").await;
+    ann.reads("I read you").await;
+    place.edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_restarts_still_knows_who_goes() {
+    let place = Place::new().await;
+    let mut ann = place.person("Ann").await;
+    let link = ann.create().await;
+    let (mut bob, mut cy) = (place.person("Bob").await, place.person("Cy").await);
+    bob.join(&link).await;
+    cy.join(&link).await;
+    ann.sees(&["Ann", "Bob", "Cy"]).await;
+    bob.sees(&["Ann", "Bob", "Cy"]).await;
+    // Ann, the first in the tree, is away; Bob goes; Cy has read that, and restarts before it would take him out.
+    ann.go().await;
+    let before = bob.room.as_ref().unwrap().head;
+    bob.ask(Command::Leave { room: bob.id() }).await;
+    bob.until("having said so", |bob| bob.room.as_ref().unwrap().head > before).await;
+    let head = bob.room.as_ref().unwrap().head;
+    cy.until("reading it", |cy| cy.room.as_ref().unwrap().head >= head).await;
+    bob.go().await;
+    cy.go().await;
+    cy.come(&place);
+    cy.sees(&["Ann", "Cy"]).await;
+    ann.come(&place);
+    ann.sees(&["Ann", "Cy"]).await;
     place.edge.stop().await;
 }
 

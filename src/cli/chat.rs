@@ -324,6 +324,9 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
                 "   {} messages match this device's history, {} cannot be checked, {} contradict it; {} were written by nobody here",
                 found.matches, found.unchecked, found.contradicts, found.injected
             ))?;
+            if found.complaints > 0 {
+                screen.line(&format!("   {} complaints that a change of the group could not be followed", found.complaints))?;
+            }
         }
         ("", _) => screen.line("")?,
         (text, _) => client.command(Command::Send { room: id.to_owned(), text: text.to_owned() }).await?,

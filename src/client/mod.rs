@@ -33,8 +33,8 @@ use bytes::Bytes;
 use self::{
     link::Caller,
     records::{
-        ContactRecord, GroupRecord, IdentityRecord, LogRecord, OutRecord, OutboxRecord, PastRecord, PostingRecord, RoomRecord,
-        encode,
+        ContactRecord, GroupRecord, IdentityRecord, LogRecord, LostRecord, OutRecord, OutboxRecord, PastRecord, PostingRecord,
+        RoomRecord, encode,
     },
     room::Room,
     session::{Change, Turn, Wire},
@@ -169,6 +169,7 @@ struct Stored {
     groups: BTreeMap<RoomId, GroupRecord>,
     pasts: BTreeMap<RoomId, PastRecord>,
     postings: BTreeMap<RoomId, PostingRecord>,
+    losts: BTreeMap<RoomId, LostRecord>,
     logs: BTreeMap<(RoomId, u64), LogRecord>,
     outboxes: BTreeMap<RoomId, OutboxRecord>,
     outs: BTreeMap<(RoomId, u64), OutRecord>,
@@ -226,7 +227,7 @@ impl Client {
         self.former = core::mem::take(&mut stored.former);
         self.contacts = core::mem::take(&mut stored.contacts);
         stored.ticket.take().into_iter().for_each(|ticket| self.wire.load_ticket(ticket));
-        self.restore(stored);
+        self.restore(stored, now_ms);
         self.tell_identity();
         let rooms: Vec<_> = self.rooms.keys().copied().collect();
         for room in rooms {
@@ -485,6 +486,7 @@ impl Stored {
             "group" => drop(self.groups.insert(id()?, postcard::from_bytes(value).ok()?)),
             "past" => drop(self.pasts.insert(id()?, postcard::from_bytes(value).ok()?)),
             "posting" => drop(self.postings.insert(id()?, postcard::from_bytes(value).ok()?)),
+            "lost" => drop(self.losts.insert(id()?, postcard::from_bytes(value).ok()?)),
             "log" => drop(self.logs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
             "outbox" => drop(self.outboxes.insert(id()?, postcard::from_bytes(value).ok()?)),
             "out" => drop(self.outs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),

@@ -266,20 +266,23 @@ impl Client {
         self.send(&ClientFrame::Subscribe { room, after: 0 });
     }
 
-    /// What was posted to this device: invitations from other devices of the same person. Anything else is skipped; anybody may
-    /// post.
+    /// What was posted to this device: invitations from other devices of the same person, and what members of its rooms ask and answer.
+    /// Anything else is skipped; anybody may post.
     pub(super) fn on_own_inbox(&mut self, page: &Page, now_ms: u64) {
         let Some(me) = &self.me else { return };
         if !me.inbox.subscribed || me.identity.inbox_id() != page.room {
             return;
         }
         let last = page.first.saturating_add(page.items.len() as u64).saturating_sub(1);
-        let mut rooms: Vec<RoomBackup> = Vec::new();
+        let mut letters: Vec<(Option<RoomBackup>, bytes::Bytes)> = Vec::new();
         for item in &page.items {
             match &self.me {
                 // Whatever comes behind the answer to a code is for the person that it brought.
                 Some(me) if me.shown.is_some() => self.take_grant(&item.envelope, now_ms),
-                Some(me) => rooms.extend(me.invited(&item.envelope).and_then(|room| postcard::from_bytes(&room).ok())),
+                Some(me) => {
+                    let backup = me.invited(&item.envelope).and_then(|room| postcard::from_bytes(&room).ok());
+                    letters.push((backup, item.envelope.clone()));
+                }
                 None => {}
             }
         }
@@ -287,8 +290,11 @@ impl Client {
         if !self.is_nobody() {
             self.persist_me();
         }
-        for backup in rooms {
-            self.join_with(backup, now_ms);
+        for (backup, envelope) in letters {
+            match backup {
+                Some(backup) => self.join_with(backup, now_ms),
+                None => self.on_letter(&envelope, now_ms),
+            }
         }
     }
 

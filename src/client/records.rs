@@ -7,6 +7,7 @@
 //! | `room/ROOM` | [`RoomRecord`] |
 //! | `group/ROOM` | [`GroupRecord`] |
 //! | `past/ROOM` | [`PastRecord`], while it is read |
+//! | `lost/ROOM` | [`LostRecord`], from falling behind the group to being back |
 //! | `posting/ROOM` | [`PostingRecord`], where there is or was a drop-box |
 //! | `log/ROOM/SEQ` | [`LogRecord`], SEQ as 16 hex digits |
 //! | `out/NAME/NUMBER` | [`OutRecord`], NUMBER as 16 hex digits: its order in the outbox |
@@ -26,7 +27,7 @@ use crate::{
     },
     group::{Change, History, Roster},
     seal::{
-        body::{Body, Content, Seen, SharedDropBox},
+        body::{Body, Complaint, Content, Seen, SharedDropBox},
         devices::DeviceList,
         epoch::EpochSecrets,
         identity::{Certificate, IdentitySecrets, UserKey},
@@ -66,6 +67,8 @@ pub struct RoomRecord {
     pub access: [u8; 32],
     /// A change of the group when that was in force: the one that brought it, if this device knows; [`u64::MAX`] for now.
     pub access_at: Seq,
+    /// What opened it before, newest first, at most [`FORMER_ACCESS_MAX`]: a server that was restored from a backup knows nothing newer.
+    pub former: Vec<([u8; 32], Seq)>,
     /// Its link, if this device knows one that leads in.
     pub link: Option<KnownLink>,
     /// How far it is.
@@ -79,6 +82,9 @@ pub struct RoomRecord {
     /// When this device's leaf got its keys, by its own clock.
     pub renewed_ms: UnixMillis,
 }
+
+/// So many former access seeds are kept.
+pub const FORMER_ACCESS_MAX: usize = 8;
 
 /// A link into a room.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +146,37 @@ pub struct ClimbRecord {
     pub roster: Roster,
     /// What the room was called.
     pub title: String,
+}
+
+/// A place in a room's group that this device lost, and how it asks for it. Members that were in its last epoch can open what it asks.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostRecord {
+    /// Format of this record: 1.
+    pub format: u8,
+    /// The last epoch that it was in.
+    pub epoch: u64,
+    /// That epoch's authenticator.
+    pub authenticator: Digest,
+    /// The public X-Wing key of that epoch.
+    pub xwing: Bytes,
+    /// The name of what it asks.
+    pub name: [u8; 32],
+    /// The other devices of that epoch and their inboxes; whom to ask first comes first.
+    pub members: Vec<(DeviceKey, RoomId)>,
+    /// How often it has asked.
+    pub asked: u32,
+    /// When it asks next.
+    pub next_ms: UnixMillis,
+    /// What it wanted of the group.
+    pub wanted: Option<Change>,
+    /// The change that it could not follow, if others may.
+    pub complaint: Option<Complaint>,
+}
+
+impl core::fmt::Debug for LostRecord {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("LostRecord").field("epoch", &self.epoch).field("asked", &self.asked).finish_non_exhaustive()
+    }
 }
 
 /// A commit by which this device comes in.
@@ -225,6 +262,8 @@ pub enum Entry {
     Invalid,
     /// Of an epoch that this device was not in.
     Sealed,
+    /// Such a message, and this device's own.
+    Sent(SentRecord),
     /// Nobody in the room wrote it.
     Foreign,
     /// A post through the drop-box, by somebody who is no member.
@@ -265,6 +304,17 @@ impl core::fmt::Debug for PostingRecord {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("PostingRecord").field("keys", &self.keys.len()).finish_non_exhaustive()
     }
+}
+
+/// A message of this device that it cannot open any more, as its outbox had it. Nothing of it can be compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentRecord {
+    /// This device.
+    pub sender: Who,
+    /// The envelope's message id.
+    pub message: MessageId,
+    /// What it says.
+    pub content: Content,
 }
 
 /// A message as its sender signed it.
@@ -314,10 +364,9 @@ pub struct ChangeRecord {
     pub by: Who,
     /// The epoch that it began.
     pub epoch: u64,
-    /// That epoch's authenticator (RFC 9420 §8.7).
-    pub authenticator: Digest,
-    /// That epoch's secrets: as long as this device keeps what was said, it keeps what opens it, for the person's next device.
-    pub secrets: EpochSecrets,
+    /// That epoch's authenticator (RFC 9420 §8.7) and secrets, unless it took this device out: as long as this device keeps what was said, it
+    /// keeps what opens it, for the person's next device.
+    pub begun: Option<(Digest, EpochSecrets)>,
     /// Whose leaves are others than before.
     pub seats: Vec<(u32, Option<Who>)>,
     /// Who came in, by a link or because the maker added them.
@@ -450,6 +499,12 @@ pub fn handshakes(room: RoomId) -> RoomId {
 #[must_use]
 pub fn past_key(room: RoomId) -> String {
     format!("past/{room}")
+}
+
+/// The key of a place that this device lost.
+#[must_use]
+pub fn lost_key(room: RoomId) -> String {
+    format!("lost/{room}")
 }
 
 /// The key of what is known of a room's drop-box.

@@ -1,4 +1,5 @@
-//! One room on this device. What the client does with it lies beside: [`making`], [`joining`], [`reading`], [`changing`], [`writing`].
+//! One room on this device. What the client does with it lies beside: [`making`], [`joining`], [`returning`], [`reading`], [`changing`],
+//! [`writing`].
 
 mod changing;
 mod climbing;
@@ -10,18 +11,20 @@ mod posting;
 mod quoting;
 mod reading;
 mod renewing;
+mod returning;
 mod writing;
 
 use self::past::{Changes, Past};
 use self::place::Place;
 use self::posting::Posting;
+use self::returning::Asked;
 use crate::client::contacts::{person_code, room_code, safety_hash};
 use crate::client::devices::DEVICES_KIND;
 use crate::client::evidence::Contradicted;
 use crate::client::outbox::{Outbox, Persist};
 use crate::client::records::{
-    ChangeRecord, ContactRecord, Entry, KnownLink, Letter, LogRecord, OpenedRecord, OutRecord, PostRecord, RoomBackup,
-    RoomRecord, Stage, Who,
+    ChangeRecord, ContactRecord, Entry, KnownLink, Letter, LogRecord, LostRecord, OpenedRecord, OutRecord, PostRecord,
+    RoomBackup, RoomRecord, SentRecord, Stage, Who,
 };
 use crate::client::timeline::{Applied, Newcomer, Timeline};
 use crate::client::view::{self, Author, Check, Member, MessageKind, MessageState};
@@ -77,6 +80,10 @@ pub(super) struct Room {
     contradicted: Vec<Contradicted>,
     /// Who goes, in this epoch.
     leaves: Vec<Goodbye>,
+    /// The place in the group that this device lost and has not taken again.
+    lost: Option<LostRecord>,
+    /// Who asked for their place here.
+    asked: Asked,
     typed_ms: u64,
     /// Ephemeral messages sent, and the highest counters heard.
     ephemerals: (ProducerId, u64, BTreeMap<(DeviceKey, ProducerId), u64>),
@@ -105,6 +112,7 @@ struct Shown {
 #[derive(Debug)]
 enum What {
     Message(Box<OpenedRecord>),
+    Sent(Box<SentRecord>),
     /// With the one to look at first of those who came in.
     Change(Box<ChangeRecord>, Option<(Who, Newcomer)>),
     Post(Box<PostRecord>),
@@ -123,6 +131,8 @@ struct RoomWire {
     rejoined: bool,
     /// How often another commit came first.
     overtaken: u32,
+    /// Former access keys that were tried.
+    keys_tried: usize,
     /// The head at the time of subscribing: once reached, the room is up to date.
     subscribed: Option<Seq>,
     /// The answer to a subscription that was made for a former life of the log is still to come.
@@ -172,9 +182,16 @@ impl Room {
             gate: 0,
             contradicted: Vec::new(),
             leaves: Vec::new(),
+            lost: None,
+            asked: Asked::default(),
             typed_ms: 0,
             ephemerals: (session, 0, BTreeMap::new()),
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn place_for_test(&self) -> &crate::group::Group {
+        &self.place.seat().expect("this device is in").group
     }
 
     pub(super) fn disconnected(&mut self) {
@@ -221,6 +238,7 @@ impl Room {
         let applied = self.timeline.apply(record);
         let shown = match &applied {
             Applied::Message { check, opened } => Some((*check, What::Message(opened.clone()))),
+            Applied::Sent(sent) => Some((Check::Unchecked, What::Sent(sent.clone()))),
             Applied::Change(change) => Some((Check::Matches, What::Change(change.clone(), newcomer))),
             Applied::Post(post) => Some((Check::Unchecked, What::Post(post.clone()))),
             Applied::Injected | Applied::Nothing => None,
@@ -257,7 +275,7 @@ impl Room {
     fn changes(&self) -> Changes {
         let change = |shown: &Shown| match &shown.what {
             What::Change(change, _) => Some((shown.digest, change.as_ref().clone())),
-            What::Message(_) | What::Post(_) => None,
+            What::Message(_) | What::Post(_) | What::Sent(_) => None,
         };
         let known = self.past.iter().flat_map(|past| past.record().changes.clone());
         let mut changes: Changes = known.collect();
@@ -442,6 +460,10 @@ impl Room {
                 (opened.sender, kind, text)
             }
             What::Post(post) => return self.post_view(seq, shown, post),
+            What::Sent(sent) => {
+                let (kind, text) = content_view(&sent.content.message())?;
+                (sent.sender, kind, text)
+            }
             What::Change(change, newcomer) => {
                 let names = |who: &[Who]| who.iter().map(|who| self.name_of(*who)).collect::<Vec<_>>().join(", ");
                 match (newcomer, change.gone.first(), change.left.first()) {
@@ -463,6 +485,7 @@ impl Room {
         let of_this_device = sender.device == me.device();
         let key = match what {
             What::Message(opened) if of_this_device => opened.message.to_string(),
+            What::Sent(sent) => sent.message.to_string(),
             _ => MessageId(first_16(digest)).to_string(),
         };
         Some(view::Message {
@@ -522,6 +545,13 @@ impl Room {
         self.outbox.push(letter, false)
     }
 
+    /// What this device said before its storage was restored, and cannot open any more, as its outbox has it.
+    fn sent(&self, me: &Identity, message: MessageId) -> Option<SentRecord> {
+        let out = self.outbox.iter().find(|out| out.message == message)?;
+        let Letter::Content(content) = &out.letter else { return None };
+        Some(SentRecord { sender: Who { device: me.device(), user: me.user() }, message, content: content.clone() })
+    }
+
     /// Whether this device's certificate is on its way.
     fn is_introduced(&self) -> bool {
         self.outbox
@@ -546,7 +576,8 @@ fn content_view(message: &Message) -> Option<(MessageKind, String)> {
         | Message::Devices(_)
         | Message::Leave(_)
         | Message::DropBox(_)
-        | Message::DropBoxClosed(_) => None,
+        | Message::DropBoxClosed(_)
+        | Message::Complaint(_) => None,
         Message::Unknown(fallback) if fallback.is_empty() => None,
         Message::Unknown(fallback) => Some((MessageKind::Unknown, fallback.clone())),
     }

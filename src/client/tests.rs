@@ -1,6 +1,7 @@
 //! The client's links against the server's session, on a virtual clock: who carries the session, and when it moves.
 #![allow(clippy::unwrap_in_result, reason = "a test's helpers fail like its tests")]
 
+mod complaints;
 mod posting;
 mod world;
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use bytes::Bytes;
 
 use super::{
-    records::{ChangeRecord, Entry, LogRecord, OpenedRecord, PostRecord, Who},
+    records::{ChangeRecord, Entry, LogRecord, OpenedRecord, PostRecord, SentRecord, Who},
     view::{Check, Integrity},
 };
 use crate::{
@@ -140,6 +140,8 @@ pub enum Applied {
         /// As its sender signed it.
         opened: Box<OpenedRecord>,
     },
+    /// A message of this device that it cannot open any more.
+    Sent(Box<SentRecord>),
     /// The group is another one.
     Change(Box<ChangeRecord>),
     /// A post by somebody who is no member: of its own session and of nothing that anybody has seen.
@@ -395,15 +397,18 @@ impl Timeline {
                 }
                 self.confirm(opened);
                 match opened.content.message() {
-                    Message::Device(_) => drop(self.introduced.insert(opened.sender.device)),
+                    Message::Device(_) => {
+                        self.introduced.insert(opened.sender.device);
+                    }
                     Message::Devices(list) if list.user == opened.sender.user => self.learn_list(*list),
+                    Message::Complaint(_) => self.integrity.complaints += 1,
                     _ => {}
                 }
                 Applied::Message { check, opened: Box::new(opened.clone()) }
             }
             (Entry::Change(change), _) => {
                 self.handshake = seq;
-                self.authenticator = Some(change.authenticator);
+                self.authenticator = change.begun.as_ref().map(|(authenticator, _)| *authenticator);
                 self.title = tidy(&change.title);
                 self.unconfirmed.retain(|device, _| !change.took_out(*device));
                 let by_itself = change.joined.iter().filter(|who| **who == change.by);
@@ -429,6 +434,10 @@ impl Timeline {
                 self.sealed = seq;
                 self.sealed_count += 1;
                 Applied::Nothing
+            }
+            (Entry::Sent(sent), _) => {
+                self.sealed = seq;
+                Applied::Sent(Box::new(sent.clone()))
             }
             (Entry::Foreign | Entry::Message(_), _) => {
                 self.find(Found::Foreign(seq, digest));

@@ -402,6 +402,8 @@ pub struct Integrity {
     pub contradicts: u64,
     /// Records that do not open or verify: nobody in the room wrote them.
     pub injected: u64,
+    /// Devices that said that they could not follow a change of the group.
+    pub complaints: u64,
 }
 
 /// A message.

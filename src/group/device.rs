@@ -20,11 +20,11 @@ use super::{
     storage::{SnapshotError, Storage},
 };
 use crate::{
-    core::id::{DeviceKey, UnixMillis},
+    core::id::{DeviceKey, RoomId, UnixMillis},
     seal::{
         Random,
         body::{NAME_LEN_MAX, tidy},
-        identity::{Identity, Statement, UserKey},
+        identity::{Identity, Statement, UserKey, inbox_of},
     },
 };
 
@@ -115,6 +115,11 @@ pub(super) fn known_member(index: u32, leaf: &LeafNode) -> Option<Member> {
 pub(super) fn name(leaf: &LeafNode) -> String {
     let name = leaf.extensions().unknown(NAME).filter(|name| name.0.len() <= NAME_LEN_MAX);
     name.and_then(|name| core::str::from_utf8(&name.0).ok()).map(tidy).unwrap_or_default()
+}
+
+/// Where something is posted for a leaf's device.
+pub(super) fn inbox(leaf: &LeafNode) -> Option<(DeviceKey, RoomId)> {
+    statement(leaf).map(|(device, statement)| (device, inbox_of(statement.inbox)))
 }
 
 /// A leaf's extensions: how its device came in, and what its person is called.

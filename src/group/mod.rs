@@ -19,7 +19,7 @@ mod process;
 mod record;
 mod storage;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 
@@ -250,6 +250,12 @@ impl Group {
     pub fn names(&self) -> BTreeMap<u32, String> {
         let leaf = |index: LeafNodeIndex| Some((index.u32(), device::name(self.mls.public_group().leaf(index)?)));
         self.mls.members().filter_map(|found| leaf(found.index)).collect()
+    }
+
+    /// Where something is posted for each device, by ascending leaf.
+    #[must_use]
+    pub fn inboxes(&self) -> Vec<(DeviceKey, RoomId)> {
+        self.mls.members().filter_map(|found| device::inbox(self.mls.public_group().leaf(found.index)?)).collect()
     }
 
     /// Roles and live links.

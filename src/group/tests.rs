@@ -13,7 +13,7 @@ use crate::{
 };
 
 mod histories;
-mod hostile;
+pub(crate) mod hostile;
 mod ladder;
 mod limits;
 mod vectors;

@@ -70,8 +70,19 @@ pub enum Message {
     DropBox(Box<SharedDropBox>),
     /// 8: the drop-box is closed: what was announced up to this counter is not to be used any more.
     DropBoxClosed(u64),
+    /// 9: the sender could not follow a change of the group that breaks no rule, and had to take its place again.
+    Complaint(Complaint),
     /// Any other: the fallback.
     Unknown(String),
+}
+
+/// The change that a device complains about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Complaint {
+    /// Where in the log it is.
+    pub seq: Seq,
+    /// SHA-256 of its record, as this device was given it.
+    pub record: Digest,
 }
 
 /// A key of a drop-box, with what proves that its host has announced it.
@@ -111,6 +122,7 @@ impl Content {
             Message::Typing => encode(4, "", Ok(Vec::new())),
             Message::Leave(proposal) => encode(5, "", postcard::to_allocvec(proposal)),
             Message::Devices(list) => encode(6, "", postcard::to_allocvec(list.as_ref())),
+            Message::Complaint(complaint) => encode(9, "", postcard::to_allocvec(complaint)),
             Message::DropBox(shared) => encode(7, "", postcard::to_allocvec(shared.as_ref())),
             Message::DropBoxClosed(counter) => encode(8, "", postcard::to_allocvec(counter)),
             Message::Unknown(fallback) => encode(u16::MAX, fallback, Ok(Vec::new())),
@@ -129,6 +141,7 @@ impl Content {
             6 => postcard::from_bytes(&self.data).map(|list| Message::Devices(Box::new(list))).ok(),
             7 => postcard::from_bytes(&self.data).map(|shared| Message::DropBox(Box::new(shared))).ok(),
             8 => postcard::from_bytes(&self.data).map(Message::DropBoxClosed).ok(),
+            9 => postcard::from_bytes(&self.data).map(Message::Complaint).ok(),
             _ => None,
         };
         known.unwrap_or_else(|| Message::Unknown(self.fallback.clone()))

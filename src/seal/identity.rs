@@ -137,10 +137,16 @@ impl Statement {
 }
 
 /// The id of the log to which things are posted for the holder of an X-Wing key:
-/// the first 16 bytes of `SHA-256("waxwing inbox v1" ‖ key)`.
+/// the first 16 bytes of `SHA-256("waxwing inbox v1" ‖ SHA-256(key))`.
 #[must_use]
 pub fn inbox_id(key: &XWingPublic) -> RoomId {
-    let hash = chain::digest(&[&b"waxwing inbox v1"[..], &key.to_bytes()].concat());
+    inbox_of(chain::digest(&key.to_bytes()))
+}
+
+/// The same, for who knows only the key's SHA-256, as every member of a group does of every other ([`Statement`]).
+#[must_use]
+pub fn inbox_of(key: Digest) -> RoomId {
+    let hash = chain::digest(&[&b"waxwing inbox v1"[..], &key.0].concat());
     RoomId(hash.0.first_chunk().copied().unwrap_or_default())
 }
 

@@ -1,7 +1,7 @@
 //! Sealing and opening whole envelopes: context, signature, padding.
 //!
 //! `info` = `"waxwing envelope v1" ‖ kind ‖ suite ‖ room ‖ epoch u64 LE ‖ x`; x is the epoch authenticator for kinds 1 and 7, and
-//! `sender certificate hash ‖ SHA-256(recipient key) ‖ purpose` for kind 6.
+//! `sender certificate hash ‖ SHA-256(recipient key) ‖ purpose` for kind 6 (or something else that both sides know, in the place of that hash).
 //!
 //! Plaintext = `signature (64) ‖ body length u32 LE ‖ body ‖ zeroes`, so that the whole envelope has a bucket's size. The
 //! signature is Ed25519 over `"waxwing signature v1" ‖ header ‖ enc ‖ binder ‖ SHA-256(body)`: all members share the epoch's
@@ -212,16 +212,33 @@ pub fn seal_hand_over_from(
     body: &[u8],
     rng: &mut impl Random,
 ) -> Result<Bytes, SealError> {
+    seal_letter(to, (inbox, 0), issuer, purpose, identity, body, rng)
+}
+
+/// Seals `body` to an X-Wing key, kind 6, posted to the log `inbox`, with `epoch` in its header: for who cannot know the sender's certificate
+/// beforehand, and knows `bound` instead.
+///
+/// # Errors
+/// [`SealError`].
+pub(super) fn seal_letter(
+    to: &XWingPublic,
+    (inbox, epoch): (RoomId, u64),
+    bound: Digest,
+    purpose: &str,
+    identity: &Identity,
+    body: &[u8],
+    rng: &mut impl Random,
+) -> Result<Bytes, SealError> {
     let header = Header {
         kind: Kind::Keyring,
         suite: Suite::XWing,
         room: inbox,
-        epoch: 0,
+        epoch,
         leaf: crate::core::envelope::NOT_A_MEMBER,
         message: MessageId(rng.bytes()),
     };
     check_size(header.suite, header.kind, body)?;
-    let info = info(&header, &hand_over(issuer, to, purpose));
+    let info = info(&header, &hand_over(bound, to, purpose));
     let header = header.to_bytes();
     let (enc, ciphertext) = seal_xwing(to, &info, &header, rng, |enc, binder| plaintext(identity, &header, enc, binder, body))?;
     Ok(assemble(&header, &enc, &ciphertext))
@@ -342,11 +359,26 @@ pub fn open_hand_over(
     issuer: Digest,
     envelope: &[u8],
 ) -> Result<Opened, OpenError> {
+    open_letter(with, public, (inbox, 0), issuer, purpose, envelope)
+}
+
+/// Opens what [`seal_letter`] made.
+///
+/// # Errors
+/// [`OpenError`].
+pub(super) fn open_letter(
+    with: &XWingPrivate,
+    public: &XWingPublic,
+    (inbox, epoch): (RoomId, u64),
+    bound: Digest,
+    purpose: &str,
+    envelope: &[u8],
+) -> Result<Opened, OpenError> {
     let header = Header::parse(envelope)?;
-    if header.kind != Kind::Keyring || header.room != inbox || header.epoch != 0 {
+    if header.kind != Kind::Keyring || header.room != inbox || header.epoch != epoch {
         return Err(OpenError::Foreign);
     }
-    let info = info(&header, &hand_over(issuer, public, purpose));
+    let info = info(&header, &hand_over(bound, public, purpose));
     let (aad, enc, ciphertext) = split(envelope, header.suite)?;
     let (plaintext, binder) = open_xwing(with, enc, &info, aad, ciphertext)?;
     Opened::new(header, aad, enc, &binder, &plaintext)

@@ -2,8 +2,8 @@
 //!
 //! A message is a single-shot HPKE envelope (RFC 9180) sealed to its room's epoch, with the sender's Ed25519 signature
 //! inside. [`hpke`] composes the two suites, [`message`] lays out and verifies what is inside, [`epoch`] holds the keys of an
-//! epoch, whatever their source, [`identity`] the people and devices, [`invitation`] and [`link`] lead into a room,
-//! through [`dropbox`] somebody outside posts what only the room reads.
+//! epoch, whatever their source, [`identity`] the people and devices, [`invitation`] and [`link`] lead into a room, and [`returning`] back
+//! into it; through [`dropbox`] somebody outside posts what only the room reads.
 
 pub mod backup;
 pub mod body;
@@ -16,6 +16,7 @@ pub mod invitation;
 pub mod link;
 pub mod linking;
 pub mod message;
+pub mod returning;
 pub mod vault;
 pub mod words;
 

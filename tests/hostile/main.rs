@@ -12,7 +12,9 @@
 mod devices;
 mod evidence;
 mod groups;
+mod members;
 mod person;
+mod returning;
 mod server;
 
 use person::{Person, Rng};

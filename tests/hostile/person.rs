@@ -94,6 +94,25 @@ impl Person {
         person
     }
 
+    /// A device that begins anew from what this one has kept until now.
+    pub fn put_back(&self, seed: u64) -> Self {
+        let mut again = Self::new_process(seed);
+        for (key, value) in &self.stored {
+            again.client.load(key, value).unwrap();
+        }
+        again.client.start(self.now_ms);
+        Self { now_ms: self.now_ms, stored: self.stored.clone(), ..again }
+    }
+
+    /// Only keeps what is to be kept: nothing is sent.
+    pub fn keep(&mut self, output: Output) {
+        match output {
+            Output::Persist { key, value: Some(value) } => drop(self.stored.insert(key, value)),
+            Output::Persist { key, value: None } => drop(self.stored.remove(&key)),
+            _ => {}
+        }
+    }
+
     pub fn reconnect(&mut self) {
         self.client.lost(self.link.take().unwrap(), "cut", 2);
         self.cursors.clear();

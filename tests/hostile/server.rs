@@ -14,7 +14,7 @@ use waxwing::core::{
 };
 
 /// A server as small as can be: logs of envelopes, and what a test makes of them.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Server {
     pub logs: BTreeMap<RoomId, Vec<Bytes>>,
     pub life: u8,
@@ -26,10 +26,16 @@ pub struct Server {
     pub skips: u64,
     /// Tells whoever enters that this is the newest change, and whoever publishes that there is a newer one.
     pub lies_about_changes: Option<u64>,
+    /// Gives this change to who asks for the newest one, and takes what follows it.
+    pub stale_change: Option<u64>,
+    /// Who names a change to enter by, as who knows a former key does, is not let into these rooms.
+    pub forgotten: Vec<RoomId>,
     /// What it makes of tickets.
     pub tickets: Tickets,
     /// It waits for a challenge to be answered that followed a resume.
     pub challenged: bool,
+    /// The next subscription is refused: what would have let its client in was.
+    pub forgets_subscription: bool,
     /// Frames that it dropped meanwhile.
     pub dropped: usize,
 }
@@ -84,7 +90,7 @@ impl Server {
     }
 
     pub fn change_before(&self, request: u32, room: RoomId, before: u64) -> ServerFrame {
-        let seq = self.newest_change(room).min(before - 1);
+        let seq = self.stale_change.unwrap_or_else(|| self.newest_change(room)).min(before - 1);
         let envelope = seq.checked_sub(1).and_then(|at| self.log(room).get(usize::try_from(at).unwrap()).cloned());
         let items = envelope.into_iter().map(|envelope| Item { time_ms: 5, envelope }).collect();
         ServerFrame::Fetched { request, page: Page { items, first: seq, ..self.page(room, seq) } }
@@ -110,6 +116,15 @@ impl Server {
                 self.logs.entry(room).or_default();
                 vec![ServerFrame::Created { room, log: self.position(room).log }]
             }
+            ClientFrame::Enter { room, handshake, .. } if self.forgotten.contains(&room) && handshake != u64::MAX => {
+                let failed = |what, why| ServerFrame::Failed { room, what, why };
+                // What is subscribed behind it is refused as well.
+                self.forgets_subscription = true;
+                vec![failed(Operation::Enter, Refusal::BadProof)]
+            }
+            ClientFrame::Subscribe { room, .. } if core::mem::take(&mut self.forgets_subscription) => {
+                vec![ServerFrame::Failed { room, what: Operation::Subscribe, why: Refusal::NoAccess }]
+            }
             ClientFrame::Enter { room, .. } => {
                 vec![ServerFrame::Entered {
                     room,
@@ -132,7 +147,9 @@ impl Server {
                 let why = Refusal::StaleEpoch { handshake: handshake + 1 };
                 vec![ServerFrame::Refused { room, producer, client_seq, why }]
             }
-            ClientFrame::Publish(publish) if publish.handshake != self.newest_change(publish.room) => {
+            ClientFrame::Publish(publish)
+                if publish.handshake != self.newest_change(publish.room) && self.stale_change != Some(publish.handshake) =>
+            {
                 let why = Refusal::StaleEpoch { handshake: self.newest_change(publish.room) };
                 let Publish { room, producer, client_seq, .. } = publish;
                 vec![ServerFrame::Refused { room, producer, client_seq, why }]

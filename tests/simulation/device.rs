@@ -97,8 +97,8 @@ pub struct Device {
     pub sent: Vec<String>,
     /// Texts of its own that it was told to be on the server's disk.
     pub acked: BTreeSet<String>,
-    /// An older copy of its storage, of when its log had so many records, and whether it was ever put back to one.
-    pub snapshot: Option<(u64, BTreeMap<String, Vec<u8>>)>,
+    /// An older copy of its storage, and whether it was ever put back to one.
+    pub snapshot: Option<BTreeMap<String, Vec<u8>>>,
     pub restored: bool,
     pub online: Option<String>,
     pub moves: Moves,

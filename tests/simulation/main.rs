@@ -58,7 +58,7 @@ fn run(seed: u64, steps: usize) -> Moves {
     let rooms = || world.devices.iter().map(|device| device.room.as_ref().unwrap());
     let words: BTreeSet<_> = rooms().map(|room| (room.words_at, room.words.clone())).collect();
     let points: BTreeSet<_> = rooms().map(|room| room.words_at).collect();
-    assert_eq!(words.len(), points.len(), "everyone compares the same words where they compare the same point");
+    assert_eq!(words.len(), points.len(), "everyone compares the same words where they compare the same point: {words:?}");
     world.devices.iter().fold(world.moves, |sum, Device { moves, .. }| sum.and(*moves))
 }
 

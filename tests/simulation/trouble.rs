@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use waxwing::client::view::{Check, Command, Integrity, Level, Message, MessageKind, MessageState};
+use waxwing::client::view::{Check, Command, Integrity, Level, MessageKind, MessageState};
 
 use super::{device::Device, world::World};
 
@@ -54,8 +54,7 @@ impl World {
             5..7 if restores => {
                 let device = &mut self.devices[index];
                 let is_kept = device.stored.keys().any(|key| key.starts_with("room/"));
-                let head = device.room.as_ref().map_or(0, |room| room.head);
-                device.snapshot = is_kept.then(|| (head, device.stored.clone()));
+                device.snapshot = is_kept.then(|| device.stored.clone());
             }
             7 if restores => self.restore(index),
             _ => {}
@@ -91,16 +90,15 @@ impl World {
         }
     }
 
-    /// A device comes back with an older copy of its storage. Where its own changes of the group lie between, it needs what leads in: so another
-    /// one has a link, and none of these changes took what opens the room at the server.
+    /// A device comes back with an older copy of its storage. Where its own changes of the group lie between, others have to tell it what opens
+    /// the room: so another one has a link.
     fn restore(&mut self, index: usize) {
         let has_link = |device: &Device| device.is_open() && device.room.as_ref().is_some_and(|room| !room.link.is_empty());
         let others = self.devices.iter().enumerate().any(|(other, device)| other != index && has_link(device));
         let device = &mut self.devices[index];
-        let Some((head, snapshot)) = device.snapshot.clone() else { return };
-        let own = |message: &Message| message.mine && message.kind == MessageKind::Removed && message.seq > Some(head);
+        let Some(snapshot) = device.snapshot.clone() else { return };
         let settled = device.room.as_ref().is_some_and(|room| room.settled);
-        if !others || !settled || device.messages.values().any(own) {
+        if !others || !settled {
             return;
         }
         device.stored = snapshot;

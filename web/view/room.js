@@ -209,7 +209,7 @@ export function wordRows(words) {
   return words.map((word) => h('li', {}, word));
 }
 
-function integrityText({matches, unchecked, contradicts, injected}) {
+function integrityText({matches, unchecked, contradicts, injected, complaints}) {
   const count = (n, one, many) => (n === 1 ? one : many.replace('#', String(n)));
   const parts = [];
   if (contradicts > 0) {
@@ -221,6 +221,9 @@ function integrityText({matches, unchecked, contradicts, injected}) {
   }
   if (injected > 0) {
     parts.push(count(injected, '1 record did not open or was not truly signed, and is not shown.', '# records did not open or were not truly signed, and are not shown.'));
+  }
+  if (complaints > 0) {
+    parts.push(count(complaints, '1 device could not follow a change of the group, and came in again.', '# devices could not follow a change of the group, and came in again.'));
   }
   return parts.join(' ');
 }

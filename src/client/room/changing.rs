@@ -2,7 +2,7 @@
 
 use super::Goodbye;
 use super::place::{Place, Taken};
-use crate::client::records::{ChangeRecord, Entry, KnownLink, Letter, Stage, Who};
+use crate::client::records::{ChangeRecord, Entry, FORMER_ACCESS_MAX, KnownLink, Letter, Stage, Who};
 use crate::client::view::{History as ViewHistory, Level, Role as ViewRole};
 use crate::client::{Client, room::making::LINK_LIFE_MS};
 use crate::core::chain;
@@ -10,7 +10,7 @@ use crate::core::frame::Item;
 use crate::core::id::{DeviceKey, RoomId};
 use crate::group::{Change, History, LinkKeys, LiveLink, Role};
 use crate::seal::Random as _;
-use crate::seal::body::{Message, SharedLink};
+use crate::seal::body::{Complaint, Message, SharedLink};
 use crate::seal::identity::UserKey;
 use bytes::Bytes;
 
@@ -21,17 +21,20 @@ const GOODBYE_WAIT_MS: u64 = 2_000;
 const OVERTAKEN_MAX: u32 = 16;
 
 impl Client {
-    /// Takes a change of the group from the log. Returns what it turned out to be; `None` when this device cannot follow.
-    pub(in crate::client) fn take_change(&mut self, id: RoomId, item: &Item, now_ms: u64) -> Option<Entry> {
-        let room = self.rooms.get_mut(&id)?;
+    /// Takes a change of the group from the log. Returns what it turned out to be.
+    ///
+    /// # Errors
+    /// This device cannot follow; and what it has to complain about, if anything.
+    pub(in crate::client) fn take_change(&mut self, id: RoomId, item: &Item, now_ms: u64) -> Result<Entry, Option<Complaint>> {
+        let Some(room) = self.rooms.get_mut(&id) else { return Err(None) };
         let at = (room.timeline.head().saturating_add(1), chain::digest(&item.envelope));
         if let Some(past) = room.past.as_mut().filter(|past| past.covers(at.0)) {
             if let Some(change) = past.change(&item.envelope) {
-                return Some(Entry::Change(change));
+                return Ok(Entry::Change(change));
             }
             // Of a time that this device knows nothing of; in a reborn log it may also be new.
             if !room.reborn {
-                return Some(Entry::Known);
+                return Ok(Entry::Known);
             }
         }
         let (title, newest) = (room.timeline.title().to_owned(), room.timeline.handshake());
@@ -39,17 +42,18 @@ impl Client {
             Taken::Applied(change) => {
                 // Before the log's record: one that is missing is found in the place.
                 self.persist_place(id);
+                self.is_back(id, now_ms);
                 self.follow(id, &change, now_ms);
                 self.posting_follows(id, &change, now_ms);
-                Some(Entry::Change(change))
+                Ok(Entry::Change(change))
             }
-            Taken::Nothing(entry) => Some(entry),
+            Taken::Nothing(entry) => Ok(entry),
             Taken::Invalid(why) => {
                 self.notice(Level::Warn, &format!("a change of the group is skipped, by every member alike: {why}"), Some(id));
                 self.reopen(id);
-                Some(Entry::Invalid)
+                Ok(Entry::Invalid)
             }
-            Taken::Lost => None,
+            Taken::Lost { complains } => Err(complains.then_some(Complaint { seq: at.0, record: at.1 })),
         }
     }
 
@@ -71,7 +75,9 @@ impl Client {
         let Some(seat) = room.place.seat_mut() else { return };
         if change.took_anybody_out() {
             // Every link is gone, and so is what opened the room until now.
-            room.record.access = seat.group.epoch().secrets().access_seed(id);
+            let former = core::mem::replace(&mut room.record.access, seat.group.epoch().secrets().access_seed(id));
+            room.record.former.insert(0, (former, room.record.access_at));
+            room.record.former.truncate(FORMER_ACCESS_MAX);
             room.record.access_at = room.timeline.head().saturating_add(1);
             room.set_link(None);
             self.persist_room(id);

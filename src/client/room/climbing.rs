@@ -60,8 +60,7 @@ impl ClimbRecord {
         ChangeRecord {
             by: first,
             epoch: self.epoch,
-            authenticator: self.authenticator,
-            secrets: self.secrets.clone(),
+            begun: Some((self.authenticator, self.secrets.clone())),
             seats: self.roster.iter().map(|(leaf, place)| (*leaf, Some(who(place)))).collect(),
             joined: Vec::new(),
             names: self.roster.values().map(|place| (who(place), place.name.clone())).collect(),

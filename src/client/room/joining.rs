@@ -10,6 +10,7 @@ use crate::core::frame::{ClientFrame, Page};
 use crate::core::id::{ProducerId, RoomId, Seq};
 use crate::group::{CommitError, Forbidden, GroupInfo, JoinError, Joining, LinkKeys, Record};
 use crate::seal::Random as _;
+use crate::seal::body::Complaint;
 
 /// The link leads nowhere, or not yet: look again after this long.
 const KNOCK_AGAIN_MS: u64 = 5_000;
@@ -38,18 +39,7 @@ impl Client {
             return self.stay_outside(id, "the room is not ready: whoever made it has not been online yet", now_ms);
         };
         match self.make_joining(id, &record) {
-            Ok(Some(mut joining)) => {
-                let envelope = joining.place_after(page.first).encode();
-                let letter = self.letter(Letter::Envelope(envelope), now_ms);
-                let Some(room) = self.rooms.get_mut(&id) else { return };
-                room.place = Place::Joining(Box::new(joining));
-                room.shut_out = None;
-                let persist = room.handshakes.push(letter, false);
-                self.persist_place(id);
-                self.persist_all(persist);
-                self.pump(id, now_ms);
-                self.tell_room(id);
-            }
+            Ok(Some(joining)) => self.come_in(id, joining, page.first, now_ms),
             Ok(None) => self.stay_outside(id, "the link names somebody who is not in the room: ask for a new one", now_ms),
             Err(JoinError::Commit(CommitError::Forbidden(Forbidden::Full))) => {
                 self.stay_outside(id, "the room is full: it has as many devices as it may", now_ms);
@@ -57,6 +47,20 @@ impl Client {
             // An older change may open, and leads into a past that no member is in.
             Err(_) => self.stay_outside(id, "the link does not lead in, or not any more: ask for a new one", now_ms),
         }
+    }
+
+    /// Gives the log the commit by which this device comes in, behind the change at `after`.
+    pub(super) fn come_in(&mut self, id: RoomId, mut joining: Joining, after: Seq, now_ms: u64) {
+        let envelope = joining.place_after(after).encode();
+        let letter = self.letter(Letter::Envelope(envelope), now_ms);
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        room.place = Place::Joining(Box::new(joining));
+        room.shut_out = None;
+        let persist = room.handshakes.push(letter, false);
+        self.persist_place(id);
+        self.persist_all(persist);
+        self.pump(id, now_ms);
+        self.tell_room(id);
     }
 
     /// The commit that lets this device in; `None` when the link's maker is not there.
@@ -77,6 +81,7 @@ impl Client {
     pub(super) fn stay_outside(&mut self, id: RoomId, why: &str, now_ms: u64) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         room.shut_out = Some((why.to_owned(), now_ms.saturating_add(KNOCK_AGAIN_MS)));
+        self.ask_for_place(id, now_ms);
         self.tell_room(id);
     }
 
@@ -119,8 +124,9 @@ impl Client {
         self.persist_place(id);
     }
 
-    /// This device cannot follow the group: it takes its place again, as if it came in by the link.
-    pub(in crate::client) fn rejoin(&mut self, id: RoomId, now_ms: u64) {
+    /// This device cannot follow the group: it takes its place again, by the link if it knows one that leads in, or else as a member tells it.
+    pub(in crate::client) fn rejoin(&mut self, id: RoomId, complaint: Option<Complaint>, now_ms: u64) {
+        self.remember_place(id, complaint);
         self.leave_group(id);
         let Some(room) = self.rooms.get_mut(&id) else { return };
         (room.wire.entered, room.wire.subscribed) = (false, None);

@@ -6,8 +6,9 @@ use super::place::{Place, Seat};
 use crate::client::outbox::{Outbox, Persist};
 use crate::client::records::{
     KnownLink, Letter, OutRecord, PastRecord, RoomBackup, RoomRecord, Stage, encode, evidence_key, group_key, handshakes,
-    log_key, past_key, posting_key, room_key,
+    log_key, lost_key, past_key, posting_key, room_key,
 };
+use crate::client::timeline::Applied;
 use crate::client::view::{Event, Level};
 use crate::client::{Client, Output, Stored, people};
 use crate::core::frame::{ClientFrame, LogKind};
@@ -15,25 +16,27 @@ use crate::core::id::{MessageId, ProducerId, RoomId, Seq};
 use crate::core::login::access_message;
 use crate::group::{Change, Group, LinkKeys, Suite};
 use crate::seal::Random as _;
-use crate::seal::body::tidy;
+use crate::seal::body::{Message, tidy};
 use crate::seal::epoch::access_key;
 use crate::seal::identity::{Certificate, sign_with_seed};
 use crate::seal::invitation::Invitation;
 use crate::seal::link::Link;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How long a link leads in: seven days.
 pub(super) const LINK_LIFE_MS: u64 = 7 * 24 * 3600 * 1000;
 
 impl Client {
-    /// Rooms and outboxes as they were stored.
-    pub(in crate::client) fn restore(&mut self, mut stored: Stored) {
+    /// Rooms and outboxes as they were stored. `now_ms` is when this device begins to wait for others to carry out what it finds undone.
+    pub(in crate::client) fn restore(&mut self, mut stored: Stored, now_ms: u64) {
+        let mut goodbyes: BTreeMap<RoomId, Vec<_>> = BTreeMap::new();
         for (id, record) in core::mem::take(&mut stored.rooms) {
             let outbox = stored.outbox(id, id, &mut self.rng);
             let commits = stored.outbox(handshakes(id), id, &mut self.rng);
             let session = ProducerId(self.rng.bytes());
             let mut room = Room::new(id, record, outbox, commits, session);
             room.past = stored.pasts.remove(&id).map(|record| Past::new(id, record));
+            room.lost = stored.losts.remove(&id);
             // A log that is read anew is not known to its end.
             room.reborn = room.past.as_ref().is_some_and(|past| past.covers(u64::MAX - 1)) && room.record.stage == Stage::Joined;
             room.contradicted = stored.contradicted.remove(&id).unwrap_or_default();
@@ -57,7 +60,19 @@ impl Client {
                 }
                 room.timeline.skip_to(seq - 1, None);
             }
-            room.apply(&record);
+            // Who said in this epoch that they go, and is there yet.
+            match room.apply(&record) {
+                Applied::Change(_) => drop(goodbyes.remove(&id)),
+                Applied::Message { opened, .. } if room.is_past().is_none() => {
+                    if let Message::Leave(proposal) = opened.content.message() {
+                        goodbyes.entry(id).or_default().push((opened.sender.device, proposal));
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (id, (device, proposal)) in goodbyes.into_iter().flat_map(|(id, all)| all.into_iter().map(move |one| (id, one))) {
+            self.on_goodbye(id, device, proposal, now_ms);
         }
         let posts: BTreeSet<_> = stored.outboxes.keys().copied().collect();
         for log in posts {
@@ -82,6 +97,7 @@ impl Client {
             origin: self.origin.clone(),
             access: group.epoch().secrets().access_seed(id),
             access_at: 0,
+            former: Vec::new(),
             link: Some(KnownLink { seed, host }),
             stage: Stage::Creating,
             log: None,
@@ -120,6 +136,7 @@ impl Client {
                 origin: link.origin.clone(),
                 access: link.access,
                 access_at: u64::MAX,
+                former: Vec::new(),
                 link: Some(known),
                 stage: Stage::Invited,
                 log: None,
@@ -270,6 +287,7 @@ impl Client {
         persist.push((past_key(id), None));
         persist.push((evidence_key(id), None));
         persist.push((posting_key(id), None));
+        persist.push((lost_key(id), None));
         persist.push((room_key(id), None));
         self.persist_all(persist);
         self.outputs.push_back(Output::Event(Event::RoomRemoved { room: id.to_string() }));

@@ -86,7 +86,7 @@ impl Past {
         for (_, change) in between {
             seated(&mut self.roster, change);
         }
-        self.current = between.last().map(|(_, change)| change.epoch_of(self.room));
+        self.current = between.last().and_then(|(_, change)| change.epoch_of(self.room));
         self.taken = at.saturating_add(1);
     }
 
@@ -106,9 +106,10 @@ impl Past {
 }
 
 impl ChangeRecord {
-    /// The epoch that it began.
-    fn epoch_of(&self, room: RoomId) -> Epoch {
-        Epoch::new(room, self.epoch, self.authenticator, self.secrets.clone())
+    /// The epoch that it began, if this device was in it.
+    pub(super) fn epoch_of(&self, room: RoomId) -> Option<Epoch> {
+        let (authenticator, secrets) = self.begun.clone()?;
+        Some(Epoch::new(room, self.epoch, authenticator, secrets))
     }
 }
 

@@ -10,7 +10,10 @@ use crate::{
         records::{ChangeRecord, Entry, GroupRecord, JoiningRecord, Who},
         timeline::Reader,
     },
-    core::id::{DeviceKey, Digest, Seq},
+    core::{
+        envelope::Header,
+        id::{DeviceKey, Digest, Seq},
+    },
     group::{Applied, Change, Event, Group, Joining, LinkId, LiveLink, Member, Policy, Record, Skipped, SnapshotError},
     seal::body::tidy,
 };
@@ -52,7 +55,10 @@ pub(super) enum Taken {
     /// It breaks a rule; every member skips it.
     Invalid(String),
     /// This device cannot follow.
-    Lost,
+    Lost {
+        /// Whoever made the change may have sealed it so.
+        complains: bool,
+    },
 }
 
 const fn who(member: &Member) -> Who {
@@ -123,11 +129,12 @@ impl Seat {
         }
         let by = of(applied.by).or_else(|| joined.iter().find(|who| who.device == applied.by).copied());
         let is_member = self.group.is_member();
+        // Who is taken out does not get to know the epoch that this begins.
+        let begun = Some(self.group.epoch()).filter(|_| is_member);
         let change = ChangeRecord {
             by: by.unwrap_or(Who { device: applied.by, user: crate::seal::identity::UserKey(applied.by.0) }),
             epoch: applied.epoch,
-            authenticator: self.group.epoch().authenticator,
-            secrets: self.group.epoch().secrets().clone(),
+            begun: begun.map(|epoch| (epoch.authenticator, epoch.secrets().clone())),
             seats: Vec::new(),
             joined,
             names: Vec::new(),
@@ -222,7 +229,7 @@ impl Place {
                     *self = Self::In(seat);
                     Taken::Applied(change)
                 }
-                Err(_) => Taken::Lost,
+                Err(_) => Taken::Lost { complains: false },
             },
             Self::In(mut seat) => {
                 let taken = seat.take(at, &record, (title, newest), reborn, rng);
@@ -248,6 +255,10 @@ impl Seat {
             return Taken::Nothing(Entry::Change(change.clone()));
         }
         match self.group.process(record, rng) {
+            // This device itself took its place again, and it is an older copy of its storage that reads this.
+            Ok(Applied { events, .. }) if !self.group.is_member() && matches!(events.first(), Some(Event::Rejoined(_))) => {
+                Taken::Lost { complains: false }
+            }
             Ok(applied) => {
                 if let Some(change) = applied.rebase.clone() {
                     self.wants(change);
@@ -255,10 +266,13 @@ impl Seat {
                 Taken::Applied(self.note(at, title, &applied))
             }
             Err(Skipped::Past) if reborn => Taken::Nothing(Entry::Known),
-            Err(Skipped::Lost) => Taken::Lost,
+            Err(Skipped::Lost) => {
+                let own = Header::parse(&record.commit).is_ok_and(|header| header.leaf == self.group.leaf());
+                Taken::Lost { complains: !own }
+            }
             // The server takes a change only from who names the newest one: what names one that this device has not read was made in an
             // epoch that it has missed, and anything else that does not fit is garbage.
-            Err(Skipped::Ahead { .. }) if record.after > newest => Taken::Lost,
+            Err(Skipped::Ahead { .. }) if record.after > newest => Taken::Lost { complains: false },
             Err(skipped) => Taken::Invalid(skipped.to_string()),
         }
     }

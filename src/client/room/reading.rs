@@ -89,6 +89,7 @@ impl Client {
             let entry = match what {
                 What::Message(opened) => Entry::Message(*opened),
                 What::Post(post) => Entry::Post(*post),
+                What::Sent(sent) => Entry::Sent(*sent),
                 What::Change(..) => continue,
             };
             let record = LogRecord { time_ms, digest, chain: Digest([0; 32]), entry };
@@ -147,7 +148,7 @@ impl Client {
         }
         let Some(room) = self.rooms.get_mut(&log) else { return };
         if lacks_change && room.place.seat().is_some() {
-            return self.rejoin(log, now_ms);
+            return self.rejoin(log, None, now_ms);
         }
         room.wire.subscribed = Some(position.head);
         self.up_to_date(log, now_ms);
@@ -185,15 +186,19 @@ impl Client {
         let header = Header::parse(&item.envelope).ok();
         let entry = match header {
             Some(header) if header.kind == Kind::Handshake => match self.take_change(id, item, now_ms) {
-                Some(entry) => entry,
-                None => {
-                    self.rejoin(id, now_ms);
+                Ok(entry) => entry,
+                Err(complaint) => {
+                    self.rejoin(id, complaint, now_ms);
                     return false;
                 }
             },
             _ => room.read(header.as_ref(), item),
         };
         let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return false };
+        let entry = match (entry, header) {
+            (Entry::Sealed, Some(header)) => room.sent(&me.identity, header.message).map_or(Entry::Sealed, Entry::Sent),
+            (entry, _) => entry,
+        };
         let record = room.timeline.record(item, entry);
         let applied = room.apply(&record);
         let seq = room.timeline.head();
@@ -207,14 +212,10 @@ impl Client {
                     restored = true;
                 }
             }
+            Applied::Sent(sent) => persist.extend(room.outbox.found_in_log(sent.message).into_iter().flatten()),
             _ => {}
         }
-        // What this device said before its storage was restored, and cannot open any more, is in the log all the same.
-        let own = header.filter(|_| record.entry == Entry::Sealed).map(|header| header.message);
-        let found = own.and_then(|message| room.sent_view(&me.identity, &me.record.name, message, seq));
-        let forget = own.and_then(|message| room.outbox.found_in_log(message));
-        persist.extend(forget.into_iter().flatten());
-        let event = found.or_else(|| room.message_view(&me.identity, seq));
+        let event = room.message_view(&me.identity, seq);
         let (going_on, is_past) = (room.record.stage != Stage::Removed, room.past.as_ref().is_some_and(|past| past.covers(seq)));
         self.persist_all(persist);
         if restored {
@@ -236,6 +237,7 @@ impl Client {
                     Message::Link(link) if !is_past => self.learn_link(id, opened.sender.user, link),
                     Message::DropBox(shared) => self.learn_drop_box(id, *shared, now_ms),
                     Message::DropBoxClosed(counter) => self.on_drop_box_closed(id, opened.sender.user, counter),
+                    Message::Complaint(complaint) => self.on_complaint(id, opened.sender, complaint),
                     Message::Leave(proposal) if !is_past => self.on_goodbye(id, opened.sender.device, proposal, now_ms),
                     _ => {}
                 }
@@ -253,7 +255,7 @@ impl Client {
             Applied::Injected => {
                 self.notice(Level::Warn, &format!("record {seq} was written by nobody in this room; it is not shown"), Some(id));
             }
-            Applied::Post(_) | Applied::Nothing => {}
+            Applied::Sent(_) | Applied::Post(_) | Applied::Nothing => {}
         }
         if !going_on && self.rooms.get(&id).is_some_and(|room| room.record.leaving) {
             self.forget(id);
@@ -293,6 +295,7 @@ impl Client {
             self.persist_all(persist);
         }
         self.close_the_past(id);
+        self.answer_asks(id, now_ms);
         self.introduce(id, now_ms);
         self.tell_devices(id, now_ms);
         self.tell_devices_everywhere(now_ms);
@@ -334,16 +337,27 @@ impl Client {
             return;
         }
         let Some(room) = self.rooms.get(&id) else { return };
+        let (is_in, entered, has) = (room.record.stage == Stage::Joined, room.wire.entered, room.timeline.head());
+        let outside = room.record.stage == Stage::Invited;
         match (what, why) {
             (Operation::Subscribe, Refusal::CursorAhead { head }) => {
-                let text =
-                    format!("the server has only {head} of the {} messages that this device has seen", room.timeline.head());
+                let text = format!("the server has only {head} of the {has} messages that this device has seen");
                 self.contradiction(id, &text, Said::Head(head), now_ms);
             }
             (Operation::Enter | Operation::Subscribe | Operation::Create | Operation::Handshake, why) if is_passing(why) => {
-                self.try_again(id, now_ms)
+                self.try_again(id, now_ms);
+            }
+            (Operation::Enter, Refusal::BadProof) if is_in => {
+                if !self.try_former_key(id) {
+                    self.ask_for_key(id, now_ms);
+                    self.shut_out(id, now_ms);
+                }
             }
             (Operation::Enter, Refusal::NoAccess | Refusal::BadProof) => self.shut_out(id, now_ms),
+            // A former key opens what it opened, and not the newest change.
+            (Operation::Handshake, Refusal::NoAccess) if entered && outside => {
+                self.stay_outside(id, "what this device knows does not open the room any more: a member has to tell it", now_ms);
+            }
             // The answer to the entering that failed says it.
             (Operation::Subscribe | Operation::Handshake, Refusal::NoAccess) => {}
             (Operation::Create, Refusal::RoomExists) => {}
@@ -373,14 +387,36 @@ impl Client {
         self.tell_room(id);
     }
 
+    /// What opens the room is unknown to the server: it may have been restored to a time when something else did. Each key that this device
+    /// knows is tried once on a connection; all are kept.
+    fn try_former_key(&mut self, id: RoomId) -> bool {
+        let Some(room) = self.rooms.get_mut(&id).filter(|room| room.wire.keys_tried < room.record.former.len()) else {
+            return false;
+        };
+        room.wire.keys_tried += 1;
+        let record = &mut room.record;
+        record.former.push((record.access, record.access_at));
+        (record.access, record.access_at) = record.former.remove(0);
+        self.persist_room(id);
+        self.enter_anew(id);
+        true
+    }
+
     /// The server does not let this device in. Ask again later: who made the room may not have reached the server yet.
     pub(in crate::client) fn shut_out(&mut self, id: RoomId, now_ms: u64) {
+        let Some(room) = self.rooms.get(&id) else { return };
+        if room.record.stage == Stage::Invited && room.lost.is_some() {
+            // What this device was told opens the room no more; a commit by which it comes in leads nowhere, or is in the log already.
+            self.leave_group(id);
+            self.ask_for_place(id, now_ms);
+        }
         let Some(room) = self.rooms.get_mut(&id) else { return };
         let why = match room.record.stage {
             Stage::Deleting => return self.remove(id),
             // Asked for while it is being made; the creation comes again.
             Stage::Creating => return,
             Stage::Invited => "the room is not on the server: it is gone, or not there yet, or the link was changed",
+            _ if room.lost.is_some() => "what this device knows does not open the room any more: a member has to tell it",
             _ => "the room is no longer on the server",
         };
         let first = room.shut_out.is_none();

@@ -137,8 +137,9 @@ impl Client {
         let Some(room) = self.rooms.get_mut(&id) else { return self.on_post_ack(log, producer, client_seq) };
         let Some(me) = &self.me else { return };
         if let Some((_, persist)) = room.handshakes.acked(producer, client_seq) {
-            self.persist_all(persist);
+            // That it is in first: after a crash between the two, the same bytes are acked again.
             self.on_let_in(id, seq);
+            self.persist_all(persist);
         } else {
             // The message stays in sight until it comes back in the log.
             let Some(message) = room.outbox.named(producer, client_seq) else { return };

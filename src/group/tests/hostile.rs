@@ -70,7 +70,7 @@ impl Forged {
     fn wrap(&self, group: &mut Group, bundle: &CommitMessageBundle, who: &Identity, rng: &mut Rng) -> Record {
         let staged = group.mls.pending_commit().unwrap();
         let (secrets, authenticator) = exported(staged, rng).unwrap();
-        let epoch = Epoch::new(ROOM, group.epoch().number + 1, authenticator, secrets);
+        let epoch = Epoch::new(group.room(), group.epoch().number + 1, authenticator, secrets);
         let policy = self.links_of.clone().or_else(|| self.policy.clone()).unwrap_or_else(|| group.policy());
         let access = self.rotates.unwrap_or(!self.remove.is_empty()).then(|| access_of(&epoch));
         let record = assemble(bundle, &epoch, &policy, (access, None), rng, |welcome, group_info, rng| {
@@ -300,10 +300,10 @@ proptest! {
     }
 }
 
-/// Seals rubbish to some public keys.
+/// Seals rubbish to all public keys but some.
 struct PoisonCrypto<'a> {
     inner: Crypto<'a, Rng>,
-    victims: Vec<Vec<u8>>,
+    spared: Vec<Vec<u8>>,
 }
 
 struct Poison<'a> {
@@ -338,7 +338,7 @@ impl OpenMlsCrypto for PoisonCrypto<'_> {
         aad: &[u8],
         text: &[u8],
     ) -> Result<HpkeCiphertext, CryptoError> {
-        let text = if self.victims.iter().any(|victim| victim == pk) { vec![7; text.len()] } else { text.to_vec() };
+        let text = if self.spared.iter().any(|spared| spared == pk) { text.to_vec() } else { vec![7; text.len()] };
         self.inner.hpke_seal(config, pk, info, aad, &text)
     }
 
@@ -411,19 +411,26 @@ impl OpenMlsCrypto for PoisonCrypto<'_> {
     }
 }
 
+/// A commit of `who`, which breaks no rule, and which one device cannot follow. Returns the forger's state beside the record.
+pub(crate) fn poisoned(group: &mut Group, who: &Identity, victim: DeviceKey) -> (Record, Vec<u8>) {
+    let others = group.mls.members().filter(|member| member.signature_key != victim.0);
+    let spared = others.map(|member| member.encryption_key).collect();
+    let storage = group.storage.clone();
+    let mut rng = Rng(70);
+    let poison = Poison { crypto: PoisonCrypto { inner: Crypto::new(&mut rng), spared }, storage: &storage };
+    let forged = Forged::default();
+    let bundle = forged.stage(group, &poison, who);
+    drop(poison);
+    group.storage = storage;
+    let staged = group.snapshot();
+    (forged.wrap(group, &bundle, who, &mut rng), staged)
+}
+
 #[test]
 fn who_cannot_follow_a_commit_that_others_can_takes_its_place_again() {
     let mut world = Three::new(7);
-    let victims = world.groups[0].mls.members().skip(2).map(|carol| carol.encryption_key).collect();
-    let storage = world.groups[1].storage.clone();
-    let mut rng = Rng(70);
-    let poison = Poison { crypto: PoisonCrypto { inner: Crypto::new(&mut rng), victims }, storage: &storage };
-    let forged = Forged::default();
-    let bundle = forged.stage(&mut world.groups[1], &poison, &world.people[1]);
-    drop(poison);
-    world.groups[1].storage = storage;
-    let staged = world.groups[1].snapshot();
-    let record = forged.wrap(&mut world.groups[1], &bundle, &world.people[1], &mut world.rng);
+    let carol = world.people[2].device();
+    let (record, staged) = poisoned(&mut world.groups[1], &world.people[1], carol);
     // The forger follows its own commit, as it would from the log.
     let mut forger = Group::restore(&staged, &mut world.rng).unwrap();
     forger.pending = Some(Pending { change: Change::default(), record: record.hash() });
@@ -442,4 +449,22 @@ fn who_cannot_follow_a_commit_that_others_can_takes_its_place_again() {
     }
     world.groups[2] = joining.confirm(&record).unwrap().0;
     world.assert_well();
+}
+
+#[test]
+fn a_key_package_that_was_handed_out_before_lets_nobody_in_again() {
+    let mut rng = Rng(11);
+    let ((alice, mut one), (_, mut two)) = pair(Suite::X25519, &mut rng);
+    let carol = identity(&mut rng);
+    let mut keys = KeyPackages::default();
+    let package = keys.make(&carol, Suite::X25519, 0, false, &mut rng).unwrap();
+    let record = commit(&mut [&mut one, &mut two], 0, add(package.clone()), &alice, &mut rng);
+    let mut three = Group::join(ROOM, &record, &mut keys, &mut rng).unwrap();
+    let gone = Change { remove: vec![carol.device()], ..Change::default() };
+    commit(&mut [&mut one, &mut two, &mut three], 0, gone, &alice, &mut rng);
+    // The server hands out the package that was used: Carol's device has nothing any more that opens what is sealed to it.
+    let kept = keys.snapshot();
+    let again = commit(&mut [&mut one, &mut two], 0, add(package), &alice, &mut rng);
+    assert_eq!(Group::join(ROOM, &again, &mut keys, &mut rng).err(), Some(JoinError::NotForUs));
+    assert!(kept == keys.snapshot() && !three.is_member());
 }
