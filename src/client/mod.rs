@@ -61,6 +61,10 @@ pub type ClientRandom = Box<dyn rand_core::CryptoRng + Send>;
 
 /// What a shell carries out.
 #[derive(Clone, PartialEq, Eq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a room's view is large, and is moved once from a queue that it is alone in for a moment"
+)]
 pub enum Output {
     /// Keep this value, or forget the key.
     Persist {
