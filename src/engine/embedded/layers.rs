@@ -269,8 +269,7 @@ impl Tables {
     fn freeze(&mut self) {
         self.since = None;
         if !self.active.is_empty() {
-            let successor = self.active.successor();
-            self.frozen = Some(Arc::new(std::mem::replace(&mut self.active, successor)));
+            self.frozen = Some(Arc::new(std::mem::take(&mut self.active)));
             self.freezes += 1;
         }
     }

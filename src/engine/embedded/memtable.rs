@@ -15,7 +15,7 @@ use std::{collections::HashMap, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    hash::{self, RoomMap},
+    hash::RoomMap,
     spare::{Lent, Spares},
 };
 use crate::{
@@ -45,9 +45,9 @@ pub(super) struct Space {
 }
 
 impl Space {
-    /// Keeps so much of what one table had, in bytes, for the next.
+    /// Keeps of what one table had so many bytes of envelopes for the next, and half as much of what goes with them.
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self { envelopes: Spares::new(bytes_max), records: Spares::new(bytes_max) }
+        Self { envelopes: Spares::new(bytes_max), records: Spares::new(bytes_max / 2) }
     }
 
     /// Gives what is kept back to the system.
@@ -222,10 +222,6 @@ pub(super) struct Memtable {
     pub(super) last: Lsn,
     /// Memory that it takes, roughly, in bytes.
     pub(super) bytes: usize,
-    /// Records that were added.
-    records: usize,
-    /// For how many records of a room there is space at once.
-    expected: usize,
 }
 
 /// Memory of a record besides its envelope.
@@ -235,17 +231,7 @@ const PACKAGES_BYTES: usize = 128;
 /// Memory of a room besides its records.
 const ROOM_BYTES: usize = 256;
 
-/// The most records for which a room has space at once.
-const EXPECTED_MAX: usize = 1024;
-
 impl Memtable {
-    /// An empty one, which will be filled as this one was.
-    pub(super) fn successor(&self) -> Self {
-        let rooms = RoomMap::with_capacity_and_hasher(self.rooms.len(), hash::Keyed::default());
-        let expected = self.records.checked_div(self.rooms.len()).unwrap_or_default().min(EXPECTED_MAX);
-        Self { rooms, expected, ..Self::default() }
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.last == 0
     }
@@ -282,7 +268,6 @@ impl Memtable {
     fn append(&mut self, room: RoomId, log: LogId, record: Handle) {
         let len = record.envelope_len();
         self.bytes += RECORD_BYTES + len;
-        self.records += 1;
         let tail = self.room(room);
         tail.log = Some(log);
         tail.envelope_bytes += len as u64;
@@ -325,7 +310,7 @@ impl Memtable {
     fn room(&mut self, room: RoomId) -> &mut RoomTail {
         self.rooms.entry(room).or_insert_with(|| {
             self.bytes += ROOM_BYTES;
-            RoomTail { records: Vec::with_capacity(self.expected), ..RoomTail::default() }
+            RoomTail::default()
         })
     }
 }

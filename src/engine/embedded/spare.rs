@@ -12,7 +12,7 @@ use std::{
 /// Less than this, in bytes, is not worth keeping.
 const KEPT_MIN: usize = 512;
 /// What is handed out has at most so many times the space that was asked for.
-const SLACK: usize = 4;
+const SLACK: usize = 2;
 
 /// Vectors that nobody uses now, up to so many bytes.
 #[derive(Debug)]
