@@ -30,6 +30,16 @@ fn browsers_use_http2_and_post_quantum_keys() {
     node(&dir, "tls.mjs");
 }
 
+/// Prints what sealing, opening and coming in cost in a browser.
+#[test]
+#[ignore = "measures: cargo test --test browser -- --ignored figures, in a build that has the page"]
+fn figures() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
+    install(&dir);
+    node(&dir, "figures.mjs");
+}
+
 #[test]
 fn the_pages_logic_holds() {
     node(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser"), "unit.test.mjs");

@@ -34,7 +34,7 @@ use crate::{
         epoch::Epoch,
         hpke::{HpkeError, X25519Public, XWingPrivate, XWingPublic, open_xwing, seal_xwing, share_secret},
         identity::Identity,
-        message::{SealError, bucket, seal_external},
+        message::{SealError, padme, seal_external},
     },
 };
 
@@ -97,7 +97,7 @@ pub(super) fn seal_group_info(
     let (x25519, xwing) = (epoch.public().to_bytes(), xwing.to_bytes().into());
     let body = GroupInfoBody { group_info, x25519, xwing, former: for_newcomers(epoch, policy) };
     let mut plaintext = body.encode();
-    plaintext.resize(bucket(plaintext.len()), 0);
+    plaintext.resize(padme(plaintext.len()), 0);
     let (key, context) = info_key(epoch);
     let payload = Payload { msg: &plaintext, aad: &context };
     let info = Aes256Gcm::new(&key.into()).encrypt(&[0; 12].into(), payload).map_err(|_| HpkeError::Key)?;

@@ -98,8 +98,15 @@ export class Edge {
 
 // Runs a terminal command in a home of its own; resolves to what it printed.
 export function terminal(home, ...args) {
+  return terminalReading('', home, ...args);
+}
+
+// The same, with lines to read.
+export function terminalReading(input, home, ...args) {
   return new Promise((resolve, reject) => {
-    const child = spawn(BINARY, args, {env: {...environment, HOME: home, XDG_DATA_HOME: join(home, 'data')}, stdio: ['ignore', 'pipe', 'pipe']});
+    const child = spawn(BINARY, args, {env: {...environment, HOME: home, XDG_DATA_HOME: join(home, 'data')}, stdio: ['pipe', 'pipe', 'pipe']});
+    child.stdin.on('error', () => {});
+    child.stdin.end(input);
     let out = '';
     let errors = '';
     child.stdout.on('data', (data) => { out += data; });
