@@ -4,6 +4,7 @@ import {Bus} from './bus.js';
 import {Log} from './view/log.js';
 import {Room, replaceWhenNew, wordRows} from './view/room.js';
 import {Sidebar, titleOf} from './view/sidebar.js';
+import {People, userOfCard} from './view/people.js';
 import {Unread} from './view/unread.js';
 import {ask, bindDialogs, download, toast} from './view/dialogs.js';
 import {avatar, badgeOf, paint} from './view/person.js';
@@ -18,6 +19,11 @@ class App {
   #log;
   #room;
   #sidebar = new Sidebar((id) => this.#open(id));
+  #people = new People({
+    invite: (who) => this.#do({do: 'invite', room: this.#current, who}),
+    accept: (room) => this.#doAndOpen({do: 'accept', room}),
+    decline: (room) => this.#do({do: 'decline', room}),
+  });
   #current = sessionStorage.getItem(CURRENT_ENTRY);
   #news = [];
   #isScheduled = false;
@@ -37,6 +43,7 @@ class App {
       typing: (room) => this.#do({do: 'typing', room}),
       remove: (room, member) => this.#remove(room, member),
       verify: (member) => this.#verify(member),
+      write: (user) => this.#doAndOpen({do: 'direct', who: user}),
     });
     this.#bus.addEventListener('change', ({detail}) => this.#changed(detail));
     this.#bus.addEventListener('notice', ({detail}) => toast(detail.level, detail.text));
@@ -111,6 +118,7 @@ class App {
     } else {
       el('details').hidden = true;
     }
+    this.#people.draw(state, isOpen ? entry.room : null);
     const counts = this.#unread.counts(state);
     this.#sidebar.draw(state, isOpen ? this.#current : null, counts);
     this.#drawTitle(isOpen ? titleOf(entry.room) : null, counts);
@@ -165,7 +173,9 @@ class App {
   // The room that a command makes appear is opened as soon as it is there.
   async #doAndOpen(command) {
     const known = new Set(this.#bus.state.rooms.keys());
-    this.#expecting = (id, room) => !known.has(id) || (command.link && fragmentOf(room.link) === fragmentOf(command.link));
+    const who = command.do === 'direct' ? userOfCard(command.who) ?? command.who : null;
+    this.#expecting = (id, room) => (who ? room.direct === who : !known.has(id))
+      || (command.link && fragmentOf(room.link) === fragmentOf(command.link));
     const id = await this.#do(command, true).catch(() => {
       this.#expecting = null;
     });
@@ -196,8 +206,13 @@ class App {
       const link = this.#invitation;
       this.#invitation = null;
       history.replaceState(null, '', location.pathname + location.search);
-      this.#doAndOpen({do: 'join', link});
+      this.#follow(link);
     }
+  }
+
+  // A room's link leads into the room, a person's card to the room with them.
+  #follow(link) {
+    this.#doAndOpen(link.includes('#u') ? {do: 'direct', who: link} : {do: 'join', link});
   }
 
   #bindWelcome() {
@@ -351,7 +366,7 @@ class App {
       el('create-large').checked = false;
     });
     el('join-form').addEventListener('submit', () => {
-      this.#doAndOpen({do: 'join', link: el('join-link').value.trim()});
+      this.#follow(el('join-link').value.trim());
       el('join-link').value = '';
     });
     el('verify-form').addEventListener('submit', () => {
@@ -439,7 +454,7 @@ function deviceRow({device, this: isThis}, remove) {
     avatar(device, device),
     h('span', {class: 'member-name mono'}, `${device.slice(0, 8)}…`),
     h('span', {class: 'member-note'}, isThis ? 'this one' : ''),
-    isThis ? null : h('span', {class: 'member-actions'}, h('button', {class: 'member-remove', type: 'button', onclick: remove}, 'Remove…')));
+    isThis ? null : h('span', {class: 'member-actions'}, h('button', {class: 'member-action member-remove', type: 'button', onclick: remove}, 'Remove…')));
 }
 
 function fragmentOf(link) {

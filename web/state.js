@@ -8,6 +8,8 @@ export class State {
   connection = {state: 'connecting', transport: null, detail: null};
   // Room id -> {room, messages: Map(key -> message), typing: Map(name -> until)}
   rooms = new Map();
+  // Room id -> invitation of somebody unknown, which waits for an answer.
+  requests = new Map();
 
   static from(plain) {
     return Object.assign(new State(), plain);
@@ -30,6 +32,12 @@ export class State {
         return undefined;
       case 'room_removed':
         this.rooms.delete(event.room);
+        return undefined;
+      case 'invitation':
+        this.requests.set(event.invitation.room, event.invitation);
+        return undefined;
+      case 'invitation_removed':
+        this.requests.delete(event.room);
         return undefined;
       case 'message':
         return this.#message(this.#entry(event.room), event.message);

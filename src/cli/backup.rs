@@ -74,13 +74,15 @@ pub(super) struct WhoamiArgs {
 
 /// Prints the identity.
 pub(super) fn whoami(args: &WhoamiArgs) -> anyhow::Result<()> {
-    let identity = native::identity(&args.client.profile(&args.edge)?, &args.client.first_name())?;
+    let identity =
+        native::identity(&args.client.profile(&args.edge)?, args.edge.trim_end_matches('/'), &args.client.first_name())?;
     super::print(format_args!(
-        "name    {}\nwords   {}\nperson  {}\ndevice  {}\n",
+        "name    {}\nwords   {}\nperson  {}\ndevice  {}\ncard    {}\n",
         identity.name,
         identity.words.join(" "),
         identity.user,
-        identity.device
+        identity.device,
+        identity.card
     ))?;
     for other in identity.devices.iter().filter(|device| !device.this) {
         super::print(format_args!("and     {}\n", other.device))?;

@@ -11,27 +11,30 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use clap::Args;
 use tokio::sync::mpsc;
 
-use super::client::{Client, ClientArgs, parse_link};
+use super::client::{Client, ClientArgs};
+use super::people::{People, Target, Typed};
 use crate::{
     client::qr,
     client::view::{
         Check, Command, ConnectionState, Event, History, Level, Message, MessageKind, MessageState, Role, Room, RoomState,
     },
     core::chain,
-    seal::{link::Link, linking::DeviceCode},
+    seal::linking::DeviceCode,
 };
 
 /// Arguments of `waxwing chat`.
 #[derive(Debug, Args)]
 pub(super) struct ChatArgs {
-    /// The room's link, as copied from a browser or printed by `waxwing create`.
-    #[arg(value_parser = parse_link)]
-    link: Link,
+    /// The room's link, as copied from a browser or printed by `waxwing create`; or a person's card, to write to them; or the
+    /// edge's address, for rooms that this profile is in already.
+    #[arg(value_parser = Target::parse)]
+    target: Target,
     #[command(flatten)]
     client: ClientArgs,
 }
 
-const HELP: &str = "Enter sends; /who  /link  /words  /verify  /evidence  /remove  /dropbox  /leave  /help  /quit";
+const HELP: &str =
+    "Enter sends; /who  /link  /invite  /dm  /card  /words  /verify  /evidence  /remove  /dropbox  /leave  /help  /quit";
 
 /// One line for a message, without colour.
 pub(super) fn plain(message: &Message) -> String {
@@ -42,6 +45,7 @@ pub(super) fn plain(message: &Message) -> String {
         MessageKind::Namesake => {
             format!("{time}  * ANOTHER {} joined: not the one of that name who was here", message.author.name)
         }
+        MessageKind::Added => format!("{time}  * {} brought in {}", message.author.name, message.text),
         MessageKind::Left => format!("{time}  * {} left", message.author.name),
         MessageKind::Removed => format!("{time}  * {} removed {}", message.author.name, message.text),
         MessageKind::History => format!("{time}  * {}: {}", message.author.name, message.text),
@@ -76,7 +80,7 @@ fn clock(time_ms: u64) -> String {
 }
 
 /// What is on the screen.
-struct Screen {
+pub(super) struct Screen {
     colour: bool,
     /// Which messages were printed, and whether as stored.
     printed: BTreeMap<String, bool>,
@@ -85,7 +89,7 @@ struct Screen {
 }
 
 impl Screen {
-    fn line(&self, text: &str) -> anyhow::Result<()> {
+    pub(super) fn line(&self, text: &str) -> anyhow::Result<()> {
         // On a terminal the prompt is taken away, and put back below the line.
         let text = if self.colour { format!("\r\x1b[K{text}\n> ") } else { format!("{text}\n") };
         super::print(text).context("cannot print")
@@ -137,9 +141,9 @@ fn lines() -> mpsc::Receiver<String> {
 
 /// Chats until Ctrl-C, Ctrl-D or `/quit`.
 pub(super) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
-    let mut client = args.client.start(&args.link.origin).await?;
-    client.join(&args.link).await?;
-    let id = args.link.room.to_string();
+    let mut client = args.client.start(args.target.origin()).await?;
+    let mut people = People::default();
+    let mut id = people.begin(&client, &args.target).await?;
     let mut screen = Screen { colour: io::stdout().is_terminal(), printed: BTreeMap::new(), people: BTreeMap::new() };
     screen.line(&format!("{}, {HELP}", client.name))?;
     let mut input = lines();
@@ -153,10 +157,17 @@ pub(super) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
                     let saved = wanted.take().map(|path| super::verify::save(&path, &file));
                     saved.map_or(Ok(()), |saved| screen.line(&saved.map_or_else(|error| format!("! {error:#}"), |said| format!("   {said}"))))?;
                 }
-                event => if show(&mut screen, &id, &mut last, event)? { break },
+                event => {
+                    let next = people.take(&screen, &event)?;
+                    if show(&mut screen, &id, &mut last, event)? { break }
+                    if let Some(next) = next {
+                        last = go(&mut screen, &people, &next)?;
+                        id = next;
+                    }
+                }
             },
             line = input.recv() => match line {
-                None => { finish(&mut client, &args.link).await?; break }
+                None => { finish(&mut client, last.as_ref()).await?; break }
                 Some(line) if line.starts_with("/evidence") => {
                     wanted = Some(line.trim_start_matches("/evidence").trim()).filter(|path| !path.is_empty()).map(PathBuf::from);
                     match &wanted {
@@ -164,7 +175,14 @@ pub(super) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
                         None => screen.line("   /evidence FILE, with a file that is not there yet")?,
                     }
                 }
-                Some(line) => if !act(&client, &screen, &id, last.as_ref(), line.trim_end()).await? { break },
+                Some(line) => match people.act(&client, &screen, last.as_ref(), line.trim_end()).await? {
+                    Typed::Go(next) => {
+                        last = go(&mut screen, &people, &next)?;
+                        id = next;
+                    }
+                    Typed::Done => {}
+                    Typed::Other => if !act(&client, &screen, &id, last.as_ref(), line.trim_end()).await? { break },
+                },
             },
             _ = tokio::signal::ctrl_c() => break,
         }
@@ -181,11 +199,26 @@ pub(super) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
 }
 
 /// When input ends (a pipe, Ctrl-D), what was typed is sent before the end.
-async fn finish(client: &mut Client, link: &Link) -> anyhow::Result<()> {
-    // Joining again changes nothing, and tells how the room stands after everything that was typed.
-    client.join(link).await?;
-    let id = link.room.to_string();
+async fn finish(client: &mut Client, room: Option<&Room>) -> anyhow::Result<()> {
+    let Some(room) = room else { return Ok(()) };
+    // Joining again, or opening it again, changes nothing, and tells how the room stands after everything that was typed.
+    match &room.direct {
+        Some(who) => client.command(Command::Direct { who: who.clone() }).await?,
+        None if room.link.is_empty() => return Ok(()),
+        None => client.command(Command::Join { link: room.link.clone() }).await?,
+    }
+    let id = room.id.clone();
     client.wait_for_room(|room| room.id == id && room.settled).await.map(|_| ())
+}
+
+/// Shows another room: what was said there last.
+fn go(screen: &mut Screen, people: &People, id: &str) -> anyhow::Result<Option<Room>> {
+    let Some(room) = people.room(id) else { return Ok(None) };
+    screen.line(&format!("-- {}", if room.title.is_empty() { "a room without a name" } else { &room.title }))?;
+    for message in people.recent(id) {
+        screen.message(message)?;
+    }
+    Ok(Some(room.clone()))
 }
 
 /// Shows an event. Returns true when the room cannot be used.
@@ -198,10 +231,8 @@ fn show(screen: &mut Screen, id: &str, last: &mut Option<Room>, event: Event) ->
                 RoomState::Open if opened => {
                     let others = room.members.iter().filter(|member| !member.you).count();
                     let classical = if room.post_quantum { "" } else { ", not against quantum computers" };
-                    screen.line(&format!(
-                        "-- {}: you and {others} other(s); sealed{classical}, whoever has the link can come in",
-                        room.title
-                    ))?;
+                    let who = if room.link.is_empty() { "members bring others in" } else { "whoever has the link can come in" };
+                    screen.line(&format!("-- {}: you and {others} other(s); sealed{classical}, {who}", room.title))?;
                 }
                 RoomState::Refused if opened => {
                     screen.line(&format!("-- {}", room.reason.as_deref().unwrap_or("the room cannot be used")))?;
@@ -245,6 +276,11 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
             "   Enter sends what you typed\n   /who    who is in the room\n   /link   the room's link\n   \
              /newlink  make another link, and end the former one (owners and moderators)\n   \
              /history join | all   what newcomers read of the time before they came in (owners choose)\n   \
+             /card   what to give to others so that they can write to you\n   \
+             /invite NAME or CARD  bring a person into this room, while they are away if need be\n   \
+             /dm NAME or CARD  write to a person alone\n   \
+             /accept, /decline  answer an invitation of somebody you do not know\n   \
+             /rooms  your rooms   /room N  go to one\n   \
              /remove NAME  remove a person; nobody removed reads what follows (owners and moderators)\n   \
              /refresh  new keys for this device, when somebody may have copied them\n   \
              /dropbox  open the room's drop-box, where scripts post what only members read; /dropbox close closes it (owners and moderators)\n   \
@@ -309,29 +345,34 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
             }
             client.command(Command::OpenDropBox { room: room.id.clone() }).await?;
         }
-        ("/words", Some(room)) => {
-            screen.line(&format!(
-                "   at message {}: {}   (equal for everyone, or you see different histories)",
-                room.words_at,
-                room.words.join(" ")
-            ))?;
-            if let Some(closed) = &room.closed {
-                screen.line(&format!("   not readable here: {closed}"))?;
-            }
-            screen.line(&format!("{}   {}", code(&room.code), room.code))?;
-            let found = room.integrity;
-            screen.line(&format!(
-                "   {} messages match this device's history, {} cannot be checked, {} contradict it; {} were written by nobody here",
-                found.matches, found.unchecked, found.contradicts, found.injected
-            ))?;
-            if found.complaints > 0 {
-                screen.line(&format!("   {} complaints that a change of the group could not be followed", found.complaints))?;
-            }
-        }
+        ("/words", Some(room)) => words(screen, room)?,
         ("", _) => screen.line("")?,
+        (_, None) if id.is_empty() => screen.line("   no room is open: /rooms, /dm CARD, or start with a room's link")?,
         (text, _) => client.command(Command::Send { room: id.to_owned(), text: text.to_owned() }).await?,
     }
     Ok(true)
+}
+
+/// What can be compared with the others, and what this device found.
+fn words(screen: &Screen, room: &Room) -> anyhow::Result<()> {
+    screen.line(&format!(
+        "   at message {}: {}   (equal for everyone, or you see different histories)",
+        room.words_at,
+        room.words.join(" ")
+    ))?;
+    if let Some(closed) = &room.closed {
+        screen.line(&format!("   not readable here: {closed}"))?;
+    }
+    screen.line(&format!("{}   {}", code(&room.code), room.code))?;
+    let found = room.integrity;
+    screen.line(&format!(
+        "   {} messages match this device's history, {} cannot be checked, {} contradict it; {} were written by nobody here",
+        found.matches, found.unchecked, found.contradicts, found.injected
+    ))?;
+    if found.complaints > 0 {
+        screen.line(&format!("   {} complaints that a change of the group could not be followed", found.complaints))?;
+    }
+    Ok(())
 }
 
 /// Says what newcomers read, or chooses it.

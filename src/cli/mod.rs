@@ -8,6 +8,7 @@ mod config;
 mod link;
 mod load;
 mod passphrase;
+mod people;
 mod post;
 mod secret;
 mod send;

@@ -12,10 +12,12 @@ pub mod records;
 pub mod timeline;
 pub mod view;
 
+mod acquaintances;
 mod contacts;
 mod devices;
 mod link;
 mod linking;
+mod packages;
 mod patience;
 mod people;
 mod room;
@@ -33,8 +35,8 @@ use bytes::Bytes;
 use self::{
     link::Caller,
     records::{
-        ContactRecord, GroupRecord, IdentityRecord, LogRecord, LostRecord, OutRecord, OutboxRecord, PastRecord, PostingRecord,
-        RoomRecord, encode,
+        AcquaintancesRecord, ContactRecord, GroupRecord, IdentityRecord, InvitesRecord, LogRecord, LostRecord, OutRecord,
+        OutboxRecord, PastRecord, PostingRecord, RoomRecord, Who, encode,
     },
     room::Room,
     session::{Change, Turn, Wire},
@@ -149,6 +151,14 @@ pub struct Client {
     stored: Stored,
     /// No room's keys are renewed on schedule before this time.
     renew_next_ms: u64,
+    /// The key packages of this device.
+    shelf: packages::Shelf,
+    /// Key packages of others that were asked for on this connection: into which room, and whose.
+    takes: BTreeMap<u32, (RoomId, Who)>,
+    /// People beyond the rooms.
+    acquaintances: AcquaintancesRecord,
+    /// Names the latest question about key packages.
+    requests: u32,
     /// The time named in the latest [`Output::Timer`].
     timer_ms: Option<u64>,
     outputs: VecDeque<Output>,
@@ -181,6 +191,9 @@ struct Stored {
     contacts: BTreeMap<UserKey, ContactRecord>,
     former: Vec<(RoomId, String)>,
     ticket: Option<TicketRecord>,
+    shelf: Option<packages::Shelf>,
+    acquaintances: Option<AcquaintancesRecord>,
+    invites: BTreeMap<RoomId, InvitesRecord>,
 }
 
 impl core::fmt::Debug for Client {
@@ -207,6 +220,10 @@ impl Client {
             former: Vec::new(),
             stored: Stored::default(),
             renew_next_ms: 0,
+            shelf: packages::Shelf::default(),
+            takes: BTreeMap::new(),
+            acquaintances: AcquaintancesRecord::default(),
+            requests: 0,
             timer_ms: None,
             outputs: VecDeque::new(),
         }
@@ -231,12 +248,15 @@ impl Client {
         self.former = core::mem::take(&mut stored.former);
         self.contacts = core::mem::take(&mut stored.contacts);
         stored.ticket.take().into_iter().for_each(|ticket| self.wire.load_ticket(ticket));
+        self.shelf = stored.shelf.take().unwrap_or_default();
+        self.acquaintances = stored.acquaintances.take().unwrap_or_default();
         self.restore(stored, now_ms);
         self.tell_identity();
         let rooms: Vec<_> = self.rooms.keys().copied().collect();
         for room in rooms {
             self.tell_history(room);
         }
+        self.tell_requests();
         if self.me.is_some() {
             self.connect(now_ms);
         } else {
@@ -289,6 +309,10 @@ impl Client {
             Command::Evidence { room } => self.in_room(&room, |this, room| this.tell_evidence(room, now_ms)),
             Command::Forget { room } => self.in_room(&room, Self::forget),
             Command::DeleteRoom { room } => self.in_room(&room, Self::delete),
+            Command::Invite { room, who } => self.in_room(&room, |this, room| this.invite(room, &who, now_ms)),
+            Command::Direct { who } => self.direct(&who, now_ms),
+            Command::Accept { room } => self.in_request(&room, Self::accept),
+            Command::Decline { room } => self.in_request(&room, Self::decline),
         }
         self.schedule(now_ms);
     }
@@ -360,6 +384,8 @@ impl Client {
         for outbox in self.posts.values_mut() {
             outbox.disconnected();
         }
+        self.shelf.disconnected();
+        self.takes.clear();
         if let Some(me) = &mut self.me {
             me.inbox = people::InboxState::default();
         }
@@ -432,15 +458,19 @@ impl Client {
             self.tend_drop_box(room, now_ms);
         }
         self.renew_due(now_ms);
+        let ask: Vec<_> = self.rooms.iter().filter_map(|(id, room)| room.invites_due(now_ms).then_some(*id)).collect();
         enter.into_iter().for_each(|room| self.begin(room));
+        ask.into_iter().for_each(|room| self.ask_for_packages(room));
         retry.into_iter().for_each(|room| self.pump(room, now_ms));
+        self.packages_tick(now_ms);
         self.schedule(now_ms);
     }
 
     /// Asks to be called when the next thing is due.
     fn schedule(&mut self, now_ms: u64) {
         let retries = self.rooms.values().filter_map(Room::retry_at);
-        let next = retries.chain(self.renews_at()).chain(self.wire.timeout(now_ms)).chain(self.code_expires_ms()).min();
+        let due = self.code_expires_ms().into_iter().chain(self.shelf.look_at()).chain(self.renews_at());
+        let next = retries.chain(self.wire.timeout(now_ms)).chain(due).min();
         if let Some(at_ms) = next.filter(|at_ms| self.timer_ms != Some(*at_ms)) {
             self.timer_ms = next;
             self.outputs.push_back(Output::Timer { at_ms });
@@ -484,6 +514,9 @@ impl Stored {
         let id = || first?.parse::<RoomId>().ok();
         let number = || u64::from_str_radix(second?, 16).ok();
         match kind {
+            "acquaintances" => self.acquaintances = Some(postcard::from_bytes(value).ok()?),
+            "invites" => drop(self.invites.insert(id()?, postcard::from_bytes(value).ok()?)),
+            "packages" => self.shelf = Some(packages::Shelf::load(postcard::from_bytes(value).ok()?).ok()?),
             "ticket" => self.ticket = Some(postcard::from_bytes(value).ok()?),
             "identity" => *me = Some(Me::new(postcard::from_bytes(value).ok()?)),
             "room" => self.rooms.push((id()?, postcard::from_bytes(value).ok()?)),

@@ -18,9 +18,21 @@ use crate::{
         body::tidy,
         epoch::access_key,
         identity::{CERTIFICATE_LIFE_MS, Certificate, Identity, IdentitySecrets},
-        invitation::Invitation,
+        invitation::{Contact, Invitation},
     },
 };
+
+/// What was posted to this device.
+enum Posted {
+    /// By another device of this person.
+    Own(Box<RoomBackup>),
+    /// By a device that this one may not know.
+    Anybodys(Box<Contact>),
+    /// Perhaps by a member of one of its rooms, about a place there.
+    Letter(bytes::Bytes),
+    /// Nothing that this version knows.
+    Nothing,
+}
 
 /// How far the device's own inbox is on this connection.
 #[derive(Debug, Default)]
@@ -65,6 +77,17 @@ impl Me {
             |issuer: &Certificate| Invitation::open(identity.inbox(), identity.inbox_public(), issuer.hash(), envelope).ok();
         record.own_devices.iter().find_map(open)
     }
+
+    /// What somebody has posted to this device.
+    fn posted(&self, envelope: &bytes::Bytes) -> Posted {
+        if let Some(room) = self.invited(envelope) {
+            return postcard::from_bytes(&room).map_or(Posted::Nothing, |room| Posted::Own(Box::new(room)));
+        }
+        match Contact::open(self.identity.inbox(), self.identity.inbox_public(), envelope) {
+            Ok(contact) => Posted::Anybodys(Box::new(contact)),
+            Err(_) => Posted::Letter(envelope.clone()),
+        }
+    }
 }
 
 impl Client {
@@ -75,6 +98,8 @@ impl Client {
             device: me.identity.device().to_string(),
             words: me.identity.user().words(),
             devices: self.own_devices(),
+            card: self.card(),
+            reachable: self.shelf.is_out(),
         });
         self.outputs.push_back(super::Output::Event(Event::Identity { identity }));
     }
@@ -222,6 +247,8 @@ impl Client {
             ServerFrame::Presence { room, online, offline } => self.on_presence(room, &online, &offline),
             ServerFrame::Ephemeral { envelope } => self.on_ephemeral(&envelope),
             ServerFrame::Deleted { room } => self.on_deleted(room),
+            ServerFrame::KeyPackage { request, result } => self.on_key_package(request, result, now_ms),
+            ServerFrame::KeyPackages { request, result } => self.on_key_packages(request, result, now_ms),
             ServerFrame::DropBox { room, announcement } => self.on_drop_box_put(room, announcement.is_some()),
             _ => {}
         }
@@ -256,6 +283,7 @@ impl Client {
             self.pump(room, now_ms);
         }
         self.pump_posts();
+        self.look_at_packages();
     }
 
     /// The inbox has a new life: what was subscribed was a place in the former one.
@@ -266,23 +294,20 @@ impl Client {
         self.send(&ClientFrame::Subscribe { room, after: 0 });
     }
 
-    /// What was posted to this device: invitations from other devices of the same person, and what members of its rooms ask and answer.
-    /// Anything else is skipped; anybody may post.
+    /// What was posted to this device: by other devices of the same person, by members of its rooms who ask and answer, or by anybody. What
+    /// does not open is skipped.
     pub(super) fn on_own_inbox(&mut self, page: &Page, now_ms: u64) {
         let Some(me) = &self.me else { return };
         if !me.inbox.subscribed || me.identity.inbox_id() != page.room {
             return;
         }
         let last = page.first.saturating_add(page.items.len() as u64).saturating_sub(1);
-        let mut letters: Vec<(Option<RoomBackup>, bytes::Bytes)> = Vec::new();
+        let mut posted: Vec<Posted> = Vec::new();
         for item in &page.items {
             match &self.me {
                 // Whatever comes behind the answer to a code is for the person that it brought.
                 Some(me) if me.shown.is_some() => self.take_grant(&item.envelope, now_ms),
-                Some(me) => {
-                    let backup = me.invited(&item.envelope).and_then(|room| postcard::from_bytes(&room).ok());
-                    letters.push((backup, item.envelope.clone()));
-                }
+                Some(me) => posted.push(me.posted(&item.envelope)),
                 None => {}
             }
         }
@@ -290,10 +315,12 @@ impl Client {
         if !self.is_nobody() {
             self.persist_me();
         }
-        for (backup, envelope) in letters {
-            match backup {
-                Some(backup) => self.join_with(backup, now_ms),
-                None => self.on_letter(&envelope, now_ms),
+        for posted in posted {
+            match posted {
+                Posted::Own(backup) => self.join_with(*backup, now_ms),
+                Posted::Anybodys(contact) => self.on_contact(*contact, now_ms),
+                Posted::Letter(envelope) => self.on_letter(&envelope, now_ms),
+                Posted::Nothing => {}
             }
         }
     }

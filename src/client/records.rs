@@ -12,10 +12,15 @@
 //! | `log/ROOM/SEQ` | [`LogRecord`], SEQ as 16 hex digits |
 //! | `out/NAME/NUMBER` | [`OutRecord`], NUMBER as 16 hex digits: its order in the outbox |
 //! | `outbox/NAME` | [`OutboxRecord`]: NAME is the log's, or of the one for a room's commits ([`handshakes`]) |
+//! | `invites/ROOM` | [`InvitesRecord`], while there are some |
 //! | `contact/USER` | [`ContactRecord`] |
+//! | `acquaintances` | [`AcquaintancesRecord`] |
+//! | `packages` | [`PackagesRecord`] |
 //! | `ticket` | [`super::TicketRecord`] |
 //! | `evidence/ROOM` | list of [`super::evidence::Contradicted`]: what the server said that contradicts |
 //! | `former/ROOM/LIFE/SEQ` | [`LogRecord`] of a life of the log that the server no longer has |
+
+mod inviting;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -33,6 +38,11 @@ use crate::{
         identity::{Certificate, IdentitySecrets, UserKey},
         message::Signed,
     },
+};
+
+pub use self::inviting::{
+    ACQUAINTANCES_KEY, AcquaintancesRecord, Handed, InviteRecord, InvitesRecord, OfferRecord, PACKAGES_KEY, PackagesRecord,
+    RequestRecord, RoomInvitation, invites_key,
 };
 
 /// Who this device is.
@@ -59,7 +69,7 @@ pub struct IdentityRecord {
 /// A room on this device.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoomRecord {
-    /// Format of this record: 3.
+    /// Format of this record: 4.
     pub format: u8,
     /// Where it is: what its link carries.
     pub origin: String,
@@ -81,6 +91,21 @@ pub struct RoomRecord {
     pub leaving: bool,
     /// When this device's leaf got its keys, by its own clock.
     pub renewed_ms: UnixMillis,
+    /// It was made for two people: this is the other one.
+    pub direct: Option<UserKey>,
+    /// The change by which this device was added, until it was read.
+    pub welcome: Option<WelcomeRecord>,
+}
+
+/// A change of a room's group that adds this device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WelcomeRecord {
+    /// Where it is in the log.
+    pub seq: Seq,
+    /// SHA-256 of its record.
+    pub record: Digest,
+    /// Who made it.
+    pub by: Who,
 }
 
 /// So many former access seeds are kept.
@@ -234,6 +259,10 @@ pub enum Stage {
     Deleted,
     /// This device was taken out of the group.
     Removed,
+    /// A member has added this device: it comes in with the change that did.
+    Added,
+    /// It was added, and that change does not let it in.
+    Missed,
 }
 
 /// One record of a log, opened and verified.
@@ -475,7 +504,6 @@ pub struct RoomBackup {
 
 /// The key of what an earlier login left for the next one.
 pub const TICKET_KEY: &str = "ticket";
-
 /// The key of a room's record.
 #[must_use]
 pub fn room_key(room: RoomId) -> String {

@@ -1,8 +1,9 @@
-//! One room on this device. What the client does with it lies beside: [`making`], [`joining`], [`returning`], [`reading`], [`changing`],
-//! [`writing`].
+//! One room on this device. What the client does with it lies beside: [`making`], [`joining`], [`inviting`], [`returning`], [`reading`],
+//! [`changing`], [`writing`].
 
 mod changing;
 mod climbing;
+mod inviting;
 mod joining;
 mod making;
 mod past;
@@ -23,8 +24,8 @@ use crate::client::devices::DEVICES_KIND;
 use crate::client::evidence::Contradicted;
 use crate::client::outbox::{Outbox, Persist};
 use crate::client::records::{
-    ChangeRecord, ContactRecord, Entry, KnownLink, Letter, LogRecord, LostRecord, OpenedRecord, OutRecord, PostRecord,
-    RoomBackup, RoomRecord, SentRecord, Stage, Who,
+    ChangeRecord, ContactRecord, Entry, InviteRecord, KnownLink, Letter, LogRecord, LostRecord, OpenedRecord, OutRecord,
+    PostRecord, RoomBackup, RoomRecord, SentRecord, Stage, Who,
 };
 use crate::client::timeline::{Applied, Newcomer, Timeline};
 use crate::client::view::{self, Author, Check, Member, MessageKind, MessageState};
@@ -84,6 +85,9 @@ pub(super) struct Room {
     lost: Option<LostRecord>,
     /// Who asked for their place here.
     asked: Asked,
+    /// Devices that are being invited, and when to ask again for their key packages.
+    invites: Vec<InviteRecord>,
+    ask_again_ms: Option<u64>,
     typed_ms: u64,
     /// Ephemeral messages sent, and the highest counters heard.
     ephemerals: (ProducerId, u64, BTreeMap<(DeviceKey, ProducerId), u64>),
@@ -184,6 +188,8 @@ impl Room {
             leaves: Vec::new(),
             lost: None,
             asked: Asked::default(),
+            invites: Vec::new(),
+            ask_again_ms: None,
             typed_ms: 0,
             ephemerals: (session, 0, BTreeMap::new()),
         }
@@ -201,6 +207,7 @@ impl Room {
         self.posting.disconnected();
         self.retry_at_ms = None;
         self.shut_out = None;
+        self.ask_again_ms = None;
         self.gate = 0;
     }
 
@@ -226,7 +233,8 @@ impl Room {
 
     pub(super) fn retry_at(&self) -> Option<u64> {
         let goodbyes = self.leaves.iter().map(|leave| leave.at_ms).filter(|_| !self.record.leaving);
-        self.shut_out.iter().map(|(_, at_ms)| *at_ms).chain(self.retry_at_ms).chain(goodbyes).chain(self.posting_at()).min()
+        let asks = self.ask_again_ms.into_iter().chain(self.posting_at());
+        self.shut_out.iter().map(|(_, at_ms)| *at_ms).chain(self.retry_at_ms).chain(goodbyes).chain(asks).min()
     }
 
     /// Takes the next record; remembers what is to be shown.
@@ -320,14 +328,19 @@ impl Room {
             }
             Stage::Deleted | Stage::Deleting => (view::RoomState::Deleted, None),
             Stage::Removed => (view::RoomState::Refused, Some("this device was removed from the room".to_owned())),
+            Stage::Missed => {
+                (view::RoomState::Refused, Some("the invitation does not let this device in: ask for another one".to_owned()))
+            }
             _ if self.record.leaving => {
                 (view::RoomState::Refused, Some("leaving: another member's device takes this one out".to_owned()))
             }
             _ if self.shut_out.is_some() => (view::RoomState::Refused, self.shut_out.as_ref().map(|(why, _)| why.clone())),
             Stage::Joined if self.place.seat().is_some() && self.timeline.handshake() > 0 => (view::RoomState::Open, None),
-            Stage::Creating | Stage::Invited | Stage::Joined => (view::RoomState::Joining, None),
+            Stage::Creating | Stage::Invited | Stage::Added | Stage::Joined => (view::RoomState::Joining, None),
         };
+        let direct = self.peer();
         let title = match (self.timeline.title(), &self.place) {
+            _ if direct.is_some() => direct.map(|user| self.name_of_user(user)).unwrap_or_default(),
             ("", Place::Joining(joining)) => tidy(joining.group().policy().title()),
             ("", Place::In(seat)) => seat.wanted_title(),
             (title, _) => title.to_owned(),
@@ -337,6 +350,7 @@ impl Room {
             id: self.id.to_string(),
             title,
             drop_box: self.drop_box(me),
+            direct: direct.map(|user| user.to_string()),
             link: self.live_link().map(|link| link.to_string()).unwrap_or_default(),
             owner,
             state,
@@ -420,8 +434,7 @@ impl Room {
         }
         let member = |(user, devices): (UserKey, BTreeSet<DeviceKey>)| Member {
             user: user.to_string(),
-            name: self
-                .name_of(devices.first().map_or(Who { device: DeviceKey(user.0), user }, |device| Who { device: *device, user })),
+            name: devices.first().map_or_else(|| self.name_of_user(user), |device| self.name_of(Who { device: *device, user })),
             you: user == me.user(),
             role: match self.role(user) {
                 Some(Role::Owner) => view::Role::Owner,
@@ -440,6 +453,11 @@ impl Room {
             code: if user == me.user() { String::new() } else { person_code(me.user(), user) },
         };
         people.into_iter().map(member).collect()
+    }
+
+    /// As [`Self::name_of`], whatever the device.
+    fn name_of_user(&self, user: UserKey) -> String {
+        self.name_of(Who { device: DeviceKey(user.0), user })
     }
 
     /// What a person is called, or the first of their words while they have not said so.
@@ -472,6 +490,9 @@ impl Room {
                     }
                     (Some((who, Newcomer::Namesake)), ..) if who.device != me.device() => {
                         (*who, MessageKind::Namesake, self.name_of(*who))
+                    }
+                    (Some(_), ..) if change.joined.iter().all(|who| who.user != change.by.user) => {
+                        (change.by, MessageKind::Added, names(&change.joined))
                     }
                     (Some((who, _)), ..) => (*who, MessageKind::Join, names(&change.joined)),
                     (None, Some(_), _) => (change.by, MessageKind::Removed, names(&change.gone)),

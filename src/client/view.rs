@@ -143,6 +143,28 @@ pub enum Command {
         /// The room.
         room: String,
     },
+    /// Adds a person with all of their devices, while they are away if need be.
+    Invite {
+        /// The room.
+        room: String,
+        /// Their card, as copied, or the key of somebody met in a room.
+        who: String,
+    },
+    /// Opens the room that this person shares with another one alone; makes it if there is none.
+    Direct {
+        /// Their card, as copied, or the key of somebody met in a room.
+        who: String,
+    },
+    /// Goes into a room into which somebody unknown has invited this person.
+    Accept {
+        /// The room.
+        room: String,
+    },
+    /// Forgets such an invitation; nobody is told.
+    Decline {
+        /// The room.
+        room: String,
+    },
 }
 
 /// To a user interface. Each replaces the earlier one about the same thing.
@@ -194,6 +216,16 @@ pub enum Event {
         /// The file ([`super::evidence`]), in base64url.
         file: String,
     },
+    /// Somebody whom this person shares no room with, and has not written to, invites them: accept or decline.
+    Invitation {
+        /// As it stands.
+        invitation: Invitation,
+    },
+    /// An invitation was answered.
+    InvitationRemoved {
+        /// The room.
+        room: String,
+    },
     /// Someone types.
     Typing {
         /// The room.
@@ -234,6 +266,10 @@ pub struct Identity {
     pub words: Vec<String>,
     /// Their devices, this one among them.
     pub devices: Vec<Device>,
+    /// What to give to others so that they can write to this person: a link with nothing secret in it. Empty where the edge is not known.
+    pub card: String,
+    /// Whether this device has left key packages at the edge, so that others can.
+    pub reachable: bool,
 }
 
 /// A device of this person.
@@ -245,13 +281,30 @@ pub struct Device {
     pub this: bool,
 }
 
+/// An invitation that waits for an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invitation {
+    /// The room.
+    pub room: String,
+    /// What it is called, by who invites.
+    pub title: String,
+    /// Whether it is to be between the two of them.
+    pub direct: bool,
+    /// Who invites, by the name that they give themselves.
+    pub from: Author,
+    /// Six words of theirs to compare.
+    pub words: Vec<String>,
+}
+
 /// A room.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Room {
     /// Its id.
     pub id: String,
-    /// Its title; empty while unknown.
+    /// Its title; empty while unknown. Of a room between two people, the other one's name.
     pub title: String,
+    /// The other person's key, if it is a room between two people.
+    pub direct: Option<String>,
     /// Its link, if this device knows one that leads in; else empty.
     pub link: String,
     /// Its drop-box, if it is open.
@@ -462,6 +515,8 @@ pub enum MessageKind {
     Post,
     /// Of a type that this version does not know; the text is its fallback.
     Unknown,
+    /// A member brought somebody in; the text names them.
+    Added,
 }
 
 /// How far a message is.

@@ -169,6 +169,8 @@ pub struct VerifiedKeyPackage {
     pub device: DeviceKey,
     /// Whose.
     pub user: UserKey,
+    /// What the person says of the device.
+    pub statement: Statement,
     /// Until when it may be used.
     pub expires_ms: UnixMillis,
     /// Whether it may be handed out more than once.
@@ -214,12 +216,17 @@ fn verify<R: Random + Send>(
     }
     let leaf = inner.leaf_node();
     let Member { device, user, .. } = member(0, leaf).ok_or(KeyPackageError::Credential)?;
+    let (_, statement) = statement(leaf).ok_or(KeyPackageError::Credential)?;
     if *inner.life_time() != lifetime() || *leaf.capabilities() != capabilities(suite.mls()) {
         return Err(KeyPackageError::Malformed);
     }
-    let expires = inner.extensions().unknown(EXPIRES).and_then(|extension| extension.0.as_slice().try_into().ok());
-    let expires_ms = u64::from_le_bytes(expires.ok_or(KeyPackageError::Malformed)?);
-    Ok(VerifiedKeyPackage { device, user, expires_ms, last_resort: inner.last_resort(), inner })
+    let expires_ms = expires(&inner).ok_or(KeyPackageError::Malformed)?;
+    Ok(VerifiedKeyPackage { device, user, statement, expires_ms, last_resort: inner.last_resort(), inner })
+}
+
+/// Until when a key package may be used.
+fn expires(package: &openmls::prelude::KeyPackage) -> Option<UnixMillis> {
+    Some(u64::from_le_bytes(package.extensions().unknown(EXPIRES)?.0.as_slice().try_into().ok()?))
 }
 
 /// The private halves of the key packages that a device published. Secrets are in it.
@@ -255,6 +262,17 @@ impl KeyPackages {
             builder.build(suite.mls(), &provider, &DeviceSigner(identity), credential(identity)).map_err(|_| SnapshotError)?;
         let message = MlsMessageOut::from(bundle.into_key_package());
         Ok(KeyPackage(message.to_bytes().map_err(|_| SnapshotError)?.into()))
+    }
+
+    /// Forgets those that expired before this time. Returns how many are left.
+    pub fn forget_expired(&mut self, before_ms: UnixMillis) -> usize {
+        self.storage.retain_key_packages(|bundle| expires(bundle.key_package()).is_some_and(|at_ms| at_ms >= before_ms))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.storage.retain_key_packages(|_| true)
     }
 
     /// The state, to be kept.

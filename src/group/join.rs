@@ -183,6 +183,19 @@ impl Group {
         keys: &mut KeyPackages,
         rng: &mut (impl Random + Send),
     ) -> Result<Self, JoinError> {
+        Self::welcomed(room, record, keys, rng).map(|(group, _)| group)
+    }
+
+    /// As [`Group::join`], and what the record did as far as it concerns this device: who added it.
+    ///
+    /// # Errors
+    /// [`JoinError`].
+    pub fn welcomed(
+        room: RoomId,
+        record: &Record,
+        keys: &mut KeyPackages,
+        rng: &mut (impl Random + Send),
+    ) -> Result<(Self, Applied), JoinError> {
         let welcome = record.welcome.as_deref().ok_or(JoinError::NotForUs)?;
         let message = MlsMessageIn::tls_deserialize_exact_bytes(welcome).map_err(|_| JoinError::NotForUs)?;
         let MlsMessageBodyIn::Welcome(welcome) = message.extract() else { return Err(JoinError::NotForUs) };
@@ -190,15 +203,20 @@ impl Group {
         let provider = Provider::new(&storage, rng);
         let welcome = ProcessedWelcome::new_from_welcome(&provider, &join_config(), welcome).map_err(|_| JoinError::NotForUs)?;
         let staged = openmls::group::JoinBuilder::new(&provider, welcome).skip_lifetime_validation().build();
-        let mls = staged.and_then(|staged: StagedWelcome| staged.into_group(&provider)).map_err(|_| JoinError::Group)?;
+        let staged: StagedWelcome = staged.map_err(|_| JoinError::Group)?;
+        let by = staged.welcome_sender_index().u32();
+        let mls = staged.into_group(&provider).map_err(|_| JoinError::Group)?;
         if !is_proper(room, &mls) || mls.epoch().as_u64() != record.epoch {
             return Err(JoinError::Group);
         }
         // What is left of the key packages stays with the device, and everything else is the group's.
         let rest = storage.split_key_packages();
         let group = Self::with(room, mls, storage, (record.digest(), None), rng)?;
+        let members = group.members();
+        let at = |leaf: u32| members.iter().find(|member| member.leaf == leaf).copied().ok_or(JoinError::Group);
+        let (by, added) = (at(by)?.device, Event::Added(at(group.leaf())?));
         keys.storage = rest;
-        Ok(group)
+        Ok((group, Applied { epoch: record.epoch, by, events: vec![added], rebase: None }))
     }
 
     /// The group info, for a device of the group that cannot follow it any more. It is in the clear: to be sealed to that device.

@@ -3,6 +3,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap};
 
+use openmls::prelude::KeyPackageBundle;
 use openmls_traits::storage::{CURRENT_VERSION as V, Entity, StorageProvider, traits};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize as _;
@@ -76,6 +77,23 @@ impl Storage {
         let (packages, rest) = all.into_iter().partition(|(key, _)| is_key_package(key));
         *values = rest;
         Self { values: RefCell::new(packages) }
+    }
+
+    /// Drops the key packages that are not `wanted`; returns how many stay.
+    pub(super) fn retain_key_packages(&self, wanted: impl Fn(&KeyPackageBundle) -> bool) -> usize {
+        let mut kept = 0;
+        self.values.borrow_mut().retain(|key, value| {
+            if key.first() != Some(&(Table::KeyPackage as u8)) {
+                return true;
+            }
+            let keep = postcard::from_bytes(value).is_ok_and(|bundle| wanted(&bundle));
+            kept += usize::from(keep);
+            if !keep {
+                value.zeroize();
+            }
+            keep
+        });
+        kept
     }
 
     fn find<T: Entity<V>>(&self, table: Table, key: &impl Serialize) -> Result<Option<T>, SnapshotError> {

@@ -75,20 +75,23 @@ impl core::str::FromStr for Link {
             return Err(LinkError::Format(format));
         }
         let bytes: [u8; LEN] = bytes.try_into().map_err(|_| LinkError::Damaged)?;
-        let (scheme, rest) = before.split_once("://").ok_or(LinkError::Origin)?;
-        let authority = rest.split(['/', '?']).next().unwrap_or_default();
-        if !matches!(scheme, "http" | "https") || authority.is_empty() {
-            return Err(LinkError::Origin);
-        }
+        let origin = origin(before).ok_or(LinkError::Origin)?;
         let part = |from: usize, to: usize| bytes.get(from..to).unwrap_or_default();
         Ok(Self {
-            origin: format!("{scheme}://{authority}"),
+            origin,
             room: RoomId(part(1, 17).try_into().map_err(|_| LinkError::Damaged)?),
             seed: part(17, 49).try_into().map_err(|_| LinkError::Damaged)?,
             access: part(49, 81).try_into().map_err(|_| LinkError::Damaged)?,
             host: UserKey(part(81, 113).try_into().map_err(|_| LinkError::Damaged)?),
         })
     }
+}
+
+/// Scheme and authority of what stands before `#`, if it is an http(s) address.
+pub(super) fn origin(before: &str) -> Option<String> {
+    let (scheme, rest) = before.split_once("://")?;
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    (matches!(scheme, "http" | "https") && !authority.is_empty()).then(|| format!("{scheme}://{authority}"))
 }
 
 #[cfg(test)]

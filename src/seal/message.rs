@@ -1,7 +1,8 @@
 //! Sealing and opening whole envelopes: context, signature, padding.
 //!
 //! `info` = `"waxwing envelope v1" ‖ kind ‖ suite ‖ room ‖ epoch u64 LE ‖ x`; x is the epoch authenticator for kinds 1 and 7, and
-//! `sender certificate hash ‖ SHA-256(recipient key) ‖ purpose` for kind 6 (or something else that both sides know, in the place of that hash).
+//! `sender certificate hash ‖ SHA-256(recipient key) ‖ purpose` for kind 6 (or something else that both sides know, in the place of that hash;
+//! zero where the recipient may not know who writes: [`ANYBODY`]).
 //!
 //! Plaintext = `signature (64) ‖ body length u32 LE ‖ body ‖ zeroes`, so that the whole envelope has a bucket's size. The
 //! signature is Ed25519 over `"waxwing signature v1" ‖ header ‖ enc ‖ binder ‖ SHA-256(body)`: all members share the epoch's
@@ -33,6 +34,10 @@ pub const ENVELOPE_LEN_MAX: usize = 64 << 10;
 pub const HANDSHAKE_LEN_MAX: usize = crate::core::handshake::COMMIT_LEN_MAX;
 /// Largest ephemeral envelope that this build makes: the last bucket below the limit.
 const EPHEMERAL_BUCKET: usize = 1024;
+
+/// In the place of the sender's certificate hash in what is handed to somebody who may not know the sender. The signature inside names
+/// recipient, encapsulation and sender all the same: what is left out tells nobody anything that it would have proved.
+pub const ANYBODY: Digest = Digest([0; 32]);
 
 /// Why something was not sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -193,7 +198,7 @@ fn seal_to_epoch(
     Ok(assemble(&header, &enc, &ciphertext))
 }
 
-/// Seals `body` to an X-Wing key, kind 6, posted to the log `inbox`.
+/// Seals `body` to an X-Wing key, kind 6, posted to the log `inbox`, for who knows this device's certificate.
 ///
 /// # Errors
 /// [`SealError`].
@@ -356,7 +361,7 @@ pub fn open(epoch: &Epoch, envelope: &[u8]) -> Result<Opened, OpenError> {
     Opened::new(header, aad, enc, &binder, &plaintext)
 }
 
-/// Opens an envelope of kind 6 for the holder of `with`, as one that the holder of the certificate `issuer` made.
+/// Opens an envelope of kind 6 for the holder of `with`, as one that the holder of the certificate `issuer` made, or [`ANYBODY`].
 ///
 /// # Errors
 /// [`OpenError`].

@@ -2,11 +2,12 @@
 //!
 //! A message is a single-shot HPKE envelope (RFC 9180) sealed to its room's epoch, with the sender's Ed25519 signature
 //! inside. [`hpke`] composes the two suites, [`message`] lays out and verifies what is inside, [`epoch`] holds the keys of an
-//! epoch, whatever their source, [`identity`] the people and devices, [`invitation`] and [`link`] lead into a room, and [`returning`] back
-//! into it; through [`dropbox`] somebody outside posts what only the room reads.
+//! epoch, whatever their source, [`identity`] the people and devices, [`invitation`] and [`link`] lead into a room, [`returning`] back
+//! into it, a [`card`] to a person; through [`dropbox`] somebody outside posts what only the room reads.
 
 pub mod backup;
 pub mod body;
+pub mod card;
 pub mod devices;
 pub mod dropbox;
 pub mod epoch;

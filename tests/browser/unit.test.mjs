@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import {test} from 'node:test';
 import {State, inOrder} from '../../web/state.js';
 import {Links} from '../../web/transport.js';
+import {userOfCard} from '../../web/view/people.js';
 import {ambiguousUsers, hueOf, initialsOf} from '../../web/view/person.js';
 
 const message = (key, over = {}) => ({
@@ -202,4 +203,20 @@ test('what comes on other lanes says where it came from, and what is droppable l
   links.send(1, Uint8Array.of(6));
   await settled();
   assert.deepEqual([session.sentDatagrams, session.sent], [[[4]], [5, 5, 5, 5, 5, 5, 5, 5, 5, 6]]);
+});
+
+test('an invitation waits until it is answered, also in another tab', () => {
+  const state = new State();
+  state.apply({event: 'invitation', invitation: {room: 'R', title: 't', direct: false, from: {user: 'A', name: 'Ann'}, words: []}});
+  assert.equal(State.from(structuredClone({...state})).requests.get('R').from.name, 'Ann');
+  state.apply({event: 'invitation_removed', room: 'R'});
+  assert.equal(state.requests.size, 0);
+});
+
+test('a card names its person as rooms do', () => {
+  const card = (bytes) => `https://edge.example/#u${Buffer.from(bytes).toString('base64url')}`;
+  const person = new Array(32).fill(0xfb);
+  assert.equal(userOfCard(card([1, ...person, ...new Array(32).fill(3)])), Buffer.from(person).toString('base64url'));
+  assert.equal(userOfCard(Buffer.from(person).toString('base64url')), undefined, 'a key is no card');
+  assert.equal(userOfCard('https://edge.example/#u***'), undefined);
 });

@@ -12,6 +12,7 @@
 mod devices;
 mod evidence;
 mod groups;
+mod invitations;
 mod members;
 mod person;
 mod returning;

@@ -10,7 +10,7 @@ use waxwing::{
     },
     core::{
         frame::{ClientFrame, ServerFrame},
-        id::RoomId,
+        id::{DeviceKey, RoomId},
     },
 };
 
@@ -47,6 +47,8 @@ impl rand_core::TryCryptoRng for Rng {}
 pub struct Person {
     pub client: Client,
     pub link: Option<LinkId>,
+    pub device: Option<DeviceKey>,
+    pub card: String,
     pub room: Option<Room>,
     pub messages: BTreeMap<String, Message>,
     pub alarms: Vec<String>,
@@ -79,6 +81,8 @@ impl Person {
         let mut person = Self {
             client: Client::new("https://edge.example", Bytes::new(), Box::new(Rng(seed))),
             link: None,
+            device: None,
+            card: String::new(),
             room: None,
             messages: BTreeMap::new(),
             alarms: Vec::new(),
@@ -138,7 +142,7 @@ impl Person {
                     }
                     Output::Send { link, frame } => {
                         let frame = ClientFrame::decode(&frame).unwrap();
-                        for answer in server.answer(frame, &mut self.cursors) {
+                        for answer in server.answer_to(self.device, frame, &mut self.cursors) {
                             self.client.received_frame(link, &answer.encode(), self.now_ms);
                         }
                     }
@@ -166,7 +170,11 @@ impl Person {
 
     pub fn see(&mut self, event: Event) {
         match event {
-            Event::Identity { identity } => self.identity = identity,
+            Event::Identity { identity } => {
+                self.device = identity.as_ref().and_then(|identity| identity.device.parse().ok());
+                self.card = identity.as_ref().map(|identity| identity.card.clone()).unwrap_or_default();
+                self.identity = identity;
+            }
             Event::DeviceCode { code, .. } => self.code = Some(code),
             Event::Notice { level: Level::Info, text, .. } => self.infos.push(text),
             Event::Room { room } => self.room = Some(room),

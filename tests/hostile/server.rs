@@ -7,9 +7,9 @@ use waxwing::core::{
     chain,
     close::Refusal,
     envelope::{Header, Kind},
-    frame::{ClientFrame, Item, Operation, Page, Position, Publish, ServerFrame},
+    frame::{ClientFrame, Item, KeyPackage, Operation, Page, Position, Publish, ServerFrame},
     handshake::new_access,
-    id::{Digest, LogId, Nonce, RoomId},
+    id::{DeviceKey, Digest, LogId, Nonce, RoomId},
     limits::Limits,
 };
 
@@ -30,6 +30,9 @@ pub struct Server {
     pub stale_change: Option<u64>,
     /// Who names a change to enter by, as who knows a former key does, is not let into these rooms.
     pub forgotten: Vec<RoomId>,
+    /// Key packages of devices, and what it gives instead of any.
+    pub packages: BTreeMap<DeviceKey, Vec<KeyPackage>>,
+    pub gives: Option<Option<Bytes>>,
     /// What it makes of tickets.
     pub tickets: Tickets,
     /// It waits for a challenge to be answered that followed a resume.
@@ -94,6 +97,29 @@ impl Server {
         let envelope = seq.checked_sub(1).and_then(|at| self.log(room).get(usize::try_from(at).unwrap()).cloned());
         let items = envelope.into_iter().map(|envelope| Item { time_ms: 5, envelope }).collect();
         ServerFrame::Fetched { request, page: Page { items, first: seq, ..self.page(room, seq) } }
+    }
+
+    /// As [`Server::answer`], to a device of which it knows which it is.
+    pub fn answer_to(
+        &mut self,
+        device: Option<DeviceKey>,
+        frame: ClientFrame,
+        cursors: &mut BTreeMap<RoomId, u64>,
+    ) -> Vec<ServerFrame> {
+        match (device, frame) {
+            (Some(device), ClientFrame::PublishKeyPackages { request, packages, .. }) => {
+                let shelf = self.packages.entry(device).or_default();
+                shelf.extend(packages);
+                let left = shelf.iter().filter(|package| !package.last_resort).count();
+                vec![ServerFrame::KeyPackages { request, result: Ok(u32::try_from(left).unwrap()) }]
+            }
+            (_, ClientFrame::TakeKeyPackage { request, device }) => {
+                let honest = || Some(self.packages.get_mut(&device)?.remove(0).bytes);
+                let result = Ok(self.gives.clone().unwrap_or_else(honest));
+                vec![ServerFrame::KeyPackage { request, result }]
+            }
+            (_, frame) => self.answer(frame, cursors),
+        }
     }
 
     pub fn answer(&mut self, frame: ClientFrame, cursors: &mut BTreeMap<RoomId, u64>) -> Vec<ServerFrame> {

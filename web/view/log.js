@@ -148,7 +148,7 @@ function dayRow(ms) {
 }
 
 function messageRow(message, isFirst, isAmbiguous, actions) {
-  if (['join', 'device', 'namesake', 'removed', 'left', 'history'].includes(message.kind)) {
+  if (['join', 'added', 'device', 'namesake', 'removed', 'left', 'history'].includes(message.kind)) {
     return lineRow(message, isAmbiguous);
   }
   const text = message.kind === 'unknown'
@@ -192,7 +192,7 @@ function failure(message, actions) {
 
 function lineRow(message, isAmbiguous) {
   const who = message.mine ? 'You' : message.author.name;
-  const what = {join: ' joined', device: ' joined with another device', namesake: ' joined: not the one of that name who was here', left: ' left', removed: ` removed ${message.text}`, history: `: ${message.text}`}[message.kind];
+  const what = {join: ' joined', added: ` brought in ${message.text}`, device: ' joined with another device', namesake: ' joined: not the one of that name who was here', left: ' left', removed: ` removed ${message.text}`, history: `: ${message.text}`}[message.kind];
   const name = h('strong', {}, who);
   paint(name, message.author.user);
   return h('li', {class: `line is-${message.state}`, 'data-testid': message.kind, 'data-key': message.key},

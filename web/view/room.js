@@ -14,7 +14,7 @@ export class Room {
   #typingSaidAt = 0;
   #actions;
 
-  // Actions: send(room, text), typing(room), remove(room, member), verify(member).
+  // Actions: send(room, text), typing(room), remove(room, member), verify(member), write(user).
   constructor(actions) {
     this.#actions = actions;
     el('composer').addEventListener('submit', (event) => {
@@ -48,7 +48,11 @@ export class Room {
     setText(el('room-summary'), summaryOf(room));
     el('copy-link').hidden = !room.link;
     drawBanner(room);
-    drawDetails(entry, (member) => this.#actions.remove(id, member), (member) => this.#actions.verify(member));
+    drawDetails(entry, {
+      remove: (member) => this.#actions.remove(id, member),
+      verify: (member) => this.#actions.verify(member),
+      write: (member) => this.#actions.write(member.user),
+    });
     this.#drawComposer(room);
     this.drawTyping(entry);
   }
@@ -124,14 +128,18 @@ function drawBanner(room) {
     + 'others have seen. The server may have dropped, changed or reordered messages. Compare the room’s safety words with the others, by phone or in person.');
 }
 
-function drawDetails(entry, remove, verify) {
+function drawDetails(entry, actions) {
   const {room} = entry;
   const ambiguous = ambiguousUsers(entry);
   const members = [...room.members].sort((a, b) => b.you - a.you || b.online - a.online || a.name.localeCompare(b.name));
   const mine = RANKS[room.members.find((member) => member.you)?.role] ?? 0;
   const below = (member) => !member.you && mine > 0 && (mine === RANKS.owner || mine > RANKS[member.role]);
   replaceWhenNew(el('members'), [room.id, members, [...ambiguous]], () => members.map((member) =>
-    memberRow(member, ambiguous.has(member.user), below(member) ? () => remove(member) : null, () => verify(member))));
+    memberRow(member, ambiguous.has(member.user), {
+      verify: () => actions.verify(member),
+      write: room.direct ? null : () => actions.write(member),
+      remove: below(member) ? () => actions.remove(member) : null,
+    })));
   el('make-link').hidden = mine === 0 || room.state !== 'open';
   replaceWhenNew(el('words'), room.words, () => wordRows(room.words));
   setText(el('words-meaning'), wordsMeaning(room.words_at));
@@ -180,7 +188,7 @@ function drawDropBox(room, mayHost) {
 // What a person may do: owners remove anybody, moderators those who stand below.
 const RANKS = {member: 0, moderator: 1, owner: 2};
 
-function memberRow(member, isAmbiguous, remove, verify) {
+function memberRow(member, isAmbiguous, {verify, write, remove}) {
   const devices = member.devices > 1 ? `${member.devices} devices` : null;
   return h('li', {class: `member ${member.online ? 'online' : ''}`, 'data-testid': 'member', 'data-user': member.user, 'data-online': String(member.online)},
     avatar(member.user, member.name),
@@ -189,12 +197,13 @@ function memberRow(member, isAmbiguous, remove, verify) {
       member.online ? 'online' : 'offline', member.confirmed ? null : 'not yet confirmed', member.verified ? 'verified' : null,
       member.unlisted > 0 ? `${member.unlisted} not in their list of devices` : null].filter(Boolean).join(' · ')),
     h('span', {class: 'member-actions'},
-      member.you ? null : h('button', {class: 'member-verify', 'data-testid': 'verify-member', 'aria-label': `Verify ${member.name}`, onclick: verify}, 'Verify…'),
+      member.you ? null : h('button', {class: 'member-action', 'data-testid': 'verify-member', 'aria-label': `Verify ${member.name}`, onclick: verify}, 'Verify…'),
+      member.you || write === null ? null : h('button', {class: 'member-action', 'data-testid': 'write-member', 'aria-label': `Write to ${member.name} alone`, onclick: write}, 'Write'),
       remove === null ? null : removeButton(member, remove)));
 }
 
 function removeButton(member, remove) {
-  return h('button', {class: 'member-remove', 'data-testid': 'remove-member', 'aria-label': `Remove ${member.name}`, onclick: remove}, 'Remove…');
+  return h('button', {class: 'member-action member-remove', 'data-testid': 'remove-member', 'aria-label': `Remove ${member.name}`, onclick: remove}, 'Remove…');
 }
 
 // Until the first of the points at which words are taken, they stand for the room's members and keys alone.

@@ -86,5 +86,5 @@ function previewOf(room, last) {
     return '';
   }
   const who = last.mine ? 'You' : last.author.name;
-  return last.kind === 'join' ? `${who} joined` : last.kind === 'left' ? `${who} left` : last.kind === 'removed' ? `${who} removed ${last.text}` : `${who}: ${last.text}`;
+  return last.kind === 'join' ? `${who} joined` : last.kind === 'added' ? `${who} brought in ${last.text}` : last.kind === 'left' ? `${who} left` : last.kind === 'removed' ? `${who} removed ${last.text}` : `${who}: ${last.text}`;
 }

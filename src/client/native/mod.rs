@@ -170,12 +170,12 @@ pub fn evidence(profile: &Profile, room: RoomId) -> Result<Option<Vec<u8>>, Back
     Ok(client.evidence(room, now_ms()))
 }
 
-/// Who the profile is; a fresh one becomes a person of this name.
+/// Who the profile is at the edge `origin`; a fresh one becomes a person of this name.
 ///
 /// # Errors
 /// [`BackupError`].
-pub fn identity(profile: &Profile, name: &str) -> Result<Identity, BackupError> {
-    let (store, mut client) = open_offline(profile, "")?;
+pub fn identity(profile: &Profile, origin: &str, name: &str) -> Result<Identity, BackupError> {
+    let (store, mut client) = open_offline(profile, origin)?;
     client.command(Command::Start { name: name.to_owned() }, now_ms());
     let mut changes = Vec::new();
     let mut found = None;

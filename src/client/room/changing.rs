@@ -37,6 +37,10 @@ impl Client {
                 return Ok(Entry::Known);
             }
         }
+        if self.is_added(id) {
+            return self.take_welcome(id, at, item, now_ms).ok_or(None);
+        }
+        let Some(room) = self.rooms.get_mut(&id) else { return Err(None) };
         let (title, newest) = (room.timeline.title().to_owned(), room.timeline.handshake());
         match room.place.take(at, &item.envelope, (&title, newest), room.reborn, &mut self.rng) {
             Taken::Applied(change) => {
@@ -165,6 +169,7 @@ impl Client {
             }
             Err(error) => {
                 self.persist_place(id);
+                self.give_up_offers(id);
                 self.notice(Level::Warn, &format!("the room was not changed: {error}"), Some(id));
             }
         }
@@ -213,6 +218,7 @@ impl Client {
         }
         self.persist_all(persist);
         self.persist_place(id);
+        self.give_up_offers(id);
         self.notice(Level::Warn, &format!("the room was not changed: {why}"), Some(id));
         self.tell_room(id);
     }

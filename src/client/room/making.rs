@@ -5,8 +5,8 @@ use super::past::Past;
 use super::place::{Place, Seat};
 use crate::client::outbox::{Outbox, Persist};
 use crate::client::records::{
-    KnownLink, Letter, OutRecord, PastRecord, RoomBackup, RoomRecord, Stage, encode, evidence_key, group_key, handshakes,
-    log_key, lost_key, past_key, posting_key, room_key,
+    KnownLink, Letter, OutRecord, PastRecord, RoomBackup, RoomRecord, Stage, Who, encode, evidence_key, group_key, handshakes,
+    invites_key, log_key, lost_key, past_key, posting_key, room_key,
 };
 use crate::client::timeline::Applied;
 use crate::client::view::{Event, Level};
@@ -18,7 +18,7 @@ use crate::group::{Change, Group, LinkKeys, Suite};
 use crate::seal::Random as _;
 use crate::seal::body::{Message, tidy};
 use crate::seal::epoch::access_key;
-use crate::seal::identity::{Certificate, sign_with_seed};
+use crate::seal::identity::{Certificate, UserKey, sign_with_seed};
 use crate::seal::invitation::Invitation;
 use crate::seal::link::Link;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +43,7 @@ impl Client {
             if let Some(record) = stored.postings.remove(&id) {
                 room.posting = super::posting::Posting::load(record);
             }
+            stored.invites.remove(&id).into_iter().for_each(|record| room.load_invites(record));
             if let Some(record) = stored.groups.remove(&id) {
                 match Place::restore(record, &mut self.rng) {
                     Ok(place) => room.place = place,
@@ -93,7 +94,7 @@ impl Client {
             return self.notice(Level::Warn, "the room's group could not be made", None);
         };
         let record = RoomRecord {
-            format: 3,
+            format: 4,
             origin: self.origin.clone(),
             access: group.epoch().secrets().access_seed(id),
             access_at: 0,
@@ -104,6 +105,8 @@ impl Client {
             base: 0,
             leaving: false,
             renewed_ms: now_ms,
+            direct: None,
+            welcome: None,
         };
         let list = vec![LinkKeys::new(&seed).listed(false, now_ms + LINK_LIFE_MS)];
         let mut seat = Seat::new(group);
@@ -111,6 +114,35 @@ impl Client {
         self.add_room(id, record, Place::In(Box::new(seat)));
         self.commit_wanted(id, now_ms);
         self.begin(id);
+    }
+
+    /// Makes a room for this person and another one: without a link, and without a name of its own. They come in by their key
+    /// packages, and nothing is sealed before that.
+    pub(in crate::client) fn create_direct(&mut self, peer: UserKey, now_ms: u64) -> Option<RoomId> {
+        let me = self.me.as_ref()?;
+        let id = RoomId(self.rng.bytes());
+        let Ok(group) = Group::create(id, Suite::XWing, &me.identity, &mut self.rng) else {
+            self.notice(Level::Warn, "the room's group could not be made", None);
+            return None;
+        };
+        let record = RoomRecord {
+            format: 4,
+            origin: self.origin.clone(),
+            access: group.epoch().secrets().access_seed(id),
+            access_at: 0,
+            former: Vec::new(),
+            link: None,
+            stage: Stage::Creating,
+            log: None,
+            base: 0,
+            leaving: false,
+            renewed_ms: now_ms,
+            direct: Some(peer),
+            welcome: None,
+        };
+        self.add_room(id, record, Place::In(Box::new(Seat::new(group))));
+        self.begin(id);
+        Some(id)
     }
 
     /// Joins by the link that another device of this person has handed over, with what opens the time before.
@@ -132,7 +164,7 @@ impl Client {
         let known = KnownLink { seed: link.seed, host: link.host };
         let Some(room) = self.rooms.get_mut(&link.room) else {
             let record = RoomRecord {
-                format: 3,
+                format: 4,
                 origin: link.origin.clone(),
                 access: link.access,
                 access_at: u64::MAX,
@@ -143,13 +175,15 @@ impl Client {
                 base: 0,
                 leaving: false,
                 renewed_ms: now_ms,
+                direct: None,
+                welcome: None,
             };
             self.add_room(link.room, record, Place::Out);
             return self.begin(link.room);
         };
         let leads_in = room.live_link().is_some();
         match room.record.stage {
-            Stage::Deleted | Stage::Removed | Stage::Invited => {
+            Stage::Deleted | Stage::Removed | Stage::Invited | Stage::Missed => {
                 room.set_link(Some(known));
                 (room.record.access, room.record.access_at) = (link.access, u64::MAX);
                 room.shut_out = None;
@@ -169,7 +203,7 @@ impl Client {
         self.tell_room(link.room);
     }
 
-    fn add_room(&mut self, id: RoomId, record: RoomRecord, place: Place) {
+    pub(super) fn add_room(&mut self, id: RoomId, record: RoomRecord, place: Place) {
         let mut producer = || ProducerId(self.rng.bytes());
         let outbox = Outbox::new(id, id, producer());
         let commits = Outbox::new(handshakes(id), id, producer());
@@ -220,8 +254,8 @@ impl Client {
                 self.enter(id, access_at, &access);
                 self.send(&ClientFrame::Delete { room: id });
             }
-            Stage::Joined => self.enter_and_subscribe(id),
-            Stage::Deleted | Stage::Removed => {}
+            Stage::Joined | Stage::Added => self.enter_and_subscribe(id),
+            Stage::Deleted | Stage::Removed | Stage::Missed => {}
         }
     }
 
@@ -288,6 +322,7 @@ impl Client {
         persist.push((evidence_key(id), None));
         persist.push((posting_key(id), None));
         persist.push((lost_key(id), None));
+        persist.push((invites_key(id), None));
         persist.push((room_key(id), None));
         self.persist_all(persist);
         self.outputs.push_back(Output::Event(Event::RoomRemoved { room: id.to_string() }));
@@ -304,7 +339,11 @@ impl Client {
 
     pub(in crate::client) fn hand_to_device(&mut self, id: RoomId, certificate: &Certificate, now_ms: u64) {
         let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
-        let is_in = room.place.seat().is_some_and(|seat| seat.roster.values().any(|who| who.device == certificate.device));
+        let is_in = room.everybody().iter().any(|who| who.device == certificate.device);
+        if room.is_in() && !is_in && room.live_link().is_none() {
+            let who = Who { device: certificate.device, user: certificate.user };
+            return self.invite_devices(id, vec![who], now_ms);
+        }
         let (false, Some(backup), Ok(public)) = (is_in, room.backup(), certificate.verify()) else { return };
         let whole = Invitation::seal(&encode(&backup), &public, &me.identity, &mut self.rng);
         // Where the past does not fit, the link alone leads in.

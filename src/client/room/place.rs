@@ -14,7 +14,9 @@ use crate::{
         envelope::Header,
         id::{DeviceKey, Digest, Seq},
     },
-    group::{Applied, Change, Event, Group, Joining, LinkId, LiveLink, Member, Policy, Record, Skipped, SnapshotError},
+    group::{
+        Applied, Change, Event, Group, Joining, KeyPackage, LinkId, LiveLink, Member, Policy, Record, Skipped, SnapshotError,
+    },
     seal::body::tidy,
 };
 
@@ -102,6 +104,11 @@ impl Seat {
         self.links.contains(&link) || wanted.into_iter().any(|listed| listed.id() == link)
     }
 
+    /// Whether a commit with this key package is to be made, or on its way.
+    pub(super) fn adds(&self, package: &KeyPackage) -> bool {
+        self.wanted.iter().chain(self.group.waiting()).any(|change| change.add.contains(package))
+    }
+
     /// Something more that this device wants.
     pub(super) fn wants(&mut self, change: Change) {
         self.wanted = Some(self.wanted.take().unwrap_or_default().and(change));
@@ -116,7 +123,7 @@ impl Seat {
     }
 
     /// Notes a change that came true at this place of the log.
-    fn note(&mut self, at: (Seq, Digest), title: &str, applied: &Applied) -> ChangeRecord {
+    pub(super) fn note(&mut self, at: (Seq, Digest), title: &str, applied: &Applied) -> ChangeRecord {
         let of = |device: DeviceKey| self.roster.values().find(|who| who.device == device).copied();
         let (mut joined, mut gone, mut left) = (Vec::new(), Vec::new(), Vec::new());
         for event in &applied.events {

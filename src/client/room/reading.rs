@@ -150,6 +150,10 @@ impl Client {
         if lacks_change && room.place.seat().is_some() {
             return self.rejoin(log, None, now_ms);
         }
+        if self.welcome_is_gone(log, after) {
+            return self.missed(log);
+        }
+        let Some(room) = self.rooms.get_mut(&log) else { return };
         room.wire.subscribed = Some(position.head);
         self.up_to_date(log, now_ms);
         self.tell_room(log);
@@ -188,7 +192,10 @@ impl Client {
             Some(header) if header.kind == Kind::Handshake => match self.take_change(id, item, now_ms) {
                 Ok(entry) => entry,
                 Err(complaint) => {
-                    self.rejoin(id, complaint, now_ms);
+                    // Who did not even come in is outside already.
+                    if self.rooms.get(&id).is_some_and(|room| room.record.stage == Stage::Joined) {
+                        self.rejoin(id, complaint, now_ms);
+                    }
                     return false;
                 }
             },
@@ -249,6 +256,7 @@ impl Client {
                 if going_on && !is_past && change.took_anybody_out() {
                     self.enter_anew(id);
                 }
+                self.settle_invites(id, now_ms);
                 self.tell_link(id, &change, now_ms);
             }
             Applied::Injected if record.entry == Entry::Invalid => {}
@@ -300,6 +308,8 @@ impl Client {
         self.tell_devices(id, now_ms);
         self.tell_devices_everywhere(now_ms);
         self.end_links(id, now_ms);
+        self.settle_invites(id, now_ms);
+        self.ask_for_packages(id);
         self.say_that_it_goes(id, now_ms);
         self.commit_wanted(id, now_ms);
         self.tend_drop_box(id, now_ms);
@@ -417,6 +427,7 @@ impl Client {
             Stage::Creating => return,
             Stage::Invited => "the room is not on the server: it is gone, or not there yet, or the link was changed",
             _ if room.lost.is_some() => "what this device knows does not open the room any more: a member has to tell it",
+            Stage::Added => "the room is not on the server any more, or the invitation is too old: ask for another one",
             _ => "the room is no longer on the server",
         };
         let first = room.shut_out.is_none();

@@ -54,8 +54,9 @@ impl Client {
         }
         let handshake = room.timeline.handshake();
         let ready = read && !room.reborn && handshake >= room.gate;
-        // While a change of this device is on its way, nothing is sealed to the epoch that it ends.
-        let seat = room.place.seat().filter(|seat| ready && !seat.group.is_waiting());
+        // While a change of this device is on its way, nothing is sealed to the epoch that it ends; nor to one that lacks the only one
+        // for whom it is meant.
+        let seat = room.place.seat().filter(|seat| ready && !seat.group.is_waiting() && !room.awaits_peer(seat));
         if let (Some(seat), Some(log)) = (seat, room.record.log) {
             let seen = room.timeline.seen(log);
             let rng = &mut self.rng;
@@ -140,6 +141,8 @@ impl Client {
             // That it is in first: after a crash between the two, the same bytes are acked again.
             self.on_let_in(id, seq);
             self.persist_all(persist);
+            // The change may have been read before this was heard: what is wanted besides has waited for it.
+            self.commit_wanted(id, now_ms);
         } else {
             // The message stays in sight until it comes back in the log.
             let Some(message) = room.outbox.named(producer, client_seq) else { return };

@@ -18,7 +18,8 @@ use crate::core::{
     frame::{ClientFrame, DropBoxOffer, Hello, Item, Page, Position, Publish, Resume, ServerFrame},
     id::{DeviceKey, Digest, LogId, Nonce, RoomId},
     limits::Limits,
-    session::{Action, Admission, RoomRequest, Session, Setup, Step},
+    packages::Packages,
+    session::{Action, Admission, PackagesAction, PackagesRequest, RoomRequest, Session, Setup, Step},
 };
 
 pub(super) const WS: Transport = Transport::WebSocket;
@@ -100,6 +101,9 @@ pub(super) struct World {
     pub(super) opens: Vec<(u64, Transport)>,
     /// What might have been said while they were opened.
     pub(super) earlies: Vec<(Transport, Option<Resume>)>,
+    /// The device's key packages, and whether answers to what it published are lost.
+    pub(super) packages: Packages,
+    pub(super) silent: bool,
     /// Frames that arrived, by link.
     pub(super) arrived: Vec<(LinkId, ClientFrame)>,
     /// Rooms, if the server has any: what was published in them.
@@ -127,6 +131,8 @@ impl World {
             seen: Vec::new(),
             opens: Vec::new(),
             earlies: Vec::new(),
+            packages: Packages::default(),
+            silent: false,
             arrived: Vec::new(),
             rooms: None,
             offers: Vec::new(),
@@ -213,12 +219,32 @@ impl World {
         match session.handle(frame, self.now_ms, self.now_ms, &self.edge).unwrap() {
             Step::Send(ServerFrame::Pong { .. }) if mute => {}
             Step::Send(frame) | Step::Open(frame) => self.client.received_frame(link, &frame.encode(), self.now_ms),
+            Step::Packages(request) => {
+                let publishes = matches!(&request.action, PackagesAction::Publish { packages, .. } if !packages.is_empty());
+                let answer = self.shelve(request);
+                if !(self.silent && publishes) {
+                    self.client.received_frame(link, &answer.encode(), self.now_ms);
+                }
+            }
             Step::Route(request) => {
                 for answer in self.route(request) {
                     self.client.received_frame(link, &answer.encode(), self.now_ms);
                 }
             }
-            Step::Packages(_) | Step::Nothing | Step::Goodbye => {}
+            Step::Nothing | Step::Goodbye => {}
+        }
+    }
+
+    fn shelve(&mut self, PackagesRequest { request, action, .. }: PackagesRequest) -> ServerFrame {
+        match action {
+            PackagesAction::Publish { packages, replace } => {
+                let result = self.packages.publish(&packages, replace, self.now_ms, &Limits::default());
+                ServerFrame::KeyPackages { request, result: result.map(|()| self.packages.left(self.now_ms)) }
+            }
+            PackagesAction::Take => {
+                let taken = self.packages.take(self.now_ms).map(|taken| taken.bytes);
+                ServerFrame::KeyPackage { request, result: Ok(taken) }
+            }
         }
     }
 
