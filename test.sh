@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every check and every test, installing what they need. CI runs exactly this.
 #
-#   ./test.sh          everything (about 16 minutes the first time on two cores: time ./test.sh)
+#   ./test.sh          everything (15 to 30 minutes the first time on two cores, depending on what else they do: time ./test.sh)
 #   ./test.sh quick    without browsers, node and the lints
 set -euo pipefail
 cd "$(dirname "$0")"
