@@ -144,7 +144,6 @@ impl Client {
         };
         seat.wants(change);
         self.persist_place(id);
-        self.commit_wanted(id, now_ms);
         self.pump(id, now_ms);
         self.tell_room(id);
     }
@@ -343,7 +342,6 @@ impl Client {
         let Some(seat) = room.place.seat_mut() else { return };
         seat.wants(Change { leaves, ..Change::default() });
         self.persist_place(id);
-        self.commit_wanted(id, now_ms);
         self.pump(id, now_ms);
     }
 

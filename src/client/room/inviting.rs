@@ -109,7 +109,7 @@ impl Client {
         }
         self.persist_invites(id);
         self.ask_for_packages(id);
-        self.commit_wanted(id, now_ms);
+        self.pump(id, now_ms);
     }
 
     fn persist_invites(&mut self, id: RoomId) {
@@ -150,8 +150,6 @@ impl Client {
             },
         }
         if !self.takes.values().any(|(room, _)| *room == id) {
-            // All at once, when the last one is there.
-            self.commit_wanted(id, now_ms);
             self.pump(id, now_ms);
             self.tell_room(id);
         }

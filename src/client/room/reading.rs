@@ -311,7 +311,6 @@ impl Client {
         self.settle_invites(id, now_ms);
         self.ask_for_packages(id);
         self.say_that_it_goes(id, now_ms);
-        self.commit_wanted(id, now_ms);
         self.tend_drop_box(id, now_ms);
         self.pump(id, now_ms);
     }

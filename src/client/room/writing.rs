@@ -21,6 +21,8 @@ impl Client {
     /// Seals and sends what may be sent.
     pub(in crate::client) fn pump(&mut self, id: RoomId, now_ms: u64) {
         self.settle(id, now_ms);
+        // The change that was in the way may have been read before its refusal, or its ack, was heard.
+        self.commit_wanted(id, now_ms);
         let attached = self.wire.is_attached();
         let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
         if !attached || room.retry_at_ms.is_some_and(|at_ms| now_ms < at_ms) {
@@ -141,8 +143,6 @@ impl Client {
             // That it is in first: after a crash between the two, the same bytes are acked again.
             self.on_let_in(id, seq);
             self.persist_all(persist);
-            // The change may have been read before this was heard: what is wanted besides has waited for it.
-            self.commit_wanted(id, now_ms);
         } else {
             // The message stays in sight until it comes back in the log.
             let Some(message) = room.outbox.named(producer, client_seq) else { return };
