@@ -39,15 +39,14 @@ pub struct Outbox {
 }
 
 /// Whether this outbox is known to be the newest form of itself, and not one that a storage was put back to. An older form would give
-/// numbers that are taken to other messages; the server says so of the first one, but takes what was pipelined behind it.
+/// numbers that are taken to other messages, or say that it follows bytes which were never stored; the server says so of the first one,
+/// but takes what was pipelined behind it. So until it is known one message is under way at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Proof {
     /// It is.
     Given,
-    /// It was loaded, and has numbered nothing since.
-    Owed,
-    /// The one number that it has given since is under way.
-    Asked(u64),
+    /// It was loaded, and what it has numbered since, if anything, is not acked: from this number on.
+    Owed(u64),
 }
 
 #[derive(Debug)]
@@ -128,7 +127,8 @@ impl Outbox {
         {
             (record.next, record.previous) = (last.client_seq.saturating_add(1), chain::digest(&last.envelope));
         }
-        Self { name, log, record, items, acked_here: 0, outdated: false, proof: Proof::Owed }
+        let proof = Proof::Owed(record.next);
+        Self { name, log, record, items, acked_here: 0, outdated: false, proof }
     }
 
     /// Whether nothing waits.
@@ -185,7 +185,7 @@ impl Outbox {
         let mut pumped = Pumped::default();
         let mut failed = Vec::new();
         let mut index = 0;
-        let mut window = WINDOW;
+        let mut window = if self.proof == Proof::Given { WINDOW } else { 1 };
         while let Some(item) = self.items.get_mut(index) {
             index += 1;
             if item.out.failed.is_some() {
@@ -194,11 +194,7 @@ impl Outbox {
             if item.refused.is_some() || window == 0 {
                 break;
             }
-            window -= 1;
             if item.out.sealed.is_none() {
-                if matches!(self.proof, Proof::Asked(_)) {
-                    break;
-                }
                 let next = self.record.next;
                 let envelope = match &item.out.letter {
                     Letter::Envelope(envelope) => Ok(Some(envelope.clone())),
@@ -215,9 +211,6 @@ impl Outbox {
                         self.record.previous = chain::digest(&envelope);
                         self.record.next += 1;
                         item.out.sealed = Some(Sealed { client_seq: next, handshake, envelope });
-                        if self.proof == Proof::Owed {
-                            self.proof = Proof::Asked(next);
-                        }
                     }
                     // A join may wait behind what waits for it.
                     Ok(None) => continue,
@@ -229,6 +222,7 @@ impl Outbox {
                 pumped.persist.push((out_key(self.name, item.number), Some(encode(&item.out))));
                 pumped.persist.push((outbox_key(self.name), Some(encode(&self.record))));
             }
+            window -= 1;
             if let (false, Some(sealed)) = (item.sent, item.out.sealed.clone()) {
                 item.sent = true;
                 let Sealed { client_seq, handshake, envelope } = sealed;
@@ -256,7 +250,7 @@ impl Outbox {
         let mut persist = vec![(out_key(self.name, item.number), None)];
         if let Some(Sealed { client_seq, envelope, .. }) = &item.out.sealed {
             self.acked_here = self.acked_here.max(*client_seq);
-            if self.proof == Proof::Asked(*client_seq) {
+            if matches!(self.proof, Proof::Owed(first) if *client_seq >= first) {
                 self.proof = Proof::Given;
             }
             if *client_seq > self.record.acked_seq {
@@ -333,10 +327,15 @@ impl Outbox {
 
     /// Nothing from the oldest message on is stored: number and seal everything again, under a new producer and session.
     pub fn restart(&mut self, fresh: ProducerId) -> Vec<Persist> {
+        self.renumber(fresh);
+        self.unseal()
+    }
+
+    /// A new producer has sent nothing before.
+    const fn renumber(&mut self, fresh: ProducerId) {
         self.record = new_record(fresh);
         self.acked_here = 0;
         self.proof = Proof::Given;
-        self.unseal()
     }
 
     /// The epoch is stale, which proves that nothing from the oldest message on is stored: seal again, same numbers.
@@ -349,8 +348,8 @@ impl Outbox {
 
     fn unseal(&mut self) -> Vec<Persist> {
         self.send_again();
-        if let Proof::Asked(_) = self.proof {
-            self.proof = Proof::Owed;
+        if let Proof::Owed(first) = &mut self.proof {
+            *first = self.record.next;
         }
         let mut persist = Vec::new();
         let name = self.name;
@@ -388,18 +387,23 @@ impl Outbox {
 
     /// Gives up all that waits, and goes on under a new producer. Returns what to persist.
     pub fn abandon(&mut self, fresh: ProducerId) -> Vec<Persist> {
-        self.record = new_record(fresh);
-        self.acked_here = 0;
+        self.renumber(fresh);
         let name = self.name;
         let gone = self.items.drain(..).map(|item| (out_key(name, item.number), None)).collect::<Vec<_>>();
         core::iter::once(self.persist_record()).chain(gone).collect()
     }
 
-    /// Whether the log has more of this outbox than the outbox knows: it is an older copy of itself. Whatever it has sealed is in the
-    /// log before that, or was never stored, since numbers are taken in order.
+    /// Whether the log's record of this message, of this session and number, shows the outbox to be an older copy of itself: the log has more of it,
+    /// or other bytes. Whatever it has sent is in the log before that, or was never stored, since numbers are taken in order.
     #[must_use]
-    pub fn is_outrun(&self, session: ProducerId, counter: u64) -> bool {
-        session == self.record.producer && counter >= self.record.next
+    pub fn is_outrun(&self, message: MessageId, named: Option<(ProducerId, u64)>, digest: Digest) -> bool {
+        let OutboxRecord { producer, next, previous, .. } = self.record;
+        let by_number = named
+            .filter(|(session, _)| *session == producer)
+            .is_some_and(|(_, counter)| counter >= next || (counter.checked_add(1) == Some(next) && digest != previous));
+        let is_it = |item: &&Item| item.out.message == message;
+        let sealed = self.items.iter().find(is_it).and_then(|item| item.out.sealed.as_ref());
+        by_number || sealed.is_some_and(|sealed| chain::digest(&sealed.envelope) != digest)
     }
 
     /// Takes out a message that is in the log already. Returns what to persist.

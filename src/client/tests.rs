@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_in_result, reason = "a test's helpers fail like its tests")]
 
 mod complaints;
+mod outbox;
 mod packages;
 mod posting;
 mod world;

@@ -210,17 +210,17 @@ impl Client {
         let applied = room.apply(&record);
         let seq = room.timeline.head();
         let mut persist = vec![(log_key(id, seq), Some(encode(&record)))];
-        let mut restored = false;
-        match &applied {
+        let own = match &applied {
             Applied::Message { opened, .. } if opened.sender.device == me.identity.device() => {
-                persist.extend(room.outbox.found_in_log(opened.message).into_iter().flatten());
-                if room.outbox.is_outrun(opened.session, opened.counter) {
-                    persist.extend(room.outbox.restart(ProducerId(self.rng.bytes())));
-                    restored = true;
-                }
+                Some((opened.message, Some((opened.session, opened.counter))))
             }
-            Applied::Sent(sent) => persist.extend(room.outbox.found_in_log(sent.message).into_iter().flatten()),
-            _ => {}
+            Applied::Sent(sent) => Some((sent.message, None)),
+            _ => None,
+        };
+        let restored = own.is_some_and(|(message, named)| room.outbox.is_outrun(message, named, record.digest));
+        persist.extend(own.into_iter().filter_map(|(message, _)| room.outbox.found_in_log(message)).flatten());
+        if restored {
+            persist.extend(room.outbox.restart(ProducerId(self.rng.bytes())));
         }
         let event = room.message_view(&me.identity, seq);
         let (going_on, is_past) = (room.record.stage != Stage::Removed, room.past.as_ref().is_some_and(|past| past.covers(seq)));

@@ -1,0 +1,110 @@
+//! The outbox alone: what an older copy of itself does, and how it finds out that it is one.
+
+use bytes::Bytes;
+
+use super::super::{
+    outbox::{Outbox, Pumped, Settled},
+    records::{Letter, OutRecord, OutboxRecord},
+};
+use crate::{
+    core::{
+        chain,
+        close::Refusal,
+        frame::Publish,
+        id::{Digest, MessageId, ProducerId, RoomId},
+    },
+    seal::{
+        body::{Content, Message},
+        message::SealError,
+    },
+};
+
+const LOG: RoomId = RoomId([1; 16]);
+const BEFORE: ProducerId = ProducerId([2; 16]);
+const FRESH: ProducerId = ProducerId([3; 16]);
+
+fn letter(number: u8) -> OutRecord {
+    let letter = Letter::Content(Content::new(&Message::Text(format!("message {number}"))));
+    OutRecord { message: MessageId([number; 16]), time_ms: 0, letter, sealed: None, failed: None }
+}
+
+/// Seals whatever may be sealed; what comes out names the message, its number and what it follows.
+fn pump(outbox: &mut Outbox, form: u8) -> Vec<Publish> {
+    let (Pumped { publish, .. }, failed) = outbox.pump(0, |to_seal| {
+        let bytes = [&[form][..], &to_seal.message.0, &to_seal.counter.to_le_bytes(), &to_seal.previous.0].concat();
+        Ok::<_, SealError>(Some(Bytes::from(bytes)))
+    });
+    assert!(failed.is_empty());
+    publish
+}
+
+/// What a storage has of an outbox in which these messages were sealed, and the outbox that is loaded from it.
+fn copy(sealed: u8) -> (Vec<Publish>, Outbox) {
+    let mut outbox = Outbox::new(LOG, LOG, BEFORE);
+    let persisted: Vec<_> = (1..=sealed).flat_map(|number| outbox.push(letter(number), false)).collect();
+    assert_eq!(persisted.len(), 2 * usize::from(sealed));
+    let publish = pump(&mut outbox, 0);
+    let items = outbox.iter().cloned().zip(1..).map(|(out, number)| (number, out)).collect::<Vec<_>>();
+    let record = OutboxRecord { producer: BEFORE, next: 1, previous: Digest([0; 32]), acked: Digest([0; 32]), acked_seq: 0 };
+    (publish, Outbox::load(LOG, LOG, record, items))
+}
+
+fn numbers(publish: &[Publish]) -> Vec<u64> {
+    publish.iter().map(|publish| publish.client_seq).collect()
+}
+
+#[test]
+fn what_was_loaded_is_sent_one_by_one_until_something_new_is_acked() {
+    let (sent, mut outbox) = copy(3);
+    assert_eq!(numbers(&sent), [1, 2, 3], "an outbox that was not loaded has all of them under way");
+    outbox.push(letter(4), false);
+    outbox.push(letter(5), false);
+    outbox.push(letter(6), false);
+    for number in 1..=4 {
+        assert_eq!(numbers(&pump(&mut outbox, 0)), [number]);
+        assert!(pump(&mut outbox, 0).is_empty());
+        outbox.acked(BEFORE, number).unwrap();
+    }
+    assert_eq!(numbers(&pump(&mut outbox, 0)), [5, 6], "the fourth was new, and the log took it");
+}
+
+#[test]
+fn an_older_copy_knows_itself_by_what_the_log_has_of_it() {
+    let (sent, outbox) = copy(2);
+    let hashes: Vec<_> = sent.iter().map(|publish| chain::digest(&publish.envelope)).collect();
+    let other = Digest([9; 32]);
+    let second = MessageId([2; 16]);
+    // The log has just what it sent.
+    assert!(!outbox.is_outrun(MessageId([1; 16]), Some((BEFORE, 1)), hashes[0]));
+    assert!(!outbox.is_outrun(second, Some((BEFORE, 2)), hashes[1]));
+    assert!(!outbox.is_outrun(MessageId([7; 16]), Some((FRESH, 9)), other), "another session says nothing");
+    // More than it sent; other bytes under its newest number; the same message in other bytes, whether or not it can be opened.
+    assert!(outbox.is_outrun(MessageId([3; 16]), Some((BEFORE, 3)), other));
+    assert!(outbox.is_outrun(MessageId([7; 16]), Some((BEFORE, 2)), other));
+    assert!(outbox.is_outrun(second, Some((FRESH, 1)), other));
+    assert!(outbox.is_outrun(second, None, other));
+}
+
+#[test]
+fn what_was_sealed_anew_before_the_copy_was_made_conflicts_and_nothing_follows_it() {
+    let (_, mut outbox) = copy(2);
+    assert_eq!(numbers(&pump(&mut outbox, 0)), [1]);
+    outbox.refused(BEFORE, 1, Refusal::Conflict);
+    assert!(pump(&mut outbox, 0).is_empty(), "the second follows bytes that the log does not have");
+    assert_eq!(outbox.settle(FRESH).0, Settled::Outdated);
+    let again = pump(&mut outbox, 1);
+    assert!(again.iter().all(|publish| publish.producer == FRESH));
+    assert_eq!(numbers(&again), [1, 2], "a new session follows nothing");
+}
+
+#[test]
+fn an_outbox_that_gave_up_what_it_asked_with_sends_on() {
+    let (_, mut outbox) = copy(1);
+    outbox.push(letter(2), false);
+    assert_eq!(numbers(&pump(&mut outbox, 0)), [1]);
+    outbox.acked(BEFORE, 1).unwrap();
+    assert_eq!(numbers(&pump(&mut outbox, 0)), [2]);
+    outbox.abandon(FRESH);
+    outbox.push(letter(3), false);
+    assert_eq!(numbers(&pump(&mut outbox, 0)), [1]);
+}
