@@ -13,6 +13,9 @@ mod evidence;
 #[cfg(feature = "seal")]
 #[path = "../fuzz/group.rs"]
 mod group;
+#[cfg(feature = "seal")]
+#[path = "../fuzz/handed.rs"]
+mod handed;
 #[path = "wire/samples.rs"]
 mod samples;
 
@@ -32,6 +35,7 @@ fn the_committed_corpus_passes() {
         ("group", group::group as fn(&[u8])),
         ("evidence", evidence::evidence),
         ("announcement", announcement::announcement),
+        ("handed", handed::handed),
     ]);
     for (target, body) in targets {
         let mut files: Vec<PathBuf> = fs::read_dir(corpus(target)).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -121,6 +125,9 @@ fn seeds(mut each: impl FnMut(&str, String, &[u8])) {
         let samples = announcement::samples().expect("they can be made");
         for (name, bytes) in ["seed-announcement", "seed-shared", "seed-address", "seed-post"].into_iter().zip(&samples) {
             write("announcement", name.to_owned(), bytes);
+        }
+        for (name, bytes) in handed::samples() {
+            write("handed", format!("seed-{name}"), &bytes);
         }
         let scene = group::scene();
         for (number, record) in [0, 1].into_iter().zip(&scene.records) {
