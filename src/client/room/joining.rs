@@ -102,7 +102,8 @@ impl Client {
             (None, None) if room.timeline.head() > 0 => room.past = Some(Past::unknown(id, seq)),
             (None, None) => room.record.base = seq.saturating_sub(1),
         }
-        room.record.access_at = seq;
+        // The commit may be in the log since long ago, and what opens the room may have been told since.
+        room.record.access_at = seq.max(room.wire.handshake);
         let past = room.past.as_ref().map(|past| encode(past.record()));
         if room.timeline.head() < room.record.base {
             room.timeline.skip_to(room.record.base, None);
