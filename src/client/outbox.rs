@@ -247,7 +247,7 @@ impl Outbox {
 
     fn remove_stored(&mut self, index: usize) -> Option<(MessageId, Vec<Persist>)> {
         let item = self.items.remove(index)?;
-        let mut persist = vec![(out_key(self.name, item.number), None)];
+        let mut persist = Vec::new();
         if let Some(Sealed { client_seq, envelope, .. }) = &item.out.sealed {
             self.acked_here = self.acked_here.max(*client_seq);
             if matches!(self.proof, Proof::Owed(first) if *client_seq >= first) {
@@ -256,8 +256,10 @@ impl Outbox {
             if *client_seq > self.record.acked_seq {
                 (self.record.acked, self.record.acked_seq) = (chain::digest(envelope), *client_seq);
             }
+            // First, so that a crash between the two leaves a message that is sent again, and none that the next one does not know of.
             persist.push(self.persist_record());
         }
+        persist.push((out_key(self.name, item.number), None));
         Some((item.out.message, persist))
     }
 

@@ -108,3 +108,11 @@ fn an_outbox_that_gave_up_what_it_asked_with_sends_on() {
     outbox.push(letter(3), false);
     assert_eq!(numbers(&pump(&mut outbox, 0)), [1]);
 }
+
+#[test]
+fn what_is_acked_is_counted_before_it_is_forgotten() {
+    let (_, mut outbox) = copy(2);
+    let (_, persist) = outbox.acked(BEFORE, 1).unwrap();
+    let keys: Vec<_> = persist.iter().map(|(key, value)| (key.split('/').next().unwrap(), value.is_some())).collect();
+    assert_eq!(keys, [("outbox", true), ("out", false)]);
+}
