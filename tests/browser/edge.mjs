@@ -30,11 +30,20 @@ export class Edge {
     edge.dir = dir;
     edge.settings = settings;
     await mkdir(dir, {recursive: true});
-    [edge.port, edge.plain, edge.ops] = await freePorts(3);
-    edge.url = `http://localhost:${edge.plain}/`;
-    edge.secure = `https://localhost:${edge.port}/`;
-    await edge.up();
-    return edge;
+    for (let attempt = 1; ; attempt += 1) {
+      [edge.port, edge.plain, edge.ops] = await freePorts(3);
+      edge.url = `http://localhost:${edge.plain}/`;
+      edge.secure = `https://localhost:${edge.port}/`;
+      try {
+        await edge.up();
+        return edge;
+      } catch (error) {
+        // Somebody else was given a port that was free a moment ago.
+        if (attempt === 5 || !edge.log.includes('Address already in use')) {
+          throw error;
+        }
+      }
+    }
   }
 
   async up() {

@@ -10,6 +10,7 @@ import {after, before, describe, test} from 'node:test';
 import {Edge, terminal} from './edge.mjs';
 import {Firefox} from './firefox.mjs';
 import {Person, SEEN_MS, launch} from './person.mjs';
+import {UdpRelay} from './relay.mjs';
 
 const FIREFOX = process.env.FIREFOX ?? '/usr/bin/firefox-esr';
 
@@ -199,6 +200,52 @@ describe('without being told how', () => {
     } finally {
       await walled.kill();
       silent.close();
+    }
+  });
+
+  test('when UDP dies in the middle, WebSocket carries on where it was, and gives way again', async (t) => {
+    const relay = await UdpRelay.start();
+    const tunnel = await Edge.start(join(dir, 'tunnel'), {WAXWING_PUBLIC_QUIC: `127.0.0.1:${relay.port}`});
+    relay.target = tunnel.port;
+    try {
+      const ann = await Person.open(browser, tunnel.url);
+      await ann.begin('Ann');
+      await ann.createRoom('Tunnel');
+      const bob = await Person.open(browser, `${await ann.link()}`.replace('/#', '/?transport=ws#'));
+      await bob.begin('Bob');
+      await bob.inRoom('Tunnel');
+      await ann.isOnline('wt');
+      await ann.say('before');
+      await bob.sees('before', 'received');
+      relay.isWall = true;
+      const from = Date.now();
+      await ann.say('into the tunnel');
+      await bob.say('are you there?');
+      await ann.sees('into the tunnel', 'sent');
+      t.diagnostic(`what was said as UDP died is acked after ${Date.now() - from} ms`);
+      await ann.isOnline('ws');
+      await ann.sees('are you there?', 'received');
+      await bob.sees('into the tunnel', 'received');
+      relay.isWall = false;
+      const [passed, back] = [relay.passed, Date.now()];
+      // Out of the tunnel, there is another network.
+      await ann.page.evaluate(() => globalThis.dispatchEvent(new Event('online')));
+      await ann.isOnline('wt');
+      t.diagnostic(`over WebTransport again after ${Date.now() - back} ms`);
+      await ann.say('out again');
+      await bob.sees('out again', 'received');
+      assert.ok(relay.passed > passed, 'by UDP');
+      const all = ['before', 'into the tunnel', 'are you there?', 'out again'];
+      for (const person of [ann, bob]) {
+        assert.deepEqual((await person.said()).toSorted(), all.toSorted(), 'everything, once');
+        await person.isUnalarmed();
+      }
+      assert.deepEqual(await ann.said(), await bob.said(), 'in one order');
+      await ann.context.close();
+      await bob.context.close();
+    } finally {
+      await tunnel.kill();
+      await relay.close();
     }
   });
 
