@@ -148,6 +148,19 @@ impl Control {
         change(&mut self.link.lock().conditions);
     }
 
+    /// Waits until the client has sent so many more packets.
+    pub async fn until_sent(&self, more: u64) {
+        let packets = || self.link.lock().count(End::Client).packets;
+        let enough = packets() + more;
+        loop {
+            let sent = self.link.sent.notified();
+            if packets() >= enough {
+                return;
+            }
+            sent.await;
+        }
+    }
+
     /// Waits until so many more packets of the server's did not pass because the link is cut.
     pub async fn until_cut(&self, more: u64) {
         let cut = || self.link.lock().count(End::Server).cut;

@@ -8,9 +8,12 @@ use std::{
 
 use bytes::Bytes;
 use tokio::time::timeout;
-use waxwing::client::{
-    native::{Choice, Handle, Options},
-    view::{Command, Event, MessageKind, MessageState, Room, RoomState},
+use waxwing::{
+    client::{
+        native::{Choice, Handle, Options},
+        view::{Command, Event, MessageKind, MessageState, Room, RoomState},
+    },
+    transport::Kind,
 };
 
 use super::{
@@ -35,12 +38,11 @@ struct Person {
 
 impl Person {
     async fn start(dir: &Path, name: &str, reach: &Reach) -> Self {
-        let options = Options {
-            origin: reach.origin.clone(),
-            choice: Choice::Auto,
-            trust: reach.target.trust.clone(),
-            token: Bytes::new(),
-        };
+        Self::start_over(dir, name, reach, Choice::Auto).await
+    }
+
+    async fn start_over(dir: &Path, name: &str, reach: &Reach, choice: Choice) -> Self {
+        let options = Options { origin: reach.origin.clone(), choice, trust: reach.target.trust.clone(), token: Bytes::new() };
         let handle = Handle::start(&dir.join(name), options).unwrap();
         let person = Self { handle, room: None, received: Vec::new(), sent: Vec::new(), transport: None };
         person.does(Command::Start { name: name.into() }).await;
@@ -163,4 +165,29 @@ fn terminals_go_on_when_udp_dies_and_move_back_when_it_passes_again() {
     let settled: Vec<_> = transports.iter().step_by(2).copied().collect();
     assert_eq!(settled, ["wt", "ws", "wt"].map(Some), "{parts:?}");
     println!("{parts:?}");
+}
+
+/// A connection on which nobody says anything is asked after ten seconds; until then a client that knows of nothing sends nothing.
+const SILENCE: Duration = Duration::from_secs(9);
+/// More than what a kernel says by itself about a new address, less than coming back takes.
+const PACKETS: u64 = 10;
+
+#[test]
+fn a_terminal_that_comes_to_another_network_comes_back_without_waiting_for_silence() {
+    let Some(edge) = Edge::start_or_skip(10, mobile()) else { return };
+    let lab = edge.lab.control();
+    edge.clients(move |reach| async move {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ann = Person::start_over(dir.path(), "ann", &reach, Choice::Only(Kind::WebSocket)).await;
+        ann.does(Command::CreateRoom { title: "Harbour".into() }).await;
+        ann.in_room().await;
+        ann.says("from home").await;
+        ann.until("its ack", |ann| ann.sent.len() == 1).await;
+        lab.renumber("10.77.0.3");
+        timeout(SILENCE, lab.until_sent(PACKETS)).await.expect("it comes back by itself");
+        ann.says("on the way").await;
+        ann.until("its ack", |ann| ann.sent.len() == 2).await;
+        assert!(ann.is_unalarmed());
+        ann.handle.stop().await.unwrap();
+    });
 }
