@@ -144,6 +144,8 @@ struct RoomWire {
     presence: bool,
     /// A publish came before this device was let in.
     too_early: bool,
+    /// The log took a commit of this device, which it may not have read yet.
+    acked_commit: bool,
     /// This device's keys were renewed, or that was tried.
     renewed: bool,
     /// This device's certificate was put into the outbox.

@@ -151,8 +151,16 @@ impl Client {
     /// Makes a commit of what this device wants, if nothing of its own is under way and it has read what there is.
     pub(in crate::client) fn commit_wanted(&mut self, id: RoomId, now_ms: u64) {
         let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
-        let read = room.record.stage == Stage::Creating || (room.up_to_date() && !room.reborn);
+        let up_to_date = room.up_to_date() && !room.reborn;
+        let read = room.record.stage == Stage::Creating || up_to_date;
         let after = room.timeline.handshake();
+        // A crash came between the commit and its letter: what was acked on an earlier connection would be read by now.
+        let lost = up_to_date && room.handshakes.is_empty() && !room.wire.acked_commit;
+        if let Some(seat) = room.place.seat_mut().filter(|seat| lost && seat.group.is_waiting())
+            && let Ok(Some(change)) = seat.group.withdraw()
+        {
+            seat.wants(change);
+        }
         let Some(seat) = room.place.seat_mut().filter(|seat| read && !seat.group.is_waiting()) else { return };
         if !room.handshakes.is_empty() || after < room.gate {
             return;

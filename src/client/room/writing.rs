@@ -140,6 +140,7 @@ impl Client {
         let Some(room) = self.rooms.get_mut(&id) else { return self.on_post_ack(log, producer, client_seq) };
         let Some(me) = &self.me else { return };
         if let Some((_, persist)) = room.handshakes.acked(producer, client_seq) {
+            room.wire.acked_commit = true;
             // That it is in first: after a crash between the two, the same bytes are acked again.
             self.on_let_in(id, seq);
             self.persist_all(persist);
