@@ -40,13 +40,13 @@ impl Grown {
         let (owner, link) = (person(), LinkKeys::new(&[1; 32]));
         let mut group = Group::create(ROOM, suite, &owner, &mut rng()).expect("a group can be made");
         let list = Change { list: vec![link.listed(false, 0)], ..Change::default() };
-        let mut newest = group.commit(list, &owner, &mut rng()).expect("an owner lists links");
+        let mut newest = group.commit(list, 0, &owner, &mut rng()).expect("an owner lists links");
         group.process(&newest, &mut rng()).expect("its own record");
         let (mut other, mut last) = (Vec::new(), person());
         for _ in 1..size {
             last = person();
             let info = GroupInfo::open(ROOM, &newest, &link).expect("the link is live");
-            let joining = info.join(ROOM, Some(&link), &last, &mut rng()).expect("the link is live");
+            let joining = info.join(ROOM, Some(&link), 0, &last, &mut rng()).expect("the link is live");
             newest = joining.record().clone();
             group.process(&newest, &mut rng()).expect("a join by a live link");
             other = joining.confirm(&newest).expect("nobody came between").0.snapshot();
@@ -56,7 +56,7 @@ impl Grown {
 
     fn without_link(mut self) -> Self {
         let revoke = Change { revoke: vec![self.link.id()], ..Change::default() };
-        self.newest = self.group.commit(revoke, &self.owner, &mut rng()).expect("the owner may");
+        self.newest = self.group.commit(revoke, 0, &self.owner, &mut rng()).expect("the owner may");
         self.group.process(&self.newest, &mut rng()).expect("its own record");
         let mut other = Group::restore(&self.other, &mut rng()).expect("its own snapshot");
         other.process(&self.newest, &mut rng()).expect("the owner's record");
@@ -66,7 +66,7 @@ impl Grown {
 
     /// A commit that is not given to the log.
     fn commit(&mut self, change: Change) -> Record {
-        let record = self.group.commit(change, &self.owner, &mut rng()).expect("the owner may");
+        let record = self.group.commit(change, 0, &self.owner, &mut rng()).expect("the owner may");
         self.group.withdraw().expect("its own store");
         record
     }
@@ -97,7 +97,7 @@ fn one(criterion: &mut Criterion, name: &str, suite: Suite, size: usize) {
     group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
     group.bench_function("join by link", |bench| {
         let joiner = person();
-        bench.iter(|| info.join(ROOM, Some(&grown.link), &joiner, &mut rng()).expect("the link is live"));
+        bench.iter(|| info.join(ROOM, Some(&grown.link), 0, &joiner, &mut rng()).expect("the link is live"));
     });
     let mut grown = grown.without_link();
     let mut keys = KeyPackages::default();

@@ -74,14 +74,14 @@ fn make() -> Option<Scene> {
         list: vec![link.listed(false, 1)],
         ..Change::default()
     };
-    let record = group.commit(change, &alice, rng).ok()?;
+    let record = group.commit(change, 0, &alice, rng).ok()?;
     group.process(&record, rng).ok()?;
     let second = Group::join(ROOM, &record, &mut of_bob, rng).ok()?;
     let package = of_carol.make(&carol, SUITE, 1, true, rng).ok()?;
     let info = group.group_info(&alice, rng).ok()?.encode();
-    let joining = GroupInfo::open(ROOM, &record, &link).ok()?.join(ROOM, Some(&link), &carol, rng).ok()?;
+    let joining = GroupInfo::open(ROOM, &record, &link).ok()?.join(ROOM, Some(&link), 0, &carol, rng).ok()?;
     let add = Change { add: vec![package.clone()], ..Change::default() };
-    let records = [group.commit(add, &alice, rng).ok()?, joining.record().clone()];
+    let records = [group.commit(add, 0, &alice, rng).ok()?, joining.record().clone()];
     Some(Scene { alice, bob: second.snapshot(), link, waiting: of_carol.snapshot(), records, package, info })
 }
 
@@ -115,8 +115,8 @@ pub(crate) fn group(data: &[u8]) {
         }
         4 => {
             let Ok(info) = GroupInfo::decode(&changed(&scene.info, rest)) else { return };
-            let _ = info.join(ROOM, Some(&scene.link), &scene.alice, rng);
-            let _ = info.join(ROOM, None, &scene.alice, rng);
+            let _ = info.join(ROOM, Some(&scene.link), 0, &scene.alice, rng);
+            let _ = info.join(ROOM, None, 0, &scene.alice, rng);
         }
         _ => {
             let mut record = scene.records[0].clone();

@@ -76,6 +76,38 @@ async fn a_newcomer_reads_everything_with_nobody_there() {
     place.edge.stop().await;
 }
 
+/// The last days since that was chosen: here, all of it. `tests/simulation/keys.rs` has the days that go by.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_reads_the_last_days_with_nobody_there() {
+    let place = Place::new().await;
+    let mut ann = place.person("Ann").await;
+    let first = ann.create().await;
+    choose(&mut ann, History::Everything).await;
+    ann.say("before the policy").await;
+    choose(&mut ann, History::Days(30)).await;
+    ann.say("one").await;
+    let mut bob = place.person("Bob").await;
+    bob.join(&first).await;
+    bob.reads("one").await;
+    bob.say("two").await;
+    ann.reads("two").await;
+    ann.sees(&["Ann", "Bob"]).await;
+    remove(&mut ann, "Bob").await;
+    ann.say("three").await;
+    let now = link(&ann);
+    ann.go().await;
+    for name in ["Dan", "Eve"] {
+        let mut newcomer = place.person(name).await;
+        newcomer.join(&now).await;
+        newcomer.reads("three").await;
+        assert_eq!(newcomer.texts, ["one", "two", "three"]);
+        let closed = newcomer.room.as_ref().unwrap().closed.clone().unwrap();
+        assert!(closed.contains("newcomers read the last 30 days here"), "{closed}");
+        newcomer.go().await;
+    }
+    place.edge.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn newcomers_read_from_their_join_by_default_and_again_after_a_change_back() {
     let place = Place::new().await;
@@ -105,10 +137,16 @@ async fn newcomers_read_from_their_join_by_default_and_again_after_a_change_back
 /// Whoever fell behind takes its place again, and reads what was written meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_comes_in_again_reads_what_it_missed() {
+    for history in [History::Everything, History::Days(30)] {
+        comes_in_again(history).await;
+    }
+}
+
+async fn comes_in_again(history: History) {
     let place = Place::new().await;
     let mut ann = place.person("Ann").await;
     ann.create().await;
-    choose(&mut ann, History::Everything).await;
+    choose(&mut ann, history).await;
     let mut bob = place.person("Bob").await;
     bob.join(&link(&ann)).await;
     bob.say("one").await;

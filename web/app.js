@@ -317,10 +317,13 @@ class App {
   }
 
   async #choose(choice) {
-    const [room, history] = [this.#current, choice.value];
-    const isSure = history !== 'everything' || await ask('Let newcomers read everything from now on? Whoever has a link that leads in, and a copy of '
-      + 'what the server keeps, then reads all of it, for ever, and a key that is stolen later opens what was written before.', 'Let them');
-    if (isSure) {
+    const [room, days] = [this.#current, Number(choice.value)];
+    const history = days > 0 ? {days} : choice.value;
+    const doubts = history === 'everything' ? ['Let newcomers read everything from now on? Whoever has a link that leads in, and a copy of what the server '
+      + 'keeps, then reads all of it, for ever, and a key that is stolen later opens what was written before.', 'Let them']
+      : days > 0 && [`Let newcomers read the last ${days} days? Every device in the room deletes the keys of what is older, at once: nobody’s next `
+      + 'device reads it any more.', 'Delete them'];
+    if (!doubts || await ask(...doubts)) {
       this.#do({do: 'set_history', room, history});
     }
     choice.blur();

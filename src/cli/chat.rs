@@ -16,7 +16,8 @@ use super::people::{People, Target, Typed};
 use crate::{
     client::qr,
     client::view::{
-        Check, Command, ConnectionState, Event, History, Level, Message, MessageKind, MessageState, Role, Room, RoomState,
+        Check, Command, ConnectionState, DAYS_MAX, Event, History, Level, Message, MessageKind, MessageState, Role, Room,
+        RoomState,
     },
     core::chain,
     seal::linking::DeviceCode,
@@ -275,7 +276,7 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
         ("/help", _) => screen.line(
             "   Enter sends what you typed\n   /who    who is in the room\n   /link   the room's link\n   \
              /newlink  make another link, and end the former one (owners and moderators)\n   \
-             /history join | all   what newcomers read of the time before they came in (owners choose)\n   \
+             /history join | days N | all   what newcomers read of the time before they came in (owners choose)\n   \
              /card   what to give to others so that they can write to you\n   \
              /invite NAME or CARD  bring a person into this room, while they are away if need be\n   \
              /dm NAME or CARD  write to a person alone\n   \
@@ -381,7 +382,14 @@ async fn history(client: &Client, screen: &Screen, room: &Room, chosen: &str) ->
         "" => return screen.line(&format!("   {}. {}", room.history.told(), room.history.meaning())),
         "join" => History::FromJoin,
         "all" => History::Everything,
-        _ => return screen.line("   /history join or /history all; alone it says what newcomers read now"),
+        days => match days.strip_prefix("days").and_then(|days| days.trim().parse().ok()) {
+            Some(days @ 1..=DAYS_MAX) => History::Days(days),
+            _ => {
+                return screen.line(
+                    "   /history join, /history days 30 (1 to 365), or /history all; alone it says what newcomers read now",
+                );
+            }
+        },
     };
     client.command(Command::SetHistory { room: room.id.clone(), history }).await?;
     screen.line(&format!("   {}. {}", history.told(), history.meaning()))

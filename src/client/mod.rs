@@ -151,6 +151,8 @@ pub struct Client {
     stored: Stored,
     /// No room's keys are renewed on schedule before this time.
     renew_next_ms: u64,
+    /// What is too old in rooms whose newcomers read the last days is looked for at this time.
+    forget_next_ms: u64,
     /// The key packages of this device.
     shelf: packages::Shelf,
     /// Key packages of others that were asked for on this connection: into which room, and whose.
@@ -220,6 +222,7 @@ impl Client {
             former: Vec::new(),
             stored: Stored::default(),
             renew_next_ms: 0,
+            forget_next_ms: 0,
             shelf: packages::Shelf::default(),
             takes: BTreeMap::new(),
             acquaintances: AcquaintancesRecord::default(),
@@ -251,6 +254,7 @@ impl Client {
         self.shelf = stored.shelf.take().unwrap_or_default();
         self.acquaintances = stored.acquaintances.take().unwrap_or_default();
         self.restore(stored, now_ms);
+        self.forget_due(now_ms);
         self.tell_identity();
         let rooms: Vec<_> = self.rooms.keys().copied().collect();
         for room in rooms {
@@ -458,6 +462,7 @@ impl Client {
             self.tend_drop_box(room, now_ms);
         }
         self.renew_due(now_ms);
+        self.forget_due(now_ms);
         let ask: Vec<_> = self.rooms.iter().filter_map(|(id, room)| room.invites_due(now_ms).then_some(*id)).collect();
         enter.into_iter().for_each(|room| self.begin(room));
         ask.into_iter().for_each(|room| self.ask_for_packages(room));
@@ -469,7 +474,7 @@ impl Client {
     /// Asks to be called when the next thing is due.
     fn schedule(&mut self, now_ms: u64) {
         let retries = self.rooms.values().filter_map(Room::retry_at);
-        let due = self.code_expires_ms().into_iter().chain(self.shelf.look_at()).chain(self.renews_at());
+        let due = self.code_expires_ms().into_iter().chain(self.shelf.look_at()).chain(self.renews_at()).chain(self.forgets_at());
         let next = retries.chain(self.wire.timeout(now_ms)).chain(due).min();
         if let Some(at_ms) = next.filter(|at_ms| self.timer_ms != Some(*at_ms)) {
             self.timer_ms = next;

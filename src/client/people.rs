@@ -158,7 +158,7 @@ impl Client {
         let mut devices = me.record.own_devices.clone();
         devices.push(me.identity.certificate().clone());
         let rooms = self.rooms.values().filter_map(super::Room::backup).collect();
-        let record = BackupRecord { format: 2, user: me.record.secrets.user, name: me.record.name.clone(), devices, rooms };
+        let record = BackupRecord { format: 3, user: me.record.secrets.user, name: me.record.name.clone(), devices, rooms };
         backup::encrypt(&encode(&record), passphrase, &mut self.rng)
     }
 
@@ -172,7 +172,7 @@ impl Client {
         }
         let payload = backup::decrypt(file, passphrase)?;
         let record: BackupRecord = postcard::from_bytes(&payload).map_err(|_| ImportError::Content)?;
-        if record.format != 2 {
+        if record.format != 3 {
             return Err(ImportError::Content);
         }
         let identity = self.new_device(Some(record.user), now_ms);

@@ -30,7 +30,7 @@ use crate::{
         chain,
         id::{DeviceKey, Digest, LogId, MessageId, ProducerId, RoomId, Seq, UnixMillis},
     },
-    group::{Change, History, Roster},
+    group::{Change, History, Roster, RungKey},
     seal::{
         body::{Body, Complaint, Content, Seen, SharedDropBox},
         devices::DeviceList,
@@ -69,7 +69,7 @@ pub struct IdentityRecord {
 /// A room on this device.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoomRecord {
-    /// Format of this record: 4.
+    /// Format of this record: 5.
     pub format: u8,
     /// Where it is: what its link carries.
     pub origin: String,
@@ -95,6 +95,8 @@ pub struct RoomRecord {
     pub direct: Option<UserKey>,
     /// The change by which this device was added, until it was read.
     pub welcome: Option<WelcomeRecord>,
+    /// Newcomers read so many days, as far as this device knows: what opens more is deleted.
+    pub days: Option<u16>,
 }
 
 /// A change of a room's group that adds this device.
@@ -171,6 +173,8 @@ pub struct ClimbRecord {
     pub roster: Roster,
     /// What the room was called.
     pub title: String,
+    /// What opens the rungs from that change's on, where newcomers read the last days: what they do not open stays closed.
+    pub keys: Option<Vec<RungKey>>,
 }
 
 /// A place in a room's group that this device lost, and how it asks for it. Members that were in its last epoch can open what it asks.
@@ -394,8 +398,8 @@ pub struct ChangeRecord {
     /// The epoch that it began.
     pub epoch: u64,
     /// That epoch's authenticator (RFC 9420 §8.7) and secrets, unless it took this device out: as long as this device keeps what was said, it
-    /// keeps what opens it, for the person's next device.
-    pub begun: Option<(Digest, EpochSecrets)>,
+    /// keeps what opens it, for the person's next device, or as long as newcomers read it where they read the last days.
+    pub begun: Option<(Digest, Option<EpochSecrets>)>,
     /// Whose leaves are others than before.
     pub seats: Vec<(u32, Option<Who>)>,
     /// Who came in, by a link or because the maker added them.
@@ -479,7 +483,7 @@ pub enum Letter {
 /// What a backup keeps (inside [`crate::seal::backup`]).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupRecord {
-    /// Format of this record: 1.
+    /// Format of this record: 3.
     pub format: u8,
     /// The person's seed.
     pub user: [u8; 32],

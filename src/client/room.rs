@@ -3,6 +3,7 @@
 
 mod changing;
 mod climbing;
+mod forgetting;
 mod inviting;
 mod joining;
 mod making;
@@ -76,6 +77,10 @@ pub(super) struct Room {
     posting: Posting,
     /// Nothing is published before this change of the group was taken.
     gate: Seq,
+    /// Before this seq no change of the group has secrets of its epoch any more.
+    forgotten: Seq,
+    /// And no message before this one a link's seed.
+    unlinked: Seq,
     /// What the server said that contradicts this device's copy.
     contradicted: Vec<Contradicted>,
     /// Who goes, in this epoch.
@@ -107,6 +112,7 @@ struct Goodbye {
 struct Shown {
     time_ms: u64,
     digest: Digest,
+    chain: Digest,
     check: Check,
     what: What,
 }
@@ -185,6 +191,8 @@ impl Room {
             past: None,
             posting: Posting::default(),
             gate: 0,
+            forgotten: 0,
+            unlinked: 0,
             contradicted: Vec::new(),
             leaves: Vec::new(),
             lost: None,
@@ -253,7 +261,8 @@ impl Room {
             Applied::Injected | Applied::Nothing => None,
         };
         if let Some((check, what)) = shown {
-            let shown = Shown { time_ms: record.time_ms, digest: record.digest, check, what };
+            let LogRecord { time_ms, digest, chain, .. } = *record;
+            let shown = Shown { time_ms, digest, chain, check, what };
             self.shown.insert(self.timeline.head(), shown);
         }
         self.posting.lock(self.timeline.head(), record);
@@ -299,7 +308,8 @@ impl Room {
     /// What brings the room to another device of the same person.
     pub(super) fn backup(&self) -> Option<RoomBackup> {
         let link = self.live_link()?.to_string();
-        Some(RoomBackup { link, base: self.record.base, changes: self.changes() })
+        let (base, changes) = self.handed_over();
+        Some(RoomBackup { link, base, changes })
     }
 
     /// The link, if it leads in, or will once what is under way is in the log.

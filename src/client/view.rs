@@ -1,9 +1,13 @@
 //! What a person sees, as data: events towards a user interface and commands from it. JSON in the browser and in
 //! `waxwing tail --json`; ids are base64url.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::group;
+
+pub use crate::group::DAYS_MAX;
 
 /// From a user interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -409,6 +413,8 @@ pub enum History {
     FromJoin,
     /// Everything since this was chosen.
     Everything,
+    /// The last so many days, since this was chosen.
+    Days(u16),
 }
 
 impl From<group::History> for History {
@@ -416,6 +422,7 @@ impl From<group::History> for History {
         match history {
             group::History::FromJoin => Self::FromJoin,
             group::History::Everything => Self::Everything,
+            group::History::Days(days) => Self::Days(days),
         }
     }
 }
@@ -423,10 +430,12 @@ impl From<group::History> for History {
 impl History {
     /// As it is told where it was chosen.
     #[must_use]
-    pub const fn told(self) -> &'static str {
+    pub fn told(self) -> Cow<'static, str> {
         match self {
-            Self::FromJoin => "newcomers read from their join",
-            Self::Everything => "newcomers read everything from here on",
+            Self::FromJoin => "newcomers read from their join".into(),
+            Self::Everything => "newcomers read everything from here on".into(),
+            Self::Days(1) => "newcomers read the last day, and older keys are deleted".into(),
+            Self::Days(days) => format!("newcomers read the last {days} days, and older keys are deleted").into(),
         }
     }
 
@@ -439,6 +448,11 @@ impl History {
                 "Whoever comes in reads everything since this was chosen, with nobody there. So whoever has a link that leads in, and \
                  a copy of what the server keeps, reads all of it, for ever; and a key that is stolen today opens what was written \
                  before."
+            }
+            Self::Days(_) => {
+                "Whoever comes in reads what was written in these days, since this was chosen, with nobody there; so does whoever has a link that \
+                 leads in and a copy of what the server keeps. Every device deletes the keys of what is older, which opens nowhere then but where it \
+                 was read already: your next device does not read it either."
             }
         }
     }

@@ -12,15 +12,16 @@ use super::{
     Forbidden, Group, History, KeyPackage, KeyPackageError, LinkId, LiveLink, Pending, Policy, Role, SnapshotError,
     device::{DeviceSigner, Provider},
     join::seal_group_info,
-    ladder::{Former, Rung},
+    ladder::{Former, Steps},
     policy,
     process::{Invalid, exported, proposed},
     record::{Handshake, Record, SealedGroupInfo},
+    window::{LadderSecret, Window},
 };
 use crate::{
     core::{
         chain,
-        id::{AccessKey, DeviceKey},
+        id::{AccessKey, DeviceKey, UnixMillis},
     },
     seal::{
         Random,
@@ -103,11 +104,17 @@ pub enum CommitError {
 
 impl Group {
     /// Makes the record of a commit, which takes effect when the log has it: [`Group::process`] is given it like everybody else's.
-    /// What of the change has come true meanwhile is left out.
+    /// What of the change has come true meanwhile is left out. Where newcomers read the last days, these end at `now_ms`.
     ///
     /// # Errors
     /// [`CommitError`].
-    pub fn commit(&mut self, change: Change, identity: &Identity, rng: &mut (impl Random + Send)) -> Result<Record, CommitError> {
+    pub fn commit(
+        &mut self,
+        change: Change,
+        now_ms: UnixMillis,
+        identity: &Identity,
+        rng: &mut (impl Random + Send),
+    ) -> Result<Record, CommitError> {
         if self.pending.is_some() {
             return Err(CommitError::Waiting);
         }
@@ -118,7 +125,7 @@ impl Group {
         let provider = Provider::new(&self.storage, rng);
         // What a commit covers is in it; what it does not cover is in nobody's hands.
         self.mls.clear_pending_proposals(provider.storage())?;
-        let made = made.and_then(|(bundle, leaves)| self.wrap(&bundle, leaves, identity, rng));
+        let made = made.and_then(|(bundle, leaves)| self.wrap(&bundle, leaves, now_ms, identity, rng));
         match made {
             Ok(record) => {
                 self.pending = Some(Pending { change, record: record.hash() });
@@ -212,6 +219,7 @@ impl Group {
         &self,
         bundle: &CommitMessageBundle,
         leaves: Vec<Bytes>,
+        now_ms: UnixMillis,
         identity: &Identity,
         rng: &mut (impl Random + Send),
     ) -> Result<Record, CommitError> {
@@ -222,11 +230,11 @@ impl Group {
             _ => CommitError::Mls,
         })?;
         policy::check(&self.policy(), &self.members(), self.suite().members_max(), &proposed)?;
-        let epoch = epoch_after(self, staged, rng).ok_or(CommitError::Mls)?;
+        let (epoch, ladder) = epoch_after(self, staged, rng).ok_or(CommitError::Mls)?;
         let access = policy::rotates(&proposed).then(|| access_of(&epoch));
-        let rung = self.rung(&proposed);
+        let steps = self.steps(&proposed).map(|steps| (steps, &self.window, now_ms));
         let after = proposed.policy.unwrap_or_else(|| self.policy());
-        assemble(bundle, &epoch, &after, (access, rung), rng, |welcome, group_info, rng| {
+        assemble(bundle, (&epoch, &ladder), &after, (access, steps), rng, |welcome, group_info, rng| {
             let handshake = Handshake { commit: encode(bundle.commit())?, leaves, welcome, group_info, joiner: None };
             Ok(seal_handshake(&self.epoch, self.leaf(), identity, &handshake.encode(), rng)?)
         })
@@ -253,45 +261,45 @@ fn after(before: &Policy, change: &Change, remaining: Option<&Vec<super::Member>
     after
 }
 
-fn epoch_after(group: &Group, staged: &StagedCommit, rng: &mut (impl Random + Send)) -> Option<Epoch> {
-    let (secrets, authenticator) = exported(staged, rng)?;
-    Some(Epoch::new(group.room, staged.epoch().as_u64(), authenticator, secrets))
+fn epoch_after(group: &Group, staged: &StagedCommit, rng: &mut (impl Random + Send)) -> Option<(Epoch, LadderSecret)> {
+    let (secrets, authenticator, ladder) = exported(staged, rng)?;
+    Some((Epoch::new(group.room, staged.epoch().as_u64(), authenticator, secrets), ladder))
 }
 
 pub(super) fn encode(message: &MlsMessageOut) -> Result<Bytes, CommitError> {
     Ok(message.to_bytes().map_err(|_| CommitError::Mls)?.into())
 }
 
-/// The record of a commit that leads to `epoch`, with policy `after`, `access` if somebody goes, and a rung if it has one. `seal` seals the commit together
+/// The record of a commit that leads to `epoch`, with policy `after`, `access` if somebody goes, and what it has for who goes down,
+/// with the window before it and the time. `seal` seals the commit together
 /// with the hashes of what stands beside it.
 pub(super) fn assemble<R: Random + Send>(
     bundle: &CommitMessageBundle,
-    epoch: &Epoch,
+    (epoch, ladder): (&Epoch, &LadderSecret),
     after: &Policy,
-    (access, rung): (Option<AccessKey>, Option<Rung>),
+    (access, steps): (Option<AccessKey>, Option<(Steps, &Window, UnixMillis)>),
     rng: &mut R,
     seal: impl FnOnce(Option<crate::core::id::Digest>, Option<crate::core::id::Digest>, &mut R) -> Result<Bytes, CommitError>,
 ) -> Result<Record, CommitError> {
     let welcome = bundle.to_welcome_msg().map(|welcome| encode(&welcome)).transpose()?;
     let info = bundle.group_info().map(|info| MlsMessageOut::from(info.clone()));
     let mut group_info =
-        info.map(|info| Ok::<_, CommitError>(seal_group_info(epoch, after, encode(&info)?, rng)?)).transpose()?;
-    if let Some(rung) = rung {
-        let rung = rung.seal(epoch).ok_or(CommitError::Mls)?;
-        let beside = group_info.unwrap_or_else(|| SealedGroupInfo { keys: Vec::new(), info: Bytes::new(), rung: Bytes::new() });
-        group_info = Some(SealedGroupInfo { rung, ..beside });
+        info.map(|info| Ok::<_, CommitError>(seal_group_info((epoch, ladder), after, encode(&info)?, rng)?)).transpose()?;
+    if let Some((steps, before, now_ms)) = steps {
+        let (rung, window) = steps.seal(epoch, ladder, before, now_ms).ok_or(CommitError::Mls)?;
+        group_info = Some(SealedGroupInfo { rung, window, ..group_info.unwrap_or_default() });
     }
     let welcome_hash = welcome.as_deref().map(chain::digest);
     let commit = seal(welcome_hash, group_info.as_ref().map(SealedGroupInfo::hash), rng)?;
     Ok(Record { epoch: epoch.number, after: 0, access, commit, welcome, group_info })
 }
 
-/// The epoch that a commit begins, for who comes in by a link, where newcomers read everything.
+/// The epoch that a commit begins, for who comes in by a link, where newcomers read what was before.
 pub(super) fn for_newcomers(epoch: &Epoch, policy: &Policy) -> Option<Former> {
     let (secrets, authenticator) = (epoch.secrets().clone(), epoch.authenticator);
     // What began it is the record that says this.
     let former = Former { secrets, authenticator, began: crate::core::id::Digest([0; 32]) };
-    (policy.history() == History::Everything).then_some(former)
+    (policy.history() != History::FromJoin).then_some(former)
 }
 
 /// What opens the room from this epoch on, when somebody went with the commit that led to it.

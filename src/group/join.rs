@@ -1,10 +1,6 @@
 //! Coming into a group: by a welcome (RFC 9420 §12.4.3.1), or by oneself with a link or to take one's own place again (external
 //! commits, §12.4.3.2).
 
-use aes_gcm::{
-    Aes256Gcm, KeyInit as _,
-    aead::{Aead as _, Payload},
-};
 use bytes::Bytes;
 use openmls::{
     group::{MlsGroup, ProposalStore, PublicGroup, StagedWelcome},
@@ -16,6 +12,7 @@ use openmls::{
     schedule::PreSharedKeyId,
 };
 use openmls_traits::{OpenMlsProvider as _, storage::StorageProvider as _};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Applied, CommitError, Event, Forbidden, Group, History, KeyPackages, LinkId, LinkKeys, Member, Policy, Record,
@@ -23,14 +20,15 @@ use super::{
     commit::{assemble, encode, for_newcomers, join_context},
     device::{DeviceSigner, Provider, capabilities, credential, leaf_extensions, member, name},
     epoch_of, group_id, join_config,
-    ladder::{Before, Place, Roster},
+    ladder::{Before, Place, Roster, Steps, is_due, open_sealed, seal_padded},
     policy_in,
     record::{GroupInfoBody, Handshake, Joiner},
+    window::{LadderSecret, Window, context as bound_to},
 };
 use crate::{
-    core::id::{DeviceKey, Digest, RoomId, Seq},
+    core::id::{DeviceKey, Digest, RoomId, Seq, UnixMillis},
     seal::{
-        Random, derive,
+        Random,
         epoch::Epoch,
         hpke::{HpkeError, X25519Public, XWingPrivate, XWingPublic, open_xwing, seal_xwing, share_secret},
         identity::Identity,
@@ -75,20 +73,14 @@ pub(super) fn link_info(room: RoomId, epoch: u64, id: LinkId, device: DeviceKey)
     [&b"waxwing join v1"[..], &room.0, &epoch.to_le_bytes(), &id.0, &device.0].concat()
 }
 
-/// The key of an epoch's group info, and what is authenticated with it.
-fn info_key(epoch: &Epoch) -> ([u8; 32], Vec<u8>) {
-    let context = [&epoch.room.0[..], &epoch.number.to_le_bytes()].concat();
-    (derive(&epoch.secrets().psk, "waxwing group info v1", &context), context)
-}
-
 /// What a link's key envelope is bound to.
 fn key_info(context: &[u8], id: LinkId) -> Vec<u8> {
     [b"waxwing link key v1", context, &id.0].concat()
 }
 
-/// Seals an epoch's group info. The key encrypts once, so that its nonce is zero.
+/// Seals an epoch's group info, and to each link what opens it and leads down from the epoch.
 pub(super) fn seal_group_info(
-    epoch: &Epoch,
+    (epoch, ladder): (&Epoch, &LadderSecret),
     policy: &Policy,
     group_info: Bytes,
     rng: &mut impl Random,
@@ -96,35 +88,30 @@ pub(super) fn seal_group_info(
     let (_, xwing) = XWingPrivate::from_seed(&epoch.secrets().xwing);
     let (x25519, xwing) = (epoch.public().to_bytes(), xwing.to_bytes().into());
     let body = GroupInfoBody { group_info, x25519, xwing, former: for_newcomers(epoch, policy) };
-    let mut plaintext = body.encode();
-    plaintext.resize(padme(plaintext.len()), 0);
-    let (key, context) = info_key(epoch);
-    let payload = Payload { msg: &plaintext, aad: &context };
-    let info = Aes256Gcm::new(&key.into()).encrypt(&[0; 12].into(), payload).map_err(|_| HpkeError::Key)?;
+    let context = bound_to(epoch.room, epoch.number);
+    let info = seal_padded(&ladder.info_key(&context), &context, &body, padme).ok_or(HpkeError::Key)?;
     let mut keys = Vec::new();
     for link in policy.links() {
         let id = link.id();
         let to = XWingPublic::from_bytes(&link.xwing)?;
-        let (enc, ciphertext) = seal_xwing(&to, &key_info(&context, id), &[], rng, |_, _| key.to_vec())?;
+        let (enc, ciphertext) = seal_xwing(&to, &key_info(&context, id), &[], rng, |_, _| ladder.0.to_vec())?;
         keys.push(SealedKey { link: id, enc: enc.into(), ciphertext: ciphertext.into() });
     }
-    Ok(SealedGroupInfo { keys, info: info.into(), rung: Bytes::new() })
-}
-
-fn open_info(key: &[u8; 32], context: &[u8], info: &[u8]) -> Option<GroupInfoBody> {
-    let payload = Payload { msg: info, aad: context };
-    let plaintext = Aes256Gcm::new(key.into()).decrypt(&[0; 12].into(), payload).ok()?;
-    let (body, padding) = postcard::take_from_bytes(&plaintext).ok()?;
-    padding.iter().all(|byte| *byte == 0).then_some(body)
+    Ok(SealedGroupInfo { keys, info, ..SealedGroupInfo::default() })
 }
 
 /// Whether a sealed group info is the epoch's, for every link that is live. That the keys for links open can be seen only by
 /// who holds them.
-pub(super) fn group_info_matches(sealed: &SealedGroupInfo, epoch: &Epoch, policy: &Policy, context: &GroupContext) -> bool {
+pub(super) fn group_info_matches(
+    sealed: &SealedGroupInfo,
+    (epoch, ladder): (&Epoch, &LadderSecret),
+    policy: &Policy,
+    context: &GroupContext,
+) -> bool {
     let links = policy.links().iter().map(super::LiveLink::id);
     let for_all = links.eq(sealed.keys.iter().map(|key| key.link));
-    let (key, aad) = info_key(epoch);
-    let Some(body) = open_info(&key, &aad, &sealed.info) else { return false };
+    let aad = bound_to(epoch.room, epoch.number);
+    let Some(body) = open_sealed::<GroupInfoBody>(&ladder.info_key(&aad), &aad, &sealed.info) else { return false };
     let (_, xwing) = XWingPrivate::from_seed(&epoch.secrets().xwing);
     let keys = body.x25519 == epoch.public().to_bytes() && body.xwing == xwing.to_bytes();
     for_all
@@ -211,7 +198,8 @@ impl Group {
         }
         // What is left of the key packages stays with the device, and everything else is the group's.
         let rest = storage.split_key_packages();
-        let group = Self::with(room, mls, storage, (record.digest(), None), rng)?;
+        let mut group = Self::with(room, mls, storage, record.digest(), rng)?;
+        group.window = record.window(room, &group.ladder).unwrap_or_default();
         let members = group.members();
         let at = |leaf: u32| members.iter().find(|member| member.leaf == leaf).copied().ok_or(JoinError::Group);
         let (by, added) = (at(by)?.device, Event::Added(at(group.leaf())?));
@@ -228,16 +216,17 @@ impl Group {
         let info = self.mls.export_group_info(provider.crypto(), &DeviceSigner(identity), true).map_err(|_| CommitError::Mls)?;
         let (_, xwing) = XWingPrivate::from_seed(&self.epoch.secrets().xwing);
         let (x25519, xwing) = (self.epoch.public().to_bytes(), xwing.to_bytes().into());
-        let former = (self.policy().history() == History::Everything).then(|| self.former());
+        let former = (self.policy().history() != History::FromJoin).then(|| self.former());
         let body = GroupInfoBody { group_info: encode(&info)?, x25519, xwing, former };
-        Ok(GroupInfo { body })
+        Ok(GroupInfo { body, window: self.window.clone() })
     }
 }
 
-/// The group as it is described to who comes in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The group as it is described to who comes in. postcard, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupInfo {
     body: GroupInfoBody,
+    window: Window,
 }
 
 impl GroupInfo {
@@ -249,14 +238,16 @@ impl GroupInfo {
         let sealed = record.group_info.as_ref().ok_or(JoinError::NotForUs)?;
         let id = link.id();
         let for_link = sealed.keys.iter().find(|key| key.link == id).ok_or(JoinError::NotForUs)?;
-        let context = [&room.0[..], &record.epoch.to_le_bytes()].concat();
+        let context = bound_to(room, record.epoch);
         let info = key_info(&context, id);
         let opened = open_xwing(&link.xwing.0, &for_link.enc, &info, &[], &for_link.ciphertext);
-        let (key, _) = opened.map_err(|_| JoinError::NotForUs)?;
-        let key = key.try_into().map_err(|_| JoinError::NotForUs)?;
-        let mut body = open_info(&key, &context, &sealed.info).ok_or(JoinError::NotForUs)?;
+        let (ladder, _) = opened.map_err(|_| JoinError::NotForUs)?;
+        let ladder = LadderSecret(ladder.try_into().map_err(|_| JoinError::NotForUs)?);
+        let body = open_sealed(&ladder.info_key(&context), &context, &sealed.info);
+        let mut body: GroupInfoBody = body.ok_or(JoinError::NotForUs)?;
         body.former.iter_mut().for_each(|former| former.began = record.digest());
-        Ok(Self { body })
+        let window = record.window(room, &ladder).ok_or(JoinError::NotForUs)?;
+        Ok(Self { body, window })
     }
 
     #[cfg(test)]
@@ -267,7 +258,7 @@ impl GroupInfo {
     /// The bytes, to be sealed to the device that asked.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        self.body.encode()
+        postcard::to_allocvec(self).expect("a group info encodes into memory")
     }
 
     /// As a member sent it.
@@ -275,10 +266,11 @@ impl GroupInfo {
     /// # Errors
     /// [`JoinError::NotForUs`].
     pub fn decode(bytes: &[u8]) -> Result<Self, JoinError> {
-        postcard::from_bytes(bytes).map(|body| Self { body }).map_err(|_| JoinError::NotForUs)
+        postcard::from_bytes(bytes).map_err(|_| JoinError::NotForUs)
     }
 
-    /// Makes the commit by which this device comes in: with a link, or without one to take its own place again.
+    /// Makes the commit by which this device comes in: with a link, or without one to take its own place again. Where newcomers read the last
+    /// days, these end at `now_ms`.
     ///
     /// # Errors
     /// [`JoinError`].
@@ -286,6 +278,7 @@ impl GroupInfo {
         &self,
         room: RoomId,
         link: Option<&LinkKeys>,
+        now_ms: UnixMillis,
         identity: &Identity,
         rng: &mut (impl Random + Send),
     ) -> Result<Joining, JoinError> {
@@ -294,8 +287,8 @@ impl GroupInfo {
         let (epoch, suite) = (info.epoch().as_u64(), info.ciphersuite());
         let policy = policy_in(info.group_context().extensions()).ok_or(JoinError::Group)?;
         let proof = link.map(|link| self.prove(room, epoch, link, identity.device(), rng)).transpose()?;
-        let everything = policy.history() == History::Everything;
-        let members = if proof.is_none() || everything { described(&info, rng)? } else { Vec::new() };
+        let days = is_due(&policy, &policy);
+        let members = if proof.is_none() || days.is_some() { described(&info, rng)? } else { Vec::new() };
         let via = match proof {
             Some((id, ..)) => Some(id),
             None => own_via(&members, identity.device())?,
@@ -338,26 +331,28 @@ impl GroupInfo {
             // Every member would skip it.
             return Err(CommitError::Forbidden(Forbidden::Full).into());
         }
-        let new = epoch_of(room, &mls, rng).ok_or(JoinError::Group)?;
+        let (new, ladder) = epoch_of(room, &mls, rng).ok_or(JoinError::Group)?;
         let joiner = Joiner { device: identity.device(), link: proof.map(|(id, enc, _)| (id, enc)) };
         let to = XWingPublic::from_bytes(&self.body.xwing).map_err(|_| JoinError::Group)?;
-        let rung = match (policy.history(), &self.body.former) {
-            (History::Everything, Some(former)) => {
+        let steps = match (days, &self.body.former) {
+            (Some(days), Some(former)) => {
                 let before = Before { former: former.clone(), roster: roster(members), title: policy.title().to_owned() };
                 let after = mls.members().filter_map(|found| {
                     member(found.index.u32(), mls.public_group().leaf(found.index)?).map(|member| (member.leaf, member.device))
                 });
-                Some(before.rung(identity.device(), &after.collect(), Vec::new()))
+                let rung = before.rung(identity.device(), &after.collect(), Vec::new());
+                Some((Steps { rung, days }, &self.window, now_ms))
             }
-            (History::Everything, None) => return Err(JoinError::Group),
-            _ => None,
+            (Some(_), None) => return Err(JoinError::Group),
+            (None, _) => None,
         };
-        let record = assemble(&bundle, &new, &policy, (None, rung), rng, |welcome, group_info, rng| {
+        let record = assemble(&bundle, (&new, &ladder), &policy, (None, steps), rng, |welcome, group_info, rng| {
             let commit = encode(bundle.commit())?;
             let handshake = Handshake { commit, leaves: Vec::new(), welcome, group_info, joiner: Some(joiner) };
             Ok(seal_external(&to, (room, epoch), &context.0, identity, &handshake.encode(), rng)?)
         })?;
-        let group = Group::with(room, mls, storage, (Digest([0; 32]), None), rng)?;
+        let mut group = Group::with(room, mls, storage, Digest([0; 32]), rng)?;
+        group.window = record.window(room, &ladder).unwrap_or_default();
         Ok(Joining { group, record, rejoins: proof.is_none() })
     }
 

@@ -1,9 +1,10 @@
-//! The ladder of a room whose newcomers read everything: each commit's record has a *rung*, the secrets of the epoch that it ends, sealed under
-//! a key of the epoch that it begins. Whoever is in an epoch goes down from there, commit by commit, with nobody online.
+//! The ladder of a room whose newcomers read what was before: each commit's record has a *rung*, the secrets of the epoch that it ends, sealed under
+//! a key of the epoch that it begins. Whoever is in an epoch goes down from there, commit by commit, with nobody online: to the last rung where
+//! newcomers read everything, and else as far as the [window](super::window) reaches.
 //!
 //! A rung says nothing that the members of both epochs do not know, so that each of them checks it, and a commit whose rung is another
-//! one is invalid for all alike. It is there if, and only if, the policy before and after the commit is [`History::Everything`]: the ladder
-//! ends above the commit that chose it.
+//! one is invalid for all alike. It is there if, and only if, the policy before and after the commit is [`History::Everything`], or before and after
+//! [`History::Days`]: the ladder ends above the commit that chose it.
 
 use std::collections::BTreeMap;
 
@@ -12,16 +13,17 @@ use aes_gcm::{
     aead::{Aead as _, Payload},
 };
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    Group, Policy, Record,
+    Group, Policy, Record, SealedGroupInfo,
     policy::{Committer, History, Member, Proposed},
+    window::{self, LadderSecret, RungKey, Window, context},
 };
 use crate::{
     core::{
         chain,
-        id::{DeviceKey, Digest},
+        id::{DeviceKey, Digest, RoomId, UnixMillis},
     },
     seal::{
         derive,
@@ -79,9 +81,21 @@ pub(super) struct Before {
     pub title: String,
 }
 
-/// Whether a commit between these policies has a rung.
-pub(super) fn is_due(before: &Policy, after: &Policy) -> bool {
-    before.history() == History::Everything && after.history() == History::Everything
+/// What a commit's record has for who goes down.
+#[derive(Debug)]
+pub(super) struct Steps {
+    pub rung: Rung,
+    /// Where newcomers read the last so many days.
+    pub days: Option<u16>,
+}
+
+/// Whether a commit between these policies has a rung, and for how many days newcomers go down, if not for ever.
+pub(super) fn is_due(before: &Policy, after: &Policy) -> Option<Option<u16>> {
+    match (before.history(), after.history()) {
+        (History::Everything, History::Everything) => Some(None),
+        (History::Days(_), History::Days(days)) => Some(Some(days)),
+        _ => None,
+    }
 }
 
 impl Before {
@@ -136,25 +150,83 @@ impl Group {
         Former { secrets: self.epoch.secrets().clone(), authenticator: self.epoch.authenticator, began: self.began }
     }
 
-    /// What the rung of a commit says, if it has one.
-    pub(super) fn rung(&self, proposed: &Proposed) -> Option<Rung> {
+    /// What a commit's record has for who goes down, if there is anything.
+    pub(super) fn steps(&self, proposed: &Proposed) -> Option<Steps> {
         let policy = self.policy();
-        if !is_due(&policy, proposed.policy.as_ref().unwrap_or(&policy)) {
-            return None;
-        }
+        let days = is_due(&policy, proposed.policy.as_ref().unwrap_or(&policy))?;
         let before = Before { former: self.former(), roster: self.roster(), title: policy.title().to_owned() };
         let by = match proposed.committer {
             Committer::Member { after, .. } | Committer::Joiner { after, .. } => after.device,
         };
-        Some(before.rung(by, &proposed.devices_after(&self.members()), proposed.left.clone()))
+        Some(Steps { rung: before.rung(by, &proposed.devices_after(&self.members()), proposed.left.clone()), days })
+    }
+
+    /// What opens the rungs below this epoch's own, and first that one, where newcomers read the last days.
+    #[must_use]
+    pub fn window(&self) -> Option<&[RungKey]> {
+        matches!(self.policy().history(), History::Days(_)).then_some(&self.window.keys)
+    }
+
+    /// Deletes what opens the time before the days that newcomers read; `false` where there is nothing of it.
+    pub fn forget_rungs(&mut self, now_ms: UnixMillis) -> bool {
+        match self.policy().history() {
+            History::Days(days) => self.window.forget(now_ms, days),
+            History::FromJoin | History::Everything => false,
+        }
+    }
+}
+
+impl Steps {
+    /// Seals the rung and, where newcomers read the last days, the window of the epoch that the commit begins; `before` is the one of the epoch
+    /// that it ends.
+    pub(super) fn seal(
+        &self,
+        epoch: &Epoch,
+        ladder: &LadderSecret,
+        before: &Window,
+        now_ms: UnixMillis,
+    ) -> Option<(Bytes, Bytes)> {
+        let context = context(epoch.room, epoch.number);
+        let Some(days) = self.days else {
+            return Some((self.rung.seal(&everything_key(epoch, &context), &context)?, Bytes::new()));
+        };
+        let key = ladder.rung_key(&context);
+        let window = window::seal(&before.next(key, now_ms, days), ladder, &context)?;
+        Some((self.rung.seal(&key, &context)?, window))
+    }
+
+    /// Whether a record has these, and a window that continues `before`.
+    pub(super) fn are_in(&self, beside: &SealedGroupInfo, epoch: &Epoch, ladder: &LadderSecret, before: &Window) -> bool {
+        let context = context(epoch.room, epoch.number);
+        let key = if self.days.is_some() { ladder.rung_key(&context) } else { everything_key(epoch, &context) };
+        let continues = match self.days {
+            Some(_) => Window::open(ladder, &context, &beside.window).is_some_and(|window| before.leads_to(&window.keys, &key)),
+            None => beside.window.is_empty(),
+        };
+        continues && Rung::open(&key, &context, &beside.rung).as_ref() == Some(&self.rung)
     }
 }
 
 impl Record {
-    /// What this record, which began `epoch`, says of the one before; `None` where the ladder ends.
+    /// What this record, which began `epoch`, says of the one before, where newcomers read everything; `None` where the ladder ends.
     #[must_use]
     pub fn rung(&self, epoch: &Epoch) -> Option<Rung> {
-        Rung::open(epoch, &self.group_info.as_ref()?.rung)
+        let context = context(epoch.room, epoch.number);
+        Rung::open(&everything_key(epoch, &context), &context, &self.group_info.as_ref()?.rung)
+    }
+
+    /// The same where newcomers read the last days.
+    #[must_use]
+    pub fn rung_by(&self, key: &RungKey, epoch: &Epoch) -> Option<Rung> {
+        Rung::open(&key.key, &context(epoch.room, epoch.number), &self.group_info.as_ref()?.rung)
+    }
+
+    /// The window that it brings to the epoch; empty where it has none.
+    pub(super) fn window(&self, room: RoomId, ladder: &LadderSecret) -> Option<Window> {
+        match &self.group_info {
+            Some(beside) if !beside.window.is_empty() => Window::open(ladder, &context(room, self.epoch), &beside.window),
+            _ => Some(Window::default()),
+        }
     }
 
     /// SHA-256 of the bytes that the log keeps.
@@ -164,29 +236,36 @@ impl Record {
     }
 }
 
-/// A rung's key, and what is authenticated with it.
-fn key(epoch: &Epoch) -> ([u8; 32], Vec<u8>) {
-    let context = [&epoch.room.0[..], &epoch.number.to_le_bytes()].concat();
-    (derive(&epoch.secrets().psk, "waxwing rung v1", &context), context)
+/// A rung's key where newcomers read everything: whoever opens the epoch opens it.
+fn everything_key(epoch: &Epoch, context: &[u8]) -> [u8; 32] {
+    derive(&epoch.secrets().psk, "waxwing rung v1", context)
 }
 
 impl Rung {
-    /// Seals it under a key of the epoch that the commit begins. The key encrypts once, so that its nonce is zero.
-    pub(super) fn seal(&self, epoch: &Epoch) -> Option<Bytes> {
-        let mut plaintext = postcard::to_allocvec(self).expect("a rung encodes into memory");
-        plaintext.resize(bucket(plaintext.len()), 0);
-        let (key, aad) = key(epoch);
-        let sealed = Aes256Gcm::new(&key.into()).encrypt(&[0; 12].into(), Payload { msg: &plaintext, aad: &aad });
-        Some(sealed.ok()?.into())
+    fn seal(&self, key: &[u8; 32], context: &[u8]) -> Option<Bytes> {
+        seal_padded(key, context, self, bucket)
     }
 
-    pub(super) fn open(epoch: &Epoch, sealed: &[u8]) -> Option<Self> {
-        if sealed.is_empty() {
-            return None;
-        }
-        let (key, aad) = key(epoch);
-        let plaintext = Aes256Gcm::new(&key.into()).decrypt(&[0; 12].into(), Payload { msg: sealed, aad: &aad }).ok()?;
-        let (rung, padding) = postcard::take_from_bytes(&plaintext).ok()?;
-        padding.iter().all(|byte| *byte == 0).then_some(rung)
+    fn open(key: &[u8; 32], context: &[u8], sealed: &[u8]) -> Option<Self> {
+        if sealed.is_empty() { None } else { open_sealed(key, context, sealed) }
     }
+}
+
+/// AES-256-GCM of a value that is padded with zeroes. The key encrypts once, so that its nonce is zero.
+pub(super) fn seal_padded(
+    key: &[u8; 32],
+    aad: &[u8],
+    value: &impl Serialize,
+    padded: impl FnOnce(usize) -> usize,
+) -> Option<Bytes> {
+    let mut plaintext = postcard::to_allocvec(value).expect("it encodes into memory");
+    plaintext.resize(padded(plaintext.len()), 0);
+    let sealed = Aes256Gcm::new(key.into()).encrypt(&[0; 12].into(), Payload { msg: &plaintext, aad });
+    Some(sealed.ok()?.into())
+}
+
+pub(super) fn open_sealed<T: DeserializeOwned>(key: &[u8; 32], aad: &[u8], sealed: &[u8]) -> Option<T> {
+    let plaintext = Aes256Gcm::new(key.into()).decrypt(&[0; 12].into(), Payload { msg: sealed, aad }).ok()?;
+    let (value, padding) = postcard::take_from_bytes(&plaintext).ok()?;
+    padding.iter().all(|byte| *byte == 0).then_some(value)
 }

@@ -20,6 +20,7 @@ mod record;
 mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
+mod window;
 
 use std::collections::BTreeMap;
 
@@ -35,16 +36,18 @@ pub use self::{
     join::{GroupInfo, JoinError, Joining},
     ladder::{Former, Place, Roster, Rung},
     policy::{
-        Forbidden, History, LARGE_MEMBERS_MAX, LINKS_MAX, LinkId, LinkKeys, LiveLink, MEMBERS_MAX, Member, Policy, Role,
-        TITLE_LEN_MAX,
+        DAYS_MAX, Forbidden, History, LARGE_MEMBERS_MAX, LINKS_MAX, LinkId, LinkKeys, LiveLink, MEMBERS_MAX, Member, Policy,
+        Role, TITLE_LEN_MAX,
     },
     process::{Applied, Event, Invalid, Skipped},
     record::{Record, RecordError, SealedGroupInfo, SealedKey},
     storage::SnapshotError,
+    window::{RungKey, WINDOW_MAX},
 };
 use self::{
     device::{DeviceSigner, POLICY, Provider, capabilities, credential, known_member, leaf_extensions, lifetime, required},
     storage::Storage,
+    window::{LadderSecret, Window},
 };
 use crate::{
     core::id::{DeviceKey, Digest, RoomId},
@@ -89,8 +92,11 @@ pub struct Group {
     mls: MlsGroup,
     storage: Storage,
     epoch: Epoch,
+    ladder: LadderSecret,
     /// SHA-256 of the record that began it; zero for epoch 0.
     began: Digest,
+    /// What the record brought of it; empty unless newcomers read the last days.
+    window: Window,
     pending: Option<Pending>,
 }
 
@@ -108,10 +114,11 @@ struct Snapshot {
     room: RoomId,
     storage: Storage,
     began: Digest,
+    window: Window,
     pending: Option<Pending>,
 }
 
-const SNAPSHOT_FORMAT: u8 = 2;
+const SNAPSHOT_FORMAT: u8 = 3;
 
 fn group_id(room: RoomId) -> GroupId {
     GroupId::from_slice(&room.0)
@@ -138,13 +145,15 @@ fn policy_in(extensions: &Extensions<GroupContext>) -> Option<Policy> {
     (*extensions == context_extensions(&policy)).then_some(policy)
 }
 
-/// What MLS exports for an epoch: (secrets, authenticator).
-type Exported = (EpochSecrets, Digest);
+/// What MLS exports for an epoch: (secrets, authenticator, what leads down from it).
+type Exported = (EpochSecrets, Digest, LadderSecret);
 
-/// MLS-Exporter (RFC 9420 §8.5) for the three secrets, by `export(label)`.
-fn epoch_secrets(export: impl Fn(&str) -> Option<Vec<u8>>) -> Option<EpochSecrets> {
+/// MLS-Exporter (RFC 9420 §8.5) for the three secrets and the ladder's, by `export(label)`.
+fn epoch_secrets(export: impl Fn(&str) -> Option<Vec<u8>>) -> Option<(EpochSecrets, LadderSecret)> {
     let secret = |label| export(label)?.try_into().ok();
-    Some(EpochSecrets { x25519: secret("waxwing x25519")?, xwing: secret("waxwing xwing")?, psk: secret("waxwing psk")? })
+    let secrets =
+        EpochSecrets { x25519: secret("waxwing x25519")?, xwing: secret("waxwing xwing")?, psk: secret("waxwing psk")? };
+    Some((secrets, LadderSecret(secret("waxwing ladder")?)))
 }
 
 impl Group {
@@ -175,18 +184,18 @@ impl Group {
         let signer = DeviceSigner(identity);
         let mls = MlsGroup::new_with_group_id(&provider, &signer, &config, group_id(room), credential(identity))
             .map_err(|_| SnapshotError)?;
-        Self::with(room, mls, storage, (Digest([0; 32]), None), rng)
+        Self::with(room, mls, storage, Digest([0; 32]), rng)
     }
 
     fn with(
         room: RoomId,
         mls: MlsGroup,
         storage: Storage,
-        (began, pending): (Digest, Option<Pending>),
+        began: Digest,
         rng: &mut (impl Random + Send),
     ) -> Result<Self, SnapshotError> {
-        let epoch = epoch_of(room, &mls, rng).ok_or(SnapshotError)?;
-        Ok(Self { room, mls, storage, epoch, began, pending })
+        let (epoch, ladder) = epoch_of(room, &mls, rng).ok_or(SnapshotError)?;
+        Ok(Self { room, mls, storage, epoch, ladder, began, window: Window::default(), pending: None })
     }
 
     /// The room.
@@ -271,9 +280,9 @@ impl Group {
     /// The state, to be kept. Secrets are in it.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
-        let Self { room, storage, began, pending, .. } = self;
-        let (storage, pending) = (storage.clone(), pending.clone());
-        let snapshot = Snapshot { format: SNAPSHOT_FORMAT, room: *room, storage, began: *began, pending };
+        let Self { room, storage, began, window, pending, .. } = self;
+        let (storage, window, pending) = (storage.clone(), window.clone(), pending.clone());
+        let snapshot = Snapshot { format: SNAPSHOT_FORMAT, room: *room, storage, began: *began, window, pending };
         postcard::to_allocvec(&snapshot).expect("a group encodes into memory")
     }
 
@@ -283,12 +292,13 @@ impl Group {
     /// # Errors
     /// [`SnapshotError`].
     pub fn restore(snapshot: &[u8], rng: &mut (impl Random + Send)) -> Result<Self, SnapshotError> {
-        let Snapshot { format, room, storage, began, pending } = postcard::from_bytes(snapshot).map_err(|_| SnapshotError)?;
+        let snapshot = postcard::from_bytes(snapshot).map_err(|_| SnapshotError)?;
+        let Snapshot { format, room, storage, began, window, pending } = snapshot;
         if format != SNAPSHOT_FORMAT {
             return Err(SnapshotError);
         }
         let mls = MlsGroup::load(&storage, &group_id(room))?.ok_or(SnapshotError)?;
-        Self::with(room, mls, storage, (began, pending), rng)
+        Ok(Self { window, pending, ..Self::with(room, mls, storage, began, rng)? })
     }
 }
 
@@ -296,9 +306,9 @@ fn number(epoch: GroupEpoch) -> u64 {
     epoch.as_u64()
 }
 
-fn epoch_of(room: RoomId, mls: &MlsGroup, rng: &mut (impl Random + Send)) -> Option<Epoch> {
+fn epoch_of(room: RoomId, mls: &MlsGroup, rng: &mut (impl Random + Send)) -> Option<(Epoch, LadderSecret)> {
     let crypto = crypto::Crypto::new(rng);
-    let secrets = epoch_secrets(|label| mls.export_secret(&crypto, label, &[], 32).ok())?;
+    let (secrets, ladder) = epoch_secrets(|label| mls.export_secret(&crypto, label, &[], 32).ok())?;
     let authenticator = Digest(mls.epoch_authenticator().as_slice().try_into().ok()?);
-    Some(Epoch::new(room, number(mls.epoch()), authenticator, secrets))
+    Some((Epoch::new(room, number(mls.epoch()), authenticator, secrets), ladder))
 }

@@ -21,6 +21,8 @@ pub const LARGE_MEMBERS_MAX: usize = 1024;
 pub const LINKS_MAX: usize = 8;
 /// Longest title, in bytes.
 pub const TITLE_LEN_MAX: usize = 64;
+/// Most days that newcomers read.
+pub const DAYS_MAX: u16 = 365;
 /// Format of the extension.
 const FORMAT: u8 = 2;
 
@@ -42,6 +44,17 @@ pub enum History {
     /// Everything since this was chosen, with nobody there: each epoch's secrets are sealed to the next one, and to the live links. So a link and the
     /// server's copy read it, for ever.
     Everything,
+    /// What was written in the last so many days, 1 to [`DAYS_MAX`], since this was chosen, with nobody there; what is older is deleted.
+    Days(u16),
+}
+
+impl History {
+    const fn is_proper(self) -> bool {
+        match self {
+            Self::FromJoin | Self::Everything => true,
+            Self::Days(days) => 0 < days && days <= DAYS_MAX,
+        }
+    }
 }
 
 /// Names a link: the first 16 bytes of `SHA-256("waxwing link v1" ‖ x25519 ‖ xwing)`.
@@ -141,7 +154,8 @@ impl Policy {
         let links = distinct && policy.links.len() <= LINKS_MAX && policy.links.iter().all(keys);
         let title = policy.title.len() <= TITLE_LEN_MAX;
         let owned = policy.roles.iter().any(|(_, role)| *role == Role::Owner);
-        (policy.format == FORMAT && ascending && links && title && owned && policy.encode() == bytes).then_some(policy)
+        let proper = policy.format == FORMAT && policy.history.is_proper();
+        (proper && ascending && links && title && owned && policy.encode() == bytes).then_some(policy)
     }
 
     /// The person's role; `None` for a member like any other.

@@ -17,7 +17,6 @@ use super::{
     device::{Provider, capabilities, lifetime, member},
     epoch_of, epoch_secrets,
     join::{group_info_matches, link_info, link_psk},
-    ladder::Rung,
     policy::{self, Committer, Proposed},
     policy_in,
     record::{Handshake, Joiner},
@@ -118,7 +117,7 @@ pub enum Invalid {
     /// The group info for links is missing, or another group's.
     #[error("the group info is not the new epoch's")]
     GroupInfo,
-    /// What opens the time before is missing, or another one, or there where newcomers are not to read everything.
+    /// What opens the time before is missing, or another one, or there where newcomers are not to read it; or it would open more of it again.
     #[error("the rung is not the former epoch's")]
     Rung,
 }
@@ -194,8 +193,10 @@ impl Group {
     ) -> Result<Applied, Skipped> {
         let number = self.mls.epoch().as_u64();
         if self.is_member() {
-            self.epoch = epoch_of(self.room, &self.mls, rng).ok_or(Skipped::Lost)?;
+            (self.epoch, self.ladder) = epoch_of(self.room, &self.mls, rng).ok_or(Skipped::Lost)?;
             self.began = record.digest();
+            // It was looked at before, or is this device's own.
+            self.window = record.window(self.room, &self.ladder).unwrap_or_default();
         }
         Ok(Applied { epoch: number, by, events, rebase })
     }
@@ -278,23 +279,26 @@ impl Group {
         proposed: &Proposed,
         rng: &mut (impl Random + Send),
     ) -> Result<(), Skipped> {
-        let (secrets, authenticator) = exported(staged, rng).ok_or(Skipped::Lost)?;
+        let (secrets, authenticator, ladder) = exported(staged, rng).ok_or(Skipped::Lost)?;
         let epoch = Epoch::new(self.room, record.epoch, authenticator, secrets);
         if record.access != policy::rotates(proposed).then(|| access_of(&epoch)) {
             return Err(Invalid::Access.into());
         }
         let after = proposed.policy.clone().unwrap_or_else(|| self.policy());
-        let rung = self.rung(proposed);
+        let steps = self.steps(proposed);
         let (live, beside) = (!after.links().is_empty(), record.group_info.as_ref());
         let info = match beside.filter(|beside| !beside.info.is_empty() || !beside.keys.is_empty()) {
-            Some(info) => live && group_info_matches(info, &epoch, &after, staged.group_context()),
+            Some(info) => live && group_info_matches(info, (&epoch, &ladder), &after, staged.group_context()),
             None => !live,
         };
-        if !info || beside.is_some() != (live || rung.is_some()) {
+        if !info || beside.is_some() != (live || steps.is_some()) {
             return Err(Invalid::GroupInfo.into());
         }
-        let sealed = beside.map(|beside| beside.rung.clone()).unwrap_or_default();
-        let good = if sealed.is_empty() { rung.is_none() } else { rung.is_some() && Rung::open(&epoch, &sealed) == rung };
+        let good = match (steps, beside) {
+            (Some(steps), Some(beside)) => steps.are_in(beside, &epoch, &ladder, &self.window),
+            (None, Some(beside)) => beside.rung.is_empty() && beside.window.is_empty(),
+            (steps, None) => steps.is_none(),
+        };
         if good { Ok(()) } else { Err(Invalid::Rung.into()) }
     }
 }
@@ -332,8 +336,8 @@ fn skipped(error: &ProcessMessageError<SnapshotError>) -> Skipped {
 /// What MLS exports for the epoch that a commit leads to.
 pub(super) fn exported(staged: &StagedCommit, rng: &mut (impl Random + Send)) -> Option<super::Exported> {
     let crypto = Crypto::new(rng);
-    let secrets = epoch_secrets(|label| staged.export_secret(&crypto, label, &[], 32).ok())?;
-    Some((secrets, Digest(staged.epoch_authenticator()?.as_slice().try_into().ok()?)))
+    let (secrets, ladder) = epoch_secrets(|label| staged.export_secret(&crypto, label, &[], 32).ok())?;
+    Some((secrets, Digest(staged.epoch_authenticator()?.as_slice().try_into().ok()?), ladder))
 }
 
 const fn committer(proposed: &Proposed) -> Member {

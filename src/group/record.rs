@@ -31,14 +31,16 @@ pub struct Record {
 
 /// The group's tree and context (RFC 9420 §12.4.3), sealed under a key of the new epoch, and that key for each live link; and the former epoch's
 /// secrets, under another one. postcard, in this order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedGroupInfo {
     /// The key, sealed to each link, in the order in which they are listed.
     pub keys: Vec<SealedKey>,
     /// AES-256-GCM of a `GroupInfoBody`; empty when no link is live after the commit.
     pub info: Bytes,
-    /// AES-256-GCM of a [`super::Rung`]; empty when newcomers do not read everything.
+    /// AES-256-GCM of a [`super::Rung`]; empty when newcomers read from their join.
     pub rung: Bytes,
+    /// AES-256-GCM of the window's keys; empty unless newcomers read the last days.
+    pub window: Bytes,
 }
 
 /// A group info's key, for who holds a link.
@@ -61,14 +63,8 @@ pub(super) struct GroupInfoBody {
     pub x25519: [u8; 32],
     /// The epoch's X-Wing key: to it the joiner's commit is sealed.
     pub xwing: Bytes,
-    /// The epoch itself, where newcomers read everything.
+    /// The epoch itself, where newcomers read what was before.
     pub former: Option<Former>,
-}
-
-impl GroupInfoBody {
-    pub(super) fn encode(&self) -> Vec<u8> {
-        postcard::to_allocvec(self).expect("a group info encodes into memory")
-    }
 }
 
 /// What is sealed and signed inside the commit's envelope. postcard, in this order.

@@ -12,6 +12,7 @@ use crate::{
     },
 };
 
+mod days;
 mod histories;
 pub(crate) mod hostile;
 mod ladder;
@@ -64,7 +65,7 @@ pub(super) fn identity(rng: &mut Rng) -> Identity {
 
 /// Makes the commit, and gives it to everybody of `groups`, the maker included.
 fn commit(groups: &mut [&mut Group], maker: usize, change: Change, identity: &Identity, rng: &mut Rng) -> Record {
-    let record = groups[maker].commit(change, identity, rng).unwrap();
+    let record = groups[maker].commit(change, 0, identity, rng).unwrap();
     let record = Record::decode(&record.encode()).unwrap();
     for group in groups {
         group.process(&record, rng).unwrap();
@@ -124,7 +125,7 @@ fn people_are_added_and_removed_in_both_suites() {
         commit(&mut [&mut one, &mut two], 0, gone, &alice, rng);
         assert!(!two.is_member() && one.members().len() == 1);
         assert_eq!(two.epoch().number, 2, "who was removed keeps what it could read, and nothing new");
-        assert_eq!(two.commit(Change::default(), &bob, rng), Err(CommitError::NotAMember));
+        assert_eq!(two.commit(Change::default(), 0, &bob, rng), Err(CommitError::NotAMember));
     }
 }
 
@@ -157,14 +158,15 @@ fn who_loses_a_race_makes_its_change_anew() {
     let carol = identity(rng);
     let mut keys = KeyPackages::default();
     let change = add(keys.make(&carol, Suite::X25519, 0, false, rng).unwrap());
-    let (first, second) = (one.commit(Change::default(), &alice, rng).unwrap(), two.commit(change.clone(), &bob, rng).unwrap());
-    assert_eq!(two.commit(Change::default(), &bob, rng), Err(CommitError::Waiting));
+    let (first, second) =
+        (one.commit(Change::default(), 0, &alice, rng).unwrap(), two.commit(change.clone(), 0, &bob, rng).unwrap());
+    assert_eq!(two.commit(Change::default(), 0, &bob, rng), Err(CommitError::Waiting));
     assert_eq!(one.process(&first, rng).unwrap().rebase, None);
     let lost = two.process(&first, rng).unwrap();
     assert_eq!((lost.by, lost.rebase), (alice.device(), Some(change.clone())));
     assert_eq!(one.process(&second, rng), Err(Skipped::Past));
     assert_eq!(Group::join(ROOM, &second, &mut keys.clone(), rng).map(|_| ()), Ok(()), "a welcome alone does not know the race");
-    let again = two.commit(change, &bob, rng).unwrap();
+    let again = two.commit(change, 0, &bob, rng).unwrap();
     for group in [&mut one, &mut two] {
         let applied = group.process(&again, rng).unwrap();
         assert!(matches!(applied.events[..], [Event::Added(added)] if added.device == carol.device() && added.leaf == 2));
@@ -180,14 +182,14 @@ fn a_link_lets_in_who_holds_it_with_nobody_there() {
         let ((alice, mut one), (bob, mut two)) = pair(suite, rng);
         let (link, once) = (LinkKeys::new(&[1; 32]), LinkKeys::new(&[2; 32]));
         let change = Change { list: vec![link.listed(false, 9), once.listed(true, 9)], ..Change::default() };
-        assert_eq!(two.commit(change.clone(), &bob, rng), Err(CommitError::Forbidden(Forbidden::Links)));
+        assert_eq!(two.commit(change.clone(), 0, &bob, rng), Err(CommitError::Forbidden(Forbidden::Links)));
         let listed = commit(&mut [&mut one, &mut two], 0, change, &alice, rng);
         // Nobody of the group does anything from here on; each joiner leads to the next one.
         let (mut records, mut joined) = (vec![listed], Vec::new());
         for with in [&link, &once, &link] {
             let (last, joiner) = (records.last().unwrap(), identity(rng));
             let info = GroupInfo::open(ROOM, last, with).unwrap();
-            let joining = info.join(ROOM, Some(with), &joiner, rng).unwrap();
+            let joining = info.join(ROOM, Some(with), 0, &joiner, rng).unwrap();
             let record = Record::decode(&joining.record().encode()).unwrap();
             for (_, group) in &mut joined {
                 let group: &mut Group = group;
@@ -207,7 +209,7 @@ fn a_link_lets_in_who_holds_it_with_nobody_there() {
         assert_together(&groups, &alice, rng);
         // The second one through a link of one use is refused by everybody.
         let last = records.last().unwrap();
-        let late = GroupInfo::open(ROOM, last, &once).unwrap().join(ROOM, Some(&once), &identity(rng), rng).unwrap();
+        let late = GroupInfo::open(ROOM, last, &once).unwrap().join(ROOM, Some(&once), 0, &identity(rng), rng).unwrap();
         let no_link = Err(Skipped::Invalid(Invalid::Forbidden(Forbidden::NoLink)));
         for group in [&mut one, &mut two] {
             assert_eq!(group.process(late.record(), rng), no_link);
@@ -215,7 +217,7 @@ fn a_link_lets_in_who_holds_it_with_nobody_there() {
         // A removal drops every link, in the same commit.
         let gone =
             Change { remove: vec![bob.device()], list: vec![LinkKeys::new(&[3; 32]).listed(false, 0)], ..Change::default() };
-        let record = one.commit(gone, &alice, rng).unwrap();
+        let record = one.commit(gone, 0, &alice, rng).unwrap();
         one.process(&record, rng).unwrap();
         assert!(one.policy().links().is_empty() && record.group_info.is_none());
         assert_eq!(GroupInfo::open(ROOM, &record, &link), Err(JoinError::NotForUs));
@@ -237,7 +239,7 @@ fn a_snapshot_reads_on_and_rejoins_where_it_lacks_its_own_commit() {
     assert_eq!(restored.process(&records[1], rng), Err(Skipped::Lost), "its own commit it cannot");
     // A member hands it the group info, and it takes its own place.
     let info = GroupInfo::decode(&one.group_info(&alice, rng).unwrap().encode()).unwrap();
-    let joining = info.join(ROOM, None, &bob, rng).unwrap();
+    let joining = info.join(ROOM, None, 0, &bob, rng).unwrap();
     let record = joining.record().clone();
     let applied = one.process(&record, rng).unwrap();
     assert!(matches!(applied.events[..], [Event::Rejoined(member)] if member.device == bob.device() && member.leaf == 1));
@@ -246,7 +248,7 @@ fn a_snapshot_reads_on_and_rejoins_where_it_lacks_its_own_commit() {
     assert_together(&[&one, &again], &alice, rng);
     // Nobody else can take it, and nobody comes in without a link.
     let mallory = identity(rng);
-    assert_eq!(info.join(ROOM, None, &mallory, rng).unwrap_err(), JoinError::NotForUs);
+    assert_eq!(info.join(ROOM, None, 0, &mallory, rng).unwrap_err(), JoinError::NotForUs);
     assert_eq!(records.len(), 3);
 }
 
@@ -254,7 +256,7 @@ fn a_snapshot_reads_on_and_rejoins_where_it_lacks_its_own_commit() {
 fn a_commit_that_waits_survives_a_snapshot() {
     let rng = &mut Rng(6);
     let ((alice, mut one), (_, mut two)) = pair(Suite::X25519, rng);
-    let record = one.commit(Change::default(), &alice, rng).unwrap();
+    let record = one.commit(Change::default(), 0, &alice, rng).unwrap();
     let mut one = Group::restore(&one.snapshot(), rng).unwrap();
     assert!(one.is_waiting());
     one.process(&record, rng).unwrap();
@@ -262,7 +264,7 @@ fn a_commit_that_waits_survives_a_snapshot() {
     assert!(!one.is_waiting());
     assert_together(&[&one, &two], &alice, rng);
     // And may be given up.
-    let lost = one.commit(Change::default(), &alice, rng).unwrap();
+    let lost = one.commit(Change::default(), 0, &alice, rng).unwrap();
     assert_eq!(one.withdraw(), Ok(Some(Change::default())));
     assert_eq!(one.process(&lost, rng), Err(Skipped::Lost), "the log took it all the same");
 }
@@ -274,7 +276,7 @@ fn who_leaves_says_so_and_another_commits() {
     let leave = one.leave(&alice, rng).unwrap();
     assert_eq!(two.policy().role(bob.user()), None);
     let change = Change { leaves: vec![leave.clone()], ..Change::default() };
-    let record = two.commit(change, &bob, rng).unwrap();
+    let record = two.commit(change, 0, &bob, rng).unwrap();
     for group in [&mut one, &mut two] {
         let applied = group.process(&record, rng).unwrap();
         assert!(matches!(applied.events[..], [Event::Left(left), Event::Policy] if left.device == alice.device()));
@@ -283,7 +285,7 @@ fn who_leaves_says_so_and_another_commits() {
     assert_eq!(two.policy().role(bob.user()), Some(Role::Owner), "a room is not orphaned");
     // It held for its epoch.
     let stale = Change { leaves: vec![leave], ..Change::default() };
-    let record = two.commit(stale, &bob, rng).unwrap();
+    let record = two.commit(stale, 0, &bob, rng).unwrap();
     assert!(two.process(&record, rng).unwrap().events.is_empty());
 }
 
@@ -298,12 +300,12 @@ fn roles_decide_who_removes_whom() {
     let mut three = Group::join(ROOM, &record, &mut keys, rng).unwrap();
     let remove = |whom: &Identity| Change { remove: vec![whom.device()], ..Change::default() };
     let role = |whom: &Identity, role| Change { roles: vec![(whom.user(), role)], ..Change::default() };
-    assert_eq!(two.commit(remove(&carol), &bob, rng), Err(CommitError::Forbidden(Forbidden::Remove)));
-    assert_eq!(two.commit(role(&bob, Some(Role::Moderator)), &bob, rng), Err(CommitError::Forbidden(Forbidden::Roles)));
+    assert_eq!(two.commit(remove(&carol), 0, &bob, rng), Err(CommitError::Forbidden(Forbidden::Remove)));
+    assert_eq!(two.commit(role(&bob, Some(Role::Moderator)), 0, &bob, rng), Err(CommitError::Forbidden(Forbidden::Roles)));
     commit(&mut [&mut one, &mut two, &mut three], 0, role(&bob, Some(Role::Moderator)), &alice, rng);
-    assert_eq!(two.commit(remove(&alice), &bob, rng), Err(CommitError::Forbidden(Forbidden::Remove)));
+    assert_eq!(two.commit(remove(&alice), 0, &bob, rng), Err(CommitError::Forbidden(Forbidden::Remove)));
     assert_eq!(
-        one.commit(role(&identity(rng), Some(Role::Owner)), &alice, rng),
+        one.commit(role(&identity(rng), Some(Role::Owner)), 0, &alice, rng),
         Err(CommitError::Forbidden(Forbidden::AfterRemoval))
     );
     commit(&mut [&mut one, &mut two, &mut three], 1, remove(&carol), &bob, rng);

@@ -145,7 +145,7 @@ impl<R: Random + Send> Room<R> {
     /// One of ours changes the group, and everybody takes that.
     fn change(&mut self, maker: usize, change: Change) -> Record {
         let Ours { identity, group } = &mut self.ours[maker];
-        let record = group.commit(change, identity, &mut self.rng).unwrap();
+        let record = group.commit(change, 0, identity, &mut self.rng).unwrap();
         self.everybody(&record, None);
         record
     }
@@ -212,7 +212,7 @@ impl<R: Random + Send> Room<R> {
         assert!(matches!(self.their_change(0, rejoin)[..], [Event::Rejoined(member)] if member.device == theirs));
         let info = info(self);
         let Ours { identity, .. } = self.ours.pop().unwrap();
-        let joining = info.join(self.id, None, &identity, &mut self.rng).unwrap();
+        let joining = info.join(self.id, None, 0, &identity, &mut self.rng).unwrap();
         let record = joining.record().clone();
         assert!(matches!(self.everybody(&record, None)[..], [Event::Rejoined(_)]));
         let (group, _) = joining.confirm(&record).unwrap();

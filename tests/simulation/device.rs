@@ -143,6 +143,13 @@ pub fn client(seed: u64) -> Client {
 
 impl Device {
     pub fn new(seed: u64, name: &str) -> Self {
+        let mut device = Self::nobody(seed);
+        device.client.command(Command::Start { name: name.to_owned() }, 1);
+        device
+    }
+
+    /// A device that is nobody's yet.
+    pub fn nobody(seed: u64) -> Self {
         let mut device = Self {
             client: client(seed),
             stored: BTreeMap::new(),
@@ -161,7 +168,6 @@ impl Device {
             moves: Moves::default(),
         };
         device.client.start(1);
-        device.client.command(Command::Start { name: name.to_owned() }, 1);
         device
     }
 

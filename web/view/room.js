@@ -157,16 +157,23 @@ const HISTORY_MEANS = {
   from_join: 'Whoever comes in reads what is written from then on.',
   everything: 'Whoever comes in reads everything since this was chosen, with nobody there. So whoever has a link that leads in, and a copy of what the server '
     + 'keeps, reads all of it, for ever; and a key that is stolen today opens what was written before.',
+  days: 'Whoever comes in reads what was written in these days, since this was chosen, with nobody there; so does whoever has a link that leads in and a copy '
+    + 'of what the server keeps. Every device deletes the keys of what is older, which opens nowhere then but where it was read already: your next device does '
+    + 'not read it either.',
 };
 
 // What newcomers read: owners choose, everybody reads what it means.
 function drawHistory(room) {
   const choice = el('history-choice');
   if (document.activeElement !== choice) {
-    choice.value = room.history;
+    const value = String(room.history.days ?? room.history);
+    if (![...choice.options].some((option) => option.value === value)) {
+      choice.add(new Option(`The last ${value} days`, value));
+    }
+    choice.value = value;
   }
   choice.disabled = !room.owner || room.state !== 'open';
-  setText(el('history-meaning'), HISTORY_MEANS[room.history]);
+  setText(el('history-meaning'), HISTORY_MEANS[room.history.days ? 'days' : room.history]);
 }
 
 // Where somebody who is not a member posts. Only who hosts it has the address to give.

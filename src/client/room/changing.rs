@@ -8,7 +8,7 @@ use crate::client::{Client, room::making::LINK_LIFE_MS};
 use crate::core::chain;
 use crate::core::frame::Item;
 use crate::core::id::{DeviceKey, RoomId};
-use crate::group::{Change, History, LinkKeys, LiveLink, Role};
+use crate::group::{Change, DAYS_MAX, History, LinkKeys, LiveLink, Role};
 use crate::seal::Random as _;
 use crate::seal::body::{Complaint, Message, SharedLink};
 use crate::seal::identity::UserKey;
@@ -166,7 +166,7 @@ impl Client {
             return;
         }
         let Some(change) = seat.wanted.take() else { return };
-        match seat.group.commit(change, &me.identity, &mut self.rng) {
+        match seat.group.commit(change, now_ms, &me.identity, &mut self.rng) {
             Ok(mut record) => {
                 record.after = after;
                 let letter = self.letter(Letter::Envelope(record.encode()), now_ms);
@@ -287,6 +287,10 @@ impl Client {
         let history = match history {
             ViewHistory::FromJoin => History::FromJoin,
             ViewHistory::Everything => History::Everything,
+            ViewHistory::Days(days @ 1..=DAYS_MAX) => History::Days(days),
+            ViewHistory::Days(_) => {
+                return self.notice(Level::Warn, &format!("newcomers read 1 to {DAYS_MAX} days, or everything"), Some(id));
+            }
         };
         if room.role(me.identity.user()) != Some(Role::Owner) {
             return self.notice(Level::Warn, "only an owner says what newcomers read", Some(id));

@@ -1,4 +1,4 @@
-//! Going down the ladder of a room whose newcomers read everything ([`crate::group::Rung`]): from the change that let this device in, change
+//! Going down the ladder of a room whose newcomers read what was before ([`crate::group::Rung`]): from the change that let this device in, change
 //! by change, with nobody online. Each step asks the server for one change and opens its rung; what is found is a [`Past`], which
 //! the log is then read with, from where the ladder ends.
 //!
@@ -19,7 +19,7 @@ use crate::{
         handshake::Trailer,
         id::{Digest, RoomId, Seq},
     },
-    group::{Joining, Place, Record, Roster, Rung},
+    group::{Joining, Place, Record, Roster, Rung, RungKey},
     seal::epoch::Epoch,
 };
 
@@ -32,12 +32,13 @@ impl ClimbRecord {
     /// Where it begins: at the change that lets this device in, if that has a rung.
     pub(super) fn begin(joining: &Joining) -> Option<Self> {
         let (group, record) = (joining.group(), joining.record());
-        let rung = record.rung(group.epoch())?;
-        Self::below(rung, group.epoch().number, group.roster(), record.after)
+        let mut keys = group.window().map(<[RungKey]>::to_vec);
+        let rung = open(record, group.epoch(), &mut keys)?;
+        Self::below(rung, group.epoch().number, group.roster(), record.after, keys)
     }
 
     /// The epoch that `rung` opens, below the one that has this number and roster.
-    fn below(rung: Rung, epoch: u64, mut roster: Roster, at: Seq) -> Option<Self> {
+    fn below(rung: Rung, epoch: u64, mut roster: Roster, at: Seq, keys: Option<Vec<RungKey>>) -> Option<Self> {
         for (leaf, place) in rung.places {
             match place {
                 Some(place) => drop(roster.insert(leaf, place)),
@@ -45,7 +46,7 @@ impl ClimbRecord {
             }
         }
         let crate::group::Former { secrets, authenticator, began } = rung.former;
-        Some(Self { at, began, epoch: epoch.checked_sub(1)?, authenticator, secrets, roster, title: rung.title })
+        Some(Self { at, began, epoch: epoch.checked_sub(1)?, authenticator, secrets, roster, title: rung.title, keys })
     }
 
     fn epoch(&self, room: RoomId) -> Epoch {
@@ -60,7 +61,7 @@ impl ClimbRecord {
         ChangeRecord {
             by: first,
             epoch: self.epoch,
-            begun: Some((self.authenticator, self.secrets.clone())),
+            begun: Some((self.authenticator, Some(self.secrets.clone()))),
             seats: self.roster.iter().map(|(leaf, place)| (*leaf, Some(who(place)))).collect(),
             joined: Vec::new(),
             names: self.roster.values().map(|place| (who(place), place.name.clone())).collect(),
@@ -95,6 +96,15 @@ impl ClimbRecord {
     }
 }
 
+/// The rung of the record that began this epoch. Where newcomers read the last days, the first key opens it, and is used up.
+fn open(record: &Record, epoch: &Epoch, keys: &mut Option<Vec<RungKey>>) -> Option<Rung> {
+    match keys {
+        None => record.rung(epoch),
+        Some(keys) if keys.is_empty() => None,
+        Some(keys) => record.rung_by(&keys.remove(0), epoch),
+    }
+}
+
 const NOBODY: crate::core::id::DeviceKey = crate::core::id::DeviceKey([0; 32]);
 
 /// What a step found.
@@ -120,7 +130,7 @@ impl Past {
     /// Takes what the server has at the place that was asked for. What this device has read itself, up to `head`, is not gone down to.
     fn step(&mut self, room: RoomId, page: &Page, head: Seq) -> Step {
         let (changes, climb) = self.climb_mut();
-        let Some(here) = climb.take() else { return Step::End(head) };
+        let Some(mut here) = climb.take() else { return Step::End(head) };
         let item = page.items.first().filter(|_| page.first == here.at);
         let Some(envelope) = item.map(|item| &item.envelope) else {
             // The server does not keep that change any more: what it began is read as far as it is there.
@@ -142,13 +152,15 @@ impl Past {
             };
         }
         let record = Record::decode(envelope).ok().filter(|_| here.at > head && changes.len() < CHANGES_MAX);
-        let rung = record.as_ref().and_then(|record| Some((record.after, record.rung(&here.epoch(room))?)));
+        let epoch = here.epoch(room);
+        let rung = record.as_ref().and_then(|record| Some((record.after, open(record, &epoch, &mut here.keys)?)));
         let Some((after, rung)) = rung else {
             changes.push((here.began, here.lowest()));
             return Step::End(here.at.saturating_sub(1));
         };
         let change = here.change(&rung);
-        let below = ClimbRecord::below(rung, here.epoch, here.roster.clone(), after).filter(|below| below.at < here.at);
+        let keys = here.keys.take();
+        let below = ClimbRecord::below(rung, here.epoch, here.roster.clone(), after, keys).filter(|below| below.at < here.at);
         match below.filter(|below| below.at > 0) {
             Some(below) => {
                 changes.push((here.began, change));

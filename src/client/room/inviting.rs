@@ -248,14 +248,18 @@ impl Client {
         let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
         let Ok(to) = XWingPublic::from_bytes(inbox) else { return };
         let link = room.live_link().map(|link| KnownLink { seed: link.seed, host: link.host });
-        let RoomRecord { access, access_at, direct, base, .. } = room.record.clone();
+        let RoomRecord { access, access_at, direct, .. } = room.record.clone();
         let access_at = if access_at == u64::MAX { seq } else { access_at.max(seq) };
         let title = room.timeline.title().to_owned();
         let without_past =
             RoomInvitation { room: id, title, direct, access, access_at, seq, record, link, base: 0, changes: Vec::new() };
         let own = who.user == me.identity.user();
-        let whole =
-            if own { RoomInvitation { base, changes: room.changes(), ..without_past.clone() } } else { without_past.clone() };
+        let whole = if own {
+            let (base, changes) = room.handed_over();
+            RoomInvitation { base, changes, ..without_past.clone() }
+        } else {
+            without_past.clone()
+        };
         let mut seal = |invitation| Contact::seal(&encode(&Handed::Room(Box::new(invitation))), &to, &me.identity, &mut self.rng);
         // Where the past does not fit, the way in does.
         if let Ok((inbox, envelope)) = seal(whole).or_else(|_| seal(without_past)) {
@@ -304,7 +308,7 @@ impl Client {
             self.persist_room(id);
         } else {
             let record = RoomRecord {
-                format: 4,
+                format: 5,
                 origin: self.origin.clone(),
                 access,
                 access_at,
@@ -318,6 +322,7 @@ impl Client {
                 renewed_ms: 0,
                 direct,
                 welcome,
+                days: None,
             };
             self.add_room(id, record, Place::Out);
             if let Some(room) = self.rooms.get_mut(&id).filter(|_| past) {

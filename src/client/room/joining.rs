@@ -38,7 +38,7 @@ impl Client {
         let Some(record) = page.items.first().and_then(|item| Record::decode(&item.envelope).ok()) else {
             return self.stay_outside(id, "the room is not ready: whoever made it has not been online yet", now_ms);
         };
-        match self.make_joining(id, &record) {
+        match self.make_joining(id, &record, now_ms) {
             Ok(Some(joining)) => self.come_in(id, joining, page.first, now_ms),
             Ok(None) => self.stay_outside(id, "the link names somebody who is not in the room: ask for a new one", now_ms),
             Err(JoinError::Commit(CommitError::Forbidden(Forbidden::Full))) => {
@@ -64,14 +64,14 @@ impl Client {
     }
 
     /// The commit that lets this device in; `None` when the link's maker is not there.
-    fn make_joining(&mut self, id: RoomId, record: &Record) -> Result<Option<Joining>, JoinError> {
+    fn make_joining(&mut self, id: RoomId, record: &Record, now_ms: u64) -> Result<Option<Joining>, JoinError> {
         let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return Err(JoinError::NotForUs) };
         let link = room.record.link.ok_or(JoinError::NotForUs)?;
         let keys = LinkKeys::new(&link.seed);
         let info = GroupInfo::open(id, record, &keys)?;
         // Who was in the group before may still have its place there, even if it does not remember (a storage that was restored).
-        let joining = match info.join(id, None, &me.identity, &mut self.rng) {
-            Err(JoinError::NotForUs) => info.join(id, Some(&keys), &me.identity, &mut self.rng)?,
+        let joining = match info.join(id, None, now_ms, &me.identity, &mut self.rng) {
+            Err(JoinError::NotForUs) => info.join(id, Some(&keys), now_ms, &me.identity, &mut self.rng)?,
             rejoining => rejoining?,
         };
         let host = joining.group().members().iter().any(|member| member.user == link.host);

@@ -94,7 +94,7 @@ impl Client {
             return self.notice(Level::Warn, "the room's group could not be made", None);
         };
         let record = RoomRecord {
-            format: 4,
+            format: 5,
             origin: self.origin.clone(),
             access: group.epoch().secrets().access_seed(id),
             access_at: 0,
@@ -107,6 +107,7 @@ impl Client {
             renewed_ms: now_ms,
             direct: None,
             welcome: None,
+            days: None,
         };
         let list = vec![LinkKeys::new(&seed).listed(false, now_ms + LINK_LIFE_MS)];
         let mut seat = Seat::new(group);
@@ -126,7 +127,7 @@ impl Client {
             return None;
         };
         let record = RoomRecord {
-            format: 4,
+            format: 5,
             origin: self.origin.clone(),
             access: group.epoch().secrets().access_seed(id),
             access_at: 0,
@@ -139,6 +140,7 @@ impl Client {
             renewed_ms: now_ms,
             direct: Some(peer),
             welcome: None,
+            days: None,
         };
         self.add_room(id, record, Place::In(Box::new(Seat::new(group))));
         self.begin(id);
@@ -164,7 +166,7 @@ impl Client {
         let known = KnownLink { seed: link.seed, host: link.host };
         let Some(room) = self.rooms.get_mut(&link.room) else {
             let record = RoomRecord {
-                format: 4,
+                format: 5,
                 origin: link.origin.clone(),
                 access: link.access,
                 access_at: u64::MAX,
@@ -177,6 +179,7 @@ impl Client {
                 renewed_ms: now_ms,
                 direct: None,
                 welcome: None,
+                days: None,
             };
             self.add_room(link.room, record, Place::Out);
             return self.begin(link.room);

@@ -106,10 +106,10 @@ impl Past {
 }
 
 impl ChangeRecord {
-    /// The epoch that it began, if this device was in it.
+    /// The epoch that it began, if this device was in it and keeps it.
     pub(super) fn epoch_of(&self, room: RoomId) -> Option<Epoch> {
         let (authenticator, secrets) = self.begun.clone()?;
-        Some(Epoch::new(room, self.epoch, authenticator, secrets))
+        Some(Epoch::new(room, self.epoch, authenticator, secrets?))
     }
 }
 

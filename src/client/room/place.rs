@@ -141,7 +141,7 @@ impl Seat {
         let change = ChangeRecord {
             by: by.unwrap_or(Who { device: applied.by, user: crate::seal::identity::UserKey(applied.by.0) }),
             epoch: applied.epoch,
-            begun: begun.map(|epoch| (epoch.authenticator, epoch.secrets().clone())),
+            begun: begun.map(|epoch| (epoch.authenticator, Some(epoch.secrets().clone()))),
             seats: Vec::new(),
             joined,
             names: Vec::new(),

@@ -316,11 +316,11 @@ impl Client {
     fn unlocked(&mut self, id: RoomId, seq: Seq, record: LogRecord) {
         self.persist(log_key(id, seq), Some(encode(&record)));
         let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
-        let LogRecord { time_ms, digest, entry: Entry::Post(post), .. } = record else { return };
+        let LogRecord { time_ms, digest, chain, entry: Entry::Post(post) } = record else { return };
         if !room.timeline.is_first(post.message) {
             return;
         }
-        room.shown.insert(seq, Shown { time_ms, digest, check: Check::Unchecked, what: What::Post(Box::new(post)) });
+        room.shown.insert(seq, Shown { time_ms, digest, chain, check: Check::Unchecked, what: What::Post(Box::new(post)) });
         if let Some(message) = room.message_view(&me.identity, seq) {
             self.outputs.push_back(Output::Event(Event::Message { room: id.to_string(), message }));
         }

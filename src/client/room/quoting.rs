@@ -44,6 +44,8 @@ impl Room {
     fn quote(&self, at: Seq) -> Option<Box<Quoted>> {
         let shown = self.shown.get(&at)?;
         let What::Message(message) = &shown.what else { return None };
+        // Where a link's seed was deleted, nobody can check it.
+        message.is_signed(self.id).then_some(())?;
         Some(Box::new(Quoted { at, digest: shown.digest, message: message.as_ref().clone() }))
     }
 

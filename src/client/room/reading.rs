@@ -85,14 +85,14 @@ impl Client {
         let mut moves: Vec<Persist> = room.timeline.seqs().map(|seq| (log_key(id, seq), None)).collect();
         let past = PastRecord { format: 2, until: u64::MAX, changes: room.changes(), climb: None };
         for (seq, shown) in core::mem::take(&mut room.shown) {
-            let Shown { time_ms, digest, what, .. } = shown;
+            let Shown { time_ms, digest, chain, what, .. } = shown;
             let entry = match what {
                 What::Message(opened) => Entry::Message(*opened),
                 What::Post(post) => Entry::Post(*post),
                 What::Sent(sent) => Entry::Sent(*sent),
                 What::Change(..) => continue,
             };
-            let record = LogRecord { time_ms, digest, chain: Digest([0; 32]), entry };
+            let record = LogRecord { time_ms, digest, chain, entry };
             let key = former_key(id, known, seq);
             self.former.push((id, key.clone()));
             moves.push((key, Some(encode(&record))));
@@ -101,6 +101,7 @@ impl Client {
         room.past = Some(Past::new(id, past));
         room.reborn = true;
         room.record.base = 0;
+        (room.forgotten, room.unlinked) = (0, 0);
         room.timeline = Timeline::new(id);
         room.timeline.set_log(now);
         room.record.log = Some(now);
@@ -206,7 +207,11 @@ impl Client {
             (Entry::Sealed, Some(header)) => room.sent(&me.identity, header.message).map_or(Entry::Sealed, Entry::Sent),
             (entry, _) => entry,
         };
-        let record = room.timeline.record(item, entry);
+        let mut record = room.timeline.record(item, entry);
+        if matches!(record.entry, Entry::Change(_)) {
+            // How old an epoch is the server does not make less.
+            record.time_ms = record.time_ms.min(now_ms);
+        }
         let applied = room.apply(&record);
         let seq = room.timeline.head();
         let mut persist = vec![(log_key(id, seq), Some(encode(&record)))];
@@ -241,7 +246,12 @@ impl Client {
                     Message::Devices(list) if list.user == opened.sender.user && list.is_signed() => {
                         self.learn_devices(&list);
                     }
-                    Message::Link(link) if !is_past => self.learn_link(id, opened.sender.user, link),
+                    Message::Link(link) => {
+                        if !is_past {
+                            self.learn_link(id, opened.sender.user, link);
+                        }
+                        self.forget_secrets(id, now_ms);
+                    }
                     Message::DropBox(shared) => self.learn_drop_box(id, *shared, now_ms),
                     Message::DropBoxClosed(counter) => self.on_drop_box_closed(id, opened.sender.user, counter),
                     Message::Complaint(complaint) => self.on_complaint(id, opened.sender, complaint),
@@ -258,6 +268,7 @@ impl Client {
                 }
                 self.settle_invites(id, now_ms);
                 self.tell_link(id, &change, now_ms);
+                self.forget_secrets(id, now_ms);
             }
             Applied::Injected if record.entry == Entry::Invalid => {}
             Applied::Injected => {

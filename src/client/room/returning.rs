@@ -195,7 +195,7 @@ impl Client {
         let joining = match &answer.way {
             Way::Link { .. } => None,
             Way::Group { handshake, info } => {
-                let joining = GroupInfo::decode(info).and_then(|info| info.join(id, None, &me.identity, &mut self.rng));
+                let joining = GroupInfo::decode(info).and_then(|info| info.join(id, None, now_ms, &me.identity, &mut self.rng));
                 let Ok(joining) = joining else { return };
                 Some((joining, *handshake))
             }

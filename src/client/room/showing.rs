@@ -66,8 +66,10 @@ impl Room {
     /// What this device cannot read, and why.
     pub(super) fn closed(&self) -> Option<Box<str>> {
         let since = match self.history() {
-            view::History::FromJoin => "newcomers read from their join here",
-            view::History::Everything => "newcomers read what was written since that was chosen",
+            view::History::FromJoin => "newcomers read from their join here".to_owned(),
+            view::History::Everything => "newcomers read what was written since that was chosen".to_owned(),
+            view::History::Days(1) => "newcomers read the last day here, since that was chosen".to_owned(),
+            view::History::Days(days) => format!("newcomers read the last {days} days here, since that was chosen"),
         };
         let before = match self.record.base {
             0 => None,
@@ -114,7 +116,7 @@ impl Room {
     /// A record of the log, for people; `None` for what is not shown.
     pub(super) fn message_view(&self, me: &Identity, seq: Seq) -> Option<view::Message> {
         let shown = self.shown.get(&seq)?;
-        let Shown { time_ms, digest, check, what } = shown;
+        let Shown { time_ms, digest, check, what, .. } = shown;
         let (sender, kind, text) = match what {
             What::Message(opened) => {
                 let (kind, text) = content_view(&opened.content.message())?;
@@ -141,7 +143,7 @@ impl Room {
                     (None, Some(_), _) => (change.by, MessageKind::Removed, names(&change.gone)),
                     (None, None, Some(who)) => (*who, MessageKind::Left, names(&change.left)),
                     (None, None, None) => {
-                        (change.by, MessageKind::History, view::History::from(change.history?).told().to_owned())
+                        (change.by, MessageKind::History, view::History::from(change.history?).told().into_owned())
                     }
                 }
             }

@@ -8,6 +8,7 @@ use super::{Rng, *};
 
 const DEVICES: usize = 6;
 const SUITE: Suite = Suite::X25519;
+const DAY_MS: u64 = 24 * 3600 * 1000;
 
 enum State {
     Out,
@@ -44,6 +45,7 @@ struct World {
     verdicts: HashMap<usize, bool>,
     links: Vec<LinkKeys>,
     seen: Seen,
+    now_ms: u64,
 }
 
 /// What a history contained.
@@ -57,12 +59,17 @@ struct Seen {
     restored: usize,
     lost_races: usize,
     skipped: usize,
+    /// Epochs that a window has opened.
+    read_back: usize,
+    forgotten: usize,
 }
 
 impl Seen {
     fn is_whole(&self) -> bool {
-        let Self { added, removed, left, joined, rejoined, restored, lost_races, skipped } = *self;
-        [added, removed, left, joined, rejoined, restored, lost_races, skipped].iter().all(|count| *count > 0)
+        let Self { added, removed, left, joined, rejoined, restored, lost_races, skipped, read_back, forgotten } = *self;
+        [added, removed, left, joined, rejoined, restored, lost_races, skipped, read_back, forgotten]
+            .iter()
+            .all(|count| *count > 0)
     }
 }
 
@@ -83,6 +90,7 @@ impl World {
             verdicts: HashMap::new(),
             links: Vec::new(),
             seen: Seen::default(),
+            now_ms: 1000 * DAY_MS,
         }
     }
 
@@ -112,6 +120,23 @@ impl World {
         assert!(known.secrets == secrets && known.authenticator == authenticator, "epoch {}", epoch.number);
         assert_eq!((&known.members, &known.policy), (&members, &policy));
         self.head = self.head.max(epoch.number);
+        self.seen.read_back += self.goes_down(at);
+    }
+
+    /// What a device's window opens is what was there. Returns how many epochs that is.
+    fn goes_down(&self, at: usize) -> usize {
+        let State::In(group) = &self.devices[at].state else { return 0 };
+        let (mut epoch, mut began) = (group.epoch().clone(), group.began);
+        for (count, key) in group.window().into_iter().flatten().enumerate() {
+            let Some(record) = self.log.iter().find(|record| record.digest() == began) else { return count };
+            let rung = record.rung_by(key, &epoch).expect("each key opens its rung");
+            let former = rung.former;
+            let known = self.epochs.get(&(epoch.number - 1));
+            assert!(known.is_none_or(|known| known.secrets == former.secrets && known.authenticator == former.authenticator));
+            epoch = Epoch::new(ROOM, epoch.number - 1, former.authenticator, former.secrets);
+            began = former.began;
+        }
+        group.window().map_or(0, <[_]>::len)
     }
 
     /// Reads the log to its end. Returns the changes that lost.
@@ -178,7 +203,7 @@ impl World {
                 // A restored copy may wait for what was never given to the log.
                 group.withdraw().unwrap();
             }
-            let Ok(record) = group.commit(change, &identity, &mut self.rng) else { return };
+            let Ok(record) = group.commit(change, self.now_ms, &identity, &mut self.rng) else { return };
             self.publish(&record);
             match self.read(at) {
                 Some(lost) => change = lost,
@@ -216,7 +241,7 @@ impl World {
     /// Comes in by the newest group info, with a link or to its own place.
     fn join(&mut self, at: usize, info: &GroupInfo, link: Option<&LinkKeys>) {
         let identity = self.devices[at].identity.clone();
-        let Ok(joining) = info.join(ROOM, link, &identity, &mut self.rng) else { return };
+        let Ok(joining) = info.join(ROOM, link, self.now_ms, &identity, &mut self.rng) else { return };
         let record = joining.record().clone();
         if !self.publish(&record) {
             return;
@@ -280,6 +305,7 @@ impl World {
     }
 
     fn step(&mut self, op: u8, one: usize, two: usize) {
+        self.now_ms += DAY_MS / 4;
         let there: Vec<_> = (0..DEVICES).filter(|at| !self.devices[*at].away && self.group(*at).is_some()).collect();
         let Some(&at) = there.get(one % there.len().max(1)) else {
             self.devices[one % DEVICES].away = false;
@@ -313,6 +339,19 @@ impl World {
             12 => self.rubbish(two),
             13 => self.devices[other].away ^= true,
             14 => drop(self.read(other)),
+            15 => {
+                let history = match two % 8 {
+                    0 => History::FromJoin,
+                    1 => History::Everything,
+                    days => History::Days(days.try_into().unwrap()),
+                };
+                self.change(at, Change { history: Some(history), ..Change::default() });
+            }
+            16 => {
+                let now_ms = self.now_ms + one as u64 * DAY_MS / 8;
+                let forgot = self.group(at).is_some_and(|group| group.forget_rungs(now_ms));
+                self.seen.forgotten += usize::from(forgot);
+            }
             _ => self.rejoin(other),
         }
     }
@@ -348,7 +387,7 @@ impl World {
             let identity = self.devices[at].identity.clone();
             let rng = &mut self.rng;
             let State::In(group) = &mut self.devices[at].state else { continue };
-            if let Ok(record) = group.commit(Change::default(), &identity, rng) {
+            if let Ok(record) = group.commit(Change::default(), self.now_ms, &identity, rng) {
                 records.push(record);
             }
         }
@@ -416,7 +455,7 @@ fn histories_contain_everything() {
     let mut rng = Rng(1);
     let mut world = World::new(1);
     for _ in 0..600 {
-        let (op, one, two) = (rng.below(16), rng.below(64), rng.below(64));
+        let (op, one, two) = (rng.below(18), rng.below(64), rng.below(64));
         world.step(op.try_into().unwrap(), one, two);
         if world.seen.is_whole() {
             return;
@@ -431,7 +470,7 @@ proptest! {
     #[test]
     fn members_agree_on_everything_and_nobody_else_follows(
         seed in any::<u64>(),
-        ops in proptest::collection::vec((0..16_u8, 0..64_usize, 0..64_usize), 10..60),
+        ops in proptest::collection::vec((0..18_u8, 0..64_usize, 0..64_usize), 10..60),
     ) {
         let mut world = World::new(seed);
         world.entered(0);

@@ -2,7 +2,10 @@
 
 use std::sync::OnceLock;
 
-use openmls::{group::CommitMessageBundle, prelude::tls_codec::SecretVLBytes};
+use openmls::{
+    group::CommitMessageBundle,
+    prelude::{Sender, tls_codec::SecretVLBytes},
+};
 use openmls_traits::{
     OpenMlsProvider,
     crypto::OpenMlsCrypto,
@@ -19,7 +22,8 @@ use crate::{
     group::{
         commit::{access_of, assemble, join_context},
         crypto::Crypto,
-        process::exported,
+        ladder::Steps,
+        process::{exported, proposed},
         record::{Handshake, Joiner},
     },
     seal::{
@@ -38,6 +42,8 @@ struct Forged {
     links_of: Option<Policy>,
     /// Changes the access key, or not, whoever goes.
     rotates: Option<bool>,
+    /// Leads down, for so many days or for ever, with this window before.
+    down: Option<(Option<u16>, Vec<RungKey>)>,
 }
 
 impl Forged {
@@ -69,11 +75,18 @@ impl Forged {
 
     fn wrap(&self, group: &mut Group, bundle: &CommitMessageBundle, who: &Identity, rng: &mut Rng) -> Record {
         let staged = group.mls.pending_commit().unwrap();
-        let (secrets, authenticator) = exported(staged, rng).unwrap();
+        let (secrets, authenticator, ladder) = exported(staged, rng).unwrap();
         let epoch = Epoch::new(group.room(), group.epoch().number + 1, authenticator, secrets);
         let policy = self.links_of.clone().or_else(|| self.policy.clone()).unwrap_or_else(|| group.policy());
         let access = self.rotates.unwrap_or(!self.remove.is_empty()).then(|| access_of(&epoch));
-        let record = assemble(bundle, &epoch, &policy, (access, None), rng, |welcome, group_info, rng| {
+        let before = Window { keys: self.down.iter().flat_map(|(_, keys)| keys.clone()).collect(), ..Window::default() };
+        let sender = Sender::Member(group.mls.own_leaf_index());
+        let proposed = proposed(&group.mls, staged, &sender, None).unwrap();
+        let down = self.down.as_ref().map(|(days, _)| {
+            let rung = group.steps(&proposed).unwrap().rung;
+            (Steps { rung, days: *days }, &before, 0)
+        });
+        let record = assemble(bundle, (&epoch, &ladder), &policy, (access, down), rng, |welcome, group_info, rng| {
             let commit = bundle.commit().to_bytes().unwrap().into();
             let handshake = Handshake { commit, leaves: Vec::new(), welcome, group_info, joiner: None };
             Ok(seal_handshake(group.epoch(), group.leaf(), who, &handshake.encode(), rng).unwrap())
@@ -237,16 +250,16 @@ fn nobody_comes_in_without_a_live_links_secret() {
     let mallory = identity(&mut world.rng);
     // Whoever sees the group info but holds no link: a server that was given it by a member, say.
     let by_nothing = LinkKeys::new(&[9; 32]);
-    let record = old.join(ROOM, Some(&by_nothing), &mallory, &mut world.rng).unwrap().record().clone();
+    let record = old.join(ROOM, Some(&by_nothing), 0, &mallory, &mut world.rng).unwrap().record().clone();
     world.assert_skipped(3, &record, forbidden(Forbidden::NoLink));
     // A join for a past epoch is nobody's.
-    let late = old.join(ROOM, Some(&link), &mallory, &mut world.rng).unwrap().record().clone();
+    let late = old.join(ROOM, Some(&link), 0, &mallory, &mut world.rng).unwrap().record().clone();
     assert_eq!(world.groups[0].process(&late, &mut world.rng), Err(Skipped::Past));
     let record = world.change(0, Change { revoke: vec![revoked.id()], ..Change::default() });
     assert_eq!(GroupInfo::open(ROOM, &record, &revoked), Err(JoinError::NotForUs));
     // The revoked link's holder finds the new group info elsewhere, and still has only the old secret.
     let info = GroupInfo::open(ROOM, &record, &link).unwrap();
-    let record = info.join(ROOM, Some(&revoked), &mallory, &mut world.rng).unwrap().record().clone();
+    let record = info.join(ROOM, Some(&revoked), 0, &mallory, &mut world.rng).unwrap().record().clone();
     world.assert_skipped(3, &record, forbidden(Forbidden::NoLink));
 }
 
@@ -257,7 +270,7 @@ fn a_link_is_proven_for_one_device_in_one_epoch() {
     let listed = world.change(0, Change { list: vec![link.listed(false, 0)], ..Change::default() });
     let info = GroupInfo::open(ROOM, &listed, &link).unwrap();
     let (good, thief) = (identity(&mut world.rng), identity(&mut world.rng));
-    let proven = info.join(ROOM, Some(&link), &good, &mut world.rng).unwrap();
+    let proven = info.join(ROOM, Some(&link), 0, &good, &mut world.rng).unwrap();
     let opened = world.groups[0].open(proven.record()).unwrap().0;
     // A member that opens the commit takes the proof out of it, for a device of its own choosing.
     let stolen = Handshake { joiner: Some(Joiner { device: thief.device(), ..opened.joiner.clone().unwrap() }), ..opened };
@@ -442,7 +455,7 @@ fn who_cannot_follow_a_commit_that_others_can_takes_its_place_again() {
     assert!(before == world.groups[2].snapshot());
     // A member that is well hands it the group info.
     let info = world.groups[0].group_info(&world.people[0], &mut world.rng).unwrap();
-    let joining = info.join(ROOM, None, &world.people[2], &mut world.rng).unwrap();
+    let joining = info.join(ROOM, None, 0, &world.people[2], &mut world.rng).unwrap();
     let record = joining.record().clone();
     for group in &mut world.groups[..2] {
         group.process(&record, &mut world.rng).unwrap();
@@ -467,4 +480,29 @@ fn a_key_package_that_was_handed_out_before_lets_nobody_in_again() {
     let again = commit(&mut [&mut one, &mut two], 0, add(package), &alice, &mut rng);
     assert_eq!(Group::join(ROOM, &again, &mut keys, &mut rng).err(), Some(JoinError::NotForUs));
     assert!(kept == keys.snapshot() && !three.is_member());
+}
+
+#[test]
+fn members_skip_what_leads_down_otherwise_than_the_policy_says() {
+    let mut world = Three::new(40);
+    let list = vec![LinkKeys::new(&[1; 32]).listed(false, 0)];
+    world.change(0, Change { history: Some(History::Days(30)), list, ..Change::default() });
+    world.change(0, Change::default());
+    world.change(1, Change::default());
+    let keys = world.groups[0].window().unwrap().to_vec();
+    assert_eq!(keys.len(), 2);
+    let twice = [keys.clone(), keys.clone()].concat();
+    for down in [None, Some((None, Vec::new())), Some((Some(1), twice)), Some((Some(1), keys[1..].to_vec()))] {
+        let record = world.forge(2, &Forged { down, ..Forged::default() });
+        for (at, group) in world.groups.iter_mut().enumerate().take(2) {
+            let before = group.snapshot();
+            assert_eq!(group.process(&record, &mut world.rng), Err(Skipped::Invalid(Invalid::Rung)), "member {at}");
+            assert!(before == group.snapshot());
+        }
+    }
+    let record = world.forge(2, &Forged { down: Some((Some(1), keys)), ..Forged::default() });
+    for group in world.groups.iter_mut().take(2) {
+        group.process(&record, &mut world.rng).unwrap();
+        assert_eq!(group.window().unwrap().len(), 3, "an honest one is taken");
+    }
 }

@@ -28,7 +28,7 @@ fn owners_alone_say_what_newcomers_read() {
     let ((alice, mut one), (bob, mut two)) = pair(Suite::X25519, rng);
     let moderator = Change { roles: vec![(bob.user(), Some(Role::Moderator))], ..Change::default() };
     commit(&mut [&mut one, &mut two], 0, moderator, &alice, rng);
-    assert_eq!(two.commit(choose(History::Everything), &bob, rng), Err(CommitError::Forbidden(Forbidden::History)));
+    assert_eq!(two.commit(choose(History::Everything), 0, &bob, rng), Err(CommitError::Forbidden(Forbidden::History)));
     for history in [History::Everything, History::FromJoin] {
         commit(&mut [&mut one, &mut two], 0, choose(history), &alice, rng);
         assert_eq!((one.policy().history(), two.policy().history()), (history, history));
@@ -59,7 +59,7 @@ fn whoever_comes_in_by_a_link_goes_down_every_rung_with_nobody_there() {
         // A joiner, and another one whom only the first one's record lets in.
         for _ in 0..2 {
             let (carol, newest) = (identity(rng), records.last().unwrap());
-            let joining = GroupInfo::open(ROOM, newest, &link).unwrap().join(ROOM, Some(&link), &carol, rng).unwrap();
+            let joining = GroupInfo::open(ROOM, newest, &link).unwrap().join(ROOM, Some(&link), 0, &carol, rng).unwrap();
             let record = Record::decode(&joining.record().encode()).unwrap();
             one.process(&record, rng).unwrap();
             let (joined, _) = joining.confirm(&record).unwrap();
@@ -74,7 +74,7 @@ fn whoever_comes_in_by_a_link_goes_down_every_rung_with_nobody_there() {
         // Whoever loses its place goes down too, once it has it again.
         let info = one.group_info(&alice, rng).unwrap();
         let info = GroupInfo::decode(&info.encode()).unwrap();
-        let again = info.join(ROOM, None, &alice, rng).unwrap();
+        let again = info.join(ROOM, None, 0, &alice, rng).unwrap();
         let record = again.record().clone();
         let (again, _) = again.confirm(&record).unwrap();
         records.push(record);
@@ -114,7 +114,7 @@ fn members_skip_a_rung_that_is_not_the_former_epochs() {
             1 => liar.epoch = Epoch::new(ROOM, liar.epoch.number, Digest([9; 32]), liar.epoch.secrets().clone()),
             _ => {}
         }
-        let record = match liar.commit(Change::default(), &alice, rng) {
+        let record = match liar.commit(Change::default(), 0, &alice, rng) {
             // What it seals to another epoch opens nowhere.
             Ok(record) if lie == 1 => {
                 assert_eq!(two.process(&record, rng), Err(Skipped::Invalid(Invalid::Envelope)));

@@ -26,16 +26,16 @@ fn the_last_device_that_may_comes_in_and_no_other() {
     let newest = commit(&mut [&mut group], 0, Change::default(), &alice, rng);
     let full = CommitError::Forbidden(Forbidden::Full);
     let (_, one_more) = packages(1, rng).remove(0);
-    assert_eq!(group.commit(add(one_more), &alice, rng), Err(full.clone()));
+    assert_eq!(group.commit(add(one_more), 0, &alice, rng), Err(full.clone()));
     let late = identity(rng);
-    let refused = GroupInfo::open(ROOM, &newest, &link).unwrap().join(ROOM, Some(&link), &late, rng);
+    let refused = GroupInfo::open(ROOM, &newest, &link).unwrap().join(ROOM, Some(&link), 0, &late, rng);
     assert_eq!(refused.unwrap_err(), JoinError::Commit(full));
     // Somebody goes, and there is room for one.
     let last = group.members().last().unwrap().device;
     commit(&mut [&mut group], 0, Change { remove: vec![last], ..Change::default() }, &alice, rng);
     let list = Change { list: vec![link.listed(false, 0)], ..Change::default() };
     let newest = commit(&mut [&mut group], 0, list, &alice, rng);
-    let joining = GroupInfo::open(ROOM, &newest, &link).unwrap().join(ROOM, Some(&link), &late, rng).unwrap();
+    let joining = GroupInfo::open(ROOM, &newest, &link).unwrap().join(ROOM, Some(&link), 0, &late, rng).unwrap();
     group.process(joining.record(), rng).unwrap();
     assert_eq!(group.members().len(), MEMBERS_MAX);
 }
