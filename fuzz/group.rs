@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use waxwing::{
     core::id::RoomId,
-    group::{Change, Group, GroupInfo, KeyPackage, KeyPackages, LinkKeys, Record, Suite},
+    group::{Change, Group, GroupInfo, History, KeyPackage, KeyPackages, LinkKeys, Record, Suite},
     seal::identity::Identity,
 };
 
@@ -72,6 +72,8 @@ fn make() -> Option<Scene> {
     let change = Change {
         add: vec![of_bob.make(&bob, SUITE, 1, false, rng).ok()?],
         list: vec![link.listed(false, 1)],
+        // So that records lead down, too.
+        history: Some(History::Days(30)),
         ..Change::default()
     };
     let record = group.commit(change, 0, &alice, rng).ok()?;

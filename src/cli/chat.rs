@@ -378,21 +378,27 @@ fn words(screen: &Screen, room: &Room) -> anyhow::Result<()> {
 
 /// Says what newcomers read, or chooses it.
 async fn history(client: &Client, screen: &Screen, room: &Room, chosen: &str) -> anyhow::Result<()> {
-    let history = match chosen {
-        "" => return screen.line(&format!("   {}. {}", room.history.told(), room.history.meaning())),
-        "join" => History::FromJoin,
-        "all" => History::Everything,
-        days => match days.strip_prefix("days").and_then(|days| days.trim().parse().ok()) {
-            Some(days @ 1..=DAYS_MAX) => History::Days(days),
-            _ => {
-                return screen.line(
-                    "   /history join, /history days 30 (1 to 365), or /history all; alone it says what newcomers read now",
-                );
-            }
-        },
+    let Some(history) = named(chosen) else {
+        return match chosen {
+            "" => screen.line(&format!("   {}. {}", room.history.told(), room.history.meaning())),
+            _ => screen
+                .line("   /history join, /history days 30 (1 to 365), or /history all; alone it says what newcomers read now"),
+        };
     };
     client.command(Command::SetHistory { room: room.id.clone(), history }).await?;
     screen.line(&format!("   {}. {}", history.told(), history.meaning()))
+}
+
+/// What newcomers are to read, as it is typed.
+fn named(chosen: &str) -> Option<History> {
+    match chosen {
+        "join" => Some(History::FromJoin),
+        "all" => Some(History::Everything),
+        _ => {
+            let days = chosen.strip_prefix("days ")?.trim().parse().ok()?;
+            (1..=DAYS_MAX).contains(&days).then_some(History::Days(days))
+        }
+    }
 }
 
 /// Takes the one other device of this person whose key begins so out of everything.
@@ -482,5 +488,26 @@ async fn remove(client: &Client, screen: &Screen, room: &Room, name: &str) -> an
         }
         (Some(_), Some(_)) => screen.line(&format!("   there are several {name}s here: a browser lets you choose")),
         (None, _) => screen.line("   /remove NAME, with a name that /who shows"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{History, named};
+
+    #[test]
+    fn what_newcomers_read_is_typed_in_three_ways() {
+        let typed = [
+            ("join", History::FromJoin),
+            ("all", History::Everything),
+            ("days 1", History::Days(1)),
+            ("days  365", History::Days(365)),
+        ];
+        assert!(typed.iter().all(|(typed, history)| named(typed) == Some(*history)));
+        assert!(
+            ["", "days", "days 0", "days 366", "days -1", "days30", "30", "days 99999"]
+                .iter()
+                .all(|typed| named(typed).is_none())
+        );
     }
 }

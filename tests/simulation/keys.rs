@@ -179,6 +179,11 @@ fn newcomers_read_the_last_days_and_what_opens_more_is_deleted_everywhere() {
     let read: Vec<_> = world.devices[3].history().into_iter().map(|(.., text)| text).collect();
     assert_eq!(read, said[5..]);
     assert_eq!(world.kept(3, &epochs), [false, false, false, false, false, true, true, true]);
+    // Where nothing happens for some days, nothing leads down any more.
+    let leads_down = |world: &World| world.devices.iter().map(|device| group(device).window().unwrap().len()).collect::<Vec<_>>();
+    assert!(leads_down(&world).iter().all(|keys| *keys > 3));
+    world.rest_for(DAY_MS * 7 / 2);
+    assert_eq!(leads_down(&world), [0; 4]);
     // Who goes through a month without a word is left with the present epoch.
     world.rest_for(30 * DAY_MS);
     for index in 0..4 {
@@ -206,4 +211,28 @@ fn the_persons_next_device_is_handed_what_opens_the_last_days() {
     assert_eq!(world.kept(2, &epochs), [false, false, false, true, true]);
     world.another_day(&room);
     assert_eq!(world.kept(2, &epochs), [false, false, false, false, true], "which ends there, too");
+}
+
+#[test]
+fn who_was_removed_deletes_what_it_has_as_everybody_does() {
+    let (mut world, room) = two();
+    world.command(0, Command::SetHistory { room: room.clone(), history: History::Days(2) });
+    let epochs = [world.another_day(&room), group(&world.devices[0]).epoch().secrets().clone()];
+    world.rest_for(DAY_MS);
+    let user = world.devices[0].room.as_ref().unwrap().members.iter().find(|member| !member.you).unwrap().user.clone();
+    world.devices[0].client.command(Command::Remove { room, user }, world.now_ms);
+    while world.devices[1].is_open() {
+        world.step(false);
+    }
+    world.devices[1].perform(usize::MAX);
+    let history = world.devices[1].history();
+    assert_eq!((world.kept(1, &epochs), history.len()), (vec![true; 2], 1));
+    world.pass_time(DAY_MS * 3 / 2);
+    world.devices[1].perform(usize::MAX);
+    assert_eq!(world.kept(1, &epochs), [false, true], "the second one ended with the removal");
+    world.restart(1);
+    world.devices[1].perform(usize::MAX);
+    world.pass_time(DAY_MS);
+    world.devices[1].perform(usize::MAX);
+    assert_eq!((world.kept(1, &epochs), world.devices[1].history()), (vec![false; 2], history));
 }
