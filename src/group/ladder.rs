@@ -1,6 +1,6 @@
 //! The ladder of a room whose newcomers read what was before: each commit's record has a *rung*, the secrets of the epoch that it ends, sealed under
 //! a key of the epoch that it begins. Whoever is in an epoch goes down from there, commit by commit, with nobody online: to the last rung where
-//! newcomers read everything, and else as far as the [window](super::window) reaches.
+//! newcomers read everything, and else as far as the window ([`super::window`]) reaches.
 //!
 //! A rung says nothing that the members of both epochs do not know, so that each of them checks it, and a commit whose rung is another
 //! one is invalid for all alike. It is there if, and only if, the policy before and after the commit is [`History::Everything`], or before and after

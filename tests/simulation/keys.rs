@@ -236,3 +236,16 @@ fn who_was_removed_deletes_what_it_has_as_everybody_does() {
     world.devices[1].perform(usize::MAX);
     assert_eq!((world.kept(1, &epochs), world.devices[1].history()), (vec![false; 2], history));
 }
+
+#[test]
+fn a_server_whose_clock_is_ahead_keeps_nothing_on_a_device_for_longer() {
+    let (mut world, room) = two();
+    world.ahead_ms = 1000 * DAY_MS;
+    world.command(0, Command::SetHistory { room: room.clone(), history: History::Days(2) });
+    let epochs: Vec<_> = (0..4).map(|_| world.another_day(&room)).collect();
+    assert!(world.devices[0].messages.values().any(|message| message.time_ms > world.now_ms + 900 * DAY_MS));
+    assert_eq!(
+        (world.kept(0, &epochs), world.kept(1, &epochs)),
+        (vec![false, false, true, true], vec![false, false, true, true])
+    );
+}

@@ -61,6 +61,8 @@ impl Admission for Everybody {
 pub struct World {
     pub(super) rng: Rng,
     pub(super) now_ms: u64,
+    /// How much the server's clock is ahead.
+    pub(super) ahead_ms: u64,
     limits: Arc<Limits>,
     engine: Arc<ModelEngine>,
     mailbox: Arc<Collector>,
@@ -96,6 +98,7 @@ impl World {
         Self {
             rng: Rng(seed),
             now_ms: 1000,
+            ahead_ms: 0,
             limits,
             engine,
             mailbox,
@@ -217,7 +220,8 @@ impl World {
                     _ => 512,
                 };
                 let permit = Permit::new(&conn.outbox, weight);
-                self.shard.handle(ShardMessage::Request { conn: Arc::clone(conn), request, permit }, now_ms);
+                let message = ShardMessage::Request { conn: Arc::clone(conn), request, permit };
+                self.shard.handle(message, now_ms + self.ahead_ms);
             }
             Step::Packages(request) => {
                 let conn = Arc::clone(end.conn.as_ref().expect("only open sessions ask"));
