@@ -26,10 +26,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("web", &["core", "client"]),
     ("transport", &["core"]),
     ("config", &["core"]),
-    ("engine", &["core"]),
+    ("memory", &[]),
+    ("engine", &["core", "memory"]),
     ("metrics", &["core", "transport"]),
     ("router", &["core", "engine"]),
-    ("server", &["core", "transport", "config", "engine", "metrics", "router"]),
+    ("server", &["core", "transport", "config", "engine", "memory", "metrics", "router"]),
     ("cli", &["core", "seal", "client", "transport", "config", "engine", "metrics", "router", "server"]),
 ];
 

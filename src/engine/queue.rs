@@ -3,9 +3,15 @@
 use std::{
     collections::VecDeque,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use super::Busy;
+use crate::memory;
+
+/// Who waits gives back the memory that it does not need after so long, and so often: what others still had use for by then comes later.
+const REST: Duration = Duration::from_secs(2);
+const RESTS: u32 = 4;
 
 /// What waits in a queue.
 pub(super) trait Weigh {
@@ -65,15 +71,28 @@ impl<T: Weigh> Queue<T> {
     /// Waits for work and puts what is there behind `jobs`, up to the limits but at least one. False once closed and drained.
     pub(super) fn take(&self, jobs: &mut VecDeque<T>, count_max: usize, bytes_max: usize) -> bool {
         let mut state = self.lock();
+        let mut rests = 0;
         while state.jobs.is_empty() {
             if state.closed {
                 return false;
             }
             state.waiting += 1;
-            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let rested;
+            (state, rested) = if rests < RESTS {
+                let (state, waited) = self.ready.wait_timeout(state, REST).unwrap_or_else(PoisonError::into_inner);
+                (state, waited.timed_out())
+            } else {
+                (self.ready.wait(state).unwrap_or_else(PoisonError::into_inner), false)
+            };
             state.waiting -= 1;
             // One that woke by itself counts as woken too: then somebody is woken once too often, never too seldom.
             state.woken = state.woken.saturating_sub(1);
+            if rested && state.jobs.is_empty() {
+                drop(state);
+                rests += 1;
+                memory::give_back();
+                state = self.lock();
+            }
         }
         state.drain(jobs, count_max, bytes_max);
         true

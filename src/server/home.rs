@@ -25,7 +25,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::link::{self, Links};
-use crate::{config::Config, metrics::Metrics, router::outbox::ShardSet};
+use crate::{config::Config, memory, metrics::Metrics, router::outbox::ShardSet};
+
+/// Every so many ticks a home gives back the memory that is free: two seconds. What is in use is only looked at, a page of 64 KiB in
+/// some nanoseconds.
+const GIVE_BACK_TICKS: u32 = 8;
 
 /// A home, on its own thread.
 #[derive(Debug)]
@@ -59,7 +63,7 @@ impl Home {
     async fn keep(&self) {
         let mut ticks = tokio::time::interval(link::TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut stopped, mut waiting) = (false, 0);
+        let (mut stopped, mut waiting, mut count) = (false, 0, 0_u32);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {
@@ -67,6 +71,10 @@ impl Home {
                     // Other homes have their shares in it.
                     self.metrics.outbox_bytes.inc_by(bytes - waiting);
                     waiting = bytes;
+                    count = (count + 1) % GIVE_BACK_TICKS;
+                    if count == 0 {
+                        memory::give_back();
+                    }
                 }
                 () = self.stopping.cancelled(), if !stopped => {
                     stopped = true;

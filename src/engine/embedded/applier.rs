@@ -20,8 +20,11 @@ use crate::{
         Observer, rows,
         wal::{Lsn, Recycler},
     },
+    memory,
 };
 
+/// For so long nothing comes when the store is quiet: a flood that stops for less finds its space where it was.
+const QUIET: Duration = Duration::from_secs(1);
 /// Rows that are swept in one transaction: enough to be quick, few enough not to hold up what was logged.
 const SWEEP_ROWS: usize = 1_000;
 
@@ -47,10 +50,15 @@ impl Applier {
         loop {
             self.prepare();
             let patience = if self.sweeping { Some(Duration::ZERO) } else { self.schedule.due_in() };
-            match self.layers.next(age, patience) {
+            match self.layers.next(age, QUIET, patience) {
                 Next::Closed => return,
                 Next::Idle if self.sweeping => self.sweep(),
                 Next::Idle => self.trim(),
+                Next::Quiet => {
+                    // Memory is of more use elsewhere.
+                    self.space.clear();
+                    memory::give_back();
+                }
                 Next::Apply(table) => {
                     let full = table.bytes >= self.config.apply_bytes;
                     if self.apply(&table) {

@@ -19,6 +19,11 @@ use crate::{
     engine::wal::Lsn,
 };
 
+/// How often the applier is told that nothing comes: what is let go at first, the allocator gives to the system later.
+const QUIETS: u32 = 4;
+/// A quiet store keeps a table of fewer bytes until it is old: applying costs more than that memory is worth.
+const QUIET_BYTES_MIN: usize = 1 << 20;
+
 /// The active table and the frozen one.
 pub(super) struct Layers {
     tables: Mutex<Tables>,
@@ -29,6 +34,10 @@ struct Tables {
     active: Memtable,
     /// When the active table got its oldest entry.
     since: Option<Instant>,
+    /// When the last entry came.
+    written: Instant,
+    /// How often the applier was told so since.
+    quiet: u32,
     frozen: Option<Arc<Memtable>>,
     /// How many tables were frozen, and how many of them were applied.
     freezes: u64,
@@ -105,11 +114,11 @@ impl Tail {
 
 impl Layers {
     pub(super) fn new(active: Memtable) -> Self {
-        let since = (!active.is_empty()).then(super::clock);
-        Self {
-            tables: Mutex::new(Tables { active, since, frozen: None, freezes: 0, applies: 0, closing: false, chore: false }),
-            changed: Condvar::new(),
-        }
+        let written = super::clock();
+        let since = (!active.is_empty()).then_some(written);
+        let (frozen, quiet, freezes, applies, closing, chore) = (None, 0, 0, 0, false, false);
+        let tables = Tables { active, since, written, quiet, frozen, freezes, applies, closing, chore };
+        Self { tables: Mutex::new(tables), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
@@ -120,11 +129,16 @@ impl Layers {
     /// Shows durable entries, whose records lie in `block`, to readers.
     pub(super) fn insert(&self, block: &Arc<Block>, changes: impl IntoIterator<Item = (Lsn, Change)>) {
         let mut tables = self.lock();
-        if tables.since.is_none() {
-            tables.since = Some(super::clock());
-        }
+        tables.written = super::clock();
+        tables.since = tables.since.or(Some(tables.written));
+        let wakes = std::mem::take(&mut tables.quiet) == QUIETS;
         for (lsn, change) in changes {
             tables.active.change(lsn, change, block);
+        }
+        drop(tables);
+        if wakes {
+            // The applier sleeps until somebody comes: from now on the table has an age.
+            self.changed.notify_all();
         }
     }
 
@@ -171,9 +185,9 @@ impl Layers {
         true
     }
 
-    /// Waits until there is a frozen table, and freezes the active one when it is older than `age`, or on closing. With
-    /// `patience`, it waits no longer than that.
-    pub(super) fn next(&self, age: Duration, patience: Option<Duration>) -> Next {
+    /// Waits until there is a frozen table, and freezes the active one when it is older than `age`, when it holds much and nothing
+    /// has come for as long as `quiet`, or on closing. With `patience`, it waits no longer than that.
+    pub(super) fn next(&self, age: Duration, quiet: Duration, patience: Option<Duration>) -> Next {
         let begun = super::clock();
         let mut tables = self.lock();
         loop {
@@ -181,19 +195,27 @@ impl Layers {
                 return Next::Apply(Arc::clone(frozen));
             }
             let old = tables.since.map(|since| since.elapsed());
-            if tables.closing || old.is_some_and(|old| old >= age) {
+            let until_quiet = (quiet * (tables.quiet + 1)).saturating_sub(tables.written.elapsed());
+            let is_silent = tables.quiet < QUIETS && until_quiet.is_zero();
+            let is_due = old.is_some_and(|old| old >= age) || (is_silent && tables.active.bytes >= QUIET_BYTES_MIN);
+            if tables.closing || is_due {
                 match tables.since {
                     Some(_) => tables.freeze(),
                     None => return Next::Closed,
                 }
                 continue;
             }
-            let until_old = old.map(|old| age.saturating_sub(old));
             let left = patience.map(|patience| patience.saturating_sub(begun.elapsed()));
             if std::mem::take(&mut tables.chore) || left.is_some_and(|left| left.is_zero()) {
                 return Next::Idle;
             }
-            let wait = [until_old, left].into_iter().flatten().min().unwrap_or(Duration::from_secs(3600));
+            if is_silent {
+                tables.quiet += 1;
+                return Next::Quiet;
+            }
+            let until_old = old.map(|old| age.saturating_sub(old));
+            let until_quiet = (tables.quiet < QUIETS).then_some(until_quiet);
+            let wait = [until_old, until_quiet, left].into_iter().flatten().min().unwrap_or(Duration::from_secs(3600));
             tables = self.changed.wait_timeout(tables, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -261,7 +283,10 @@ impl Layers {
 /// What the applier does next.
 pub(super) enum Next {
     Apply(Arc<Memtable>),
+    /// What there is to do besides.
     Idle,
+    /// Nothing has come for a while, and what there was of any size is applied. A few times, and then no more.
+    Quiet,
     Closed,
 }
 
@@ -361,5 +386,47 @@ impl Left {
                 older.get(from..).unwrap_or_default()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const SOON: Duration = Duration::from_millis(1);
+
+    fn put(layers: &Layers, lsn: Lsn, len: usize) {
+        let packages = Change::Packages { device: DeviceKey([1; 32]), packages: Bytes::from(vec![7; len]) };
+        layers.insert(&Arc::default(), [(lsn, packages)]);
+    }
+
+    #[test]
+    fn what_is_much_is_applied_when_nothing_more_comes() {
+        let layers = Layers::new(Memtable::default());
+        put(&layers, 1, 100);
+        for _ in 0..QUIETS {
+            assert!(matches!(layers.next(HOUR, SOON, None), Next::Quiet), "little is kept until it is old");
+        }
+        assert!(matches!(layers.next(HOUR, SOON, Some(10 * SOON)), Next::Idle), "that was told often enough");
+        put(&layers, 2, QUIET_BYTES_MIN);
+        let Next::Apply(table) = layers.next(HOUR, SOON, None) else { panic!("much is applied") };
+        assert_eq!(table.last, 2);
+        layers.applied();
+        assert!(matches!(layers.next(HOUR, SOON, None), Next::Quiet), "it is quiet anew");
+    }
+
+    #[test]
+    fn an_applier_that_sleeps_hears_of_what_comes() {
+        let layers = Layers::new(Memtable::default());
+        for _ in 0..QUIETS {
+            assert!(matches!(layers.next(SOON, SOON, None), Next::Quiet));
+        }
+        // It would sleep for an hour.
+        std::thread::scope(|scope| {
+            let applier = scope.spawn(|| layers.next(SOON, HOUR, None));
+            put(&layers, 1, 100);
+            assert!(matches!(applier.join().unwrap(), Next::Apply(_)), "it is old soon");
+        });
     }
 }
