@@ -277,7 +277,7 @@ async fn connect_webtransport(target: &Target, lanes: Lanes) -> Result<Connectio
         let stream = opening.await.map_err(|error| failed(&error))?;
         let exporter = quic::exporter(connection.quic_connection());
         let info = Info { kind: Kind::WebTransport, remote: address, exporter, authority: Some(dial.authority()) };
-        let streams = Streams::WebTransport { connection, _endpoint: Some(endpoint) };
+        let streams = Streams::WebTransport { connection, _endpoint: endpoint };
         return Ok(quic::webtransport_connection(streams, stream, lanes, info, FRAME_MAX));
     }
     Err(failure)

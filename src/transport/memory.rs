@@ -101,9 +101,10 @@ pub fn pair(capacity: usize, frame_max: u32) -> (Connection, Connection) {
 fn end(stream: DuplexStream, theirs: Code, ours: Code, frame_max: u32) -> Connection {
     let (read, write) = tokio::io::split(stream);
     let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let writer = Writer { half: write, pending: Vec::new(), done: 0, taken: 0, code: ours };
     Connection {
         info: Info { kind: Kind::Memory, remote, exporter: None, authority: Some("memory".into()) },
-        reader: FrameReader::new(Source::Memory(Reader { half: read, code: theirs }), frame_max),
-        writer: FrameWriter::new(Sink::Memory(Writer { half: write, pending: Vec::new(), done: 0, taken: 0, code: ours })),
+        reader: FrameReader::new(Source::Memory(Box::new(Reader { half: read, code: theirs })), frame_max),
+        writer: FrameWriter::new(Sink::Memory(Box::new(writer))),
     }
 }

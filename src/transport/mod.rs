@@ -30,6 +30,7 @@ pub mod connect;
 pub mod discover;
 #[cfg(feature = "client")]
 pub mod http;
+pub mod http3;
 mod large;
 pub mod memory;
 pub mod quic;
@@ -186,9 +187,10 @@ enum Fill {
 #[derive(Debug)]
 enum Source {
     WebSocket(websocket::Reader),
-    Quic(quic::Reader),
+    // Larger than that, which most connections are.
+    Quic(Box<quic::Reader>),
     Lanes(Box<quic::LaneReader>),
-    Memory(memory::Reader),
+    Memory(Box<memory::Reader>),
 }
 
 /// The receiving half of a connection.
@@ -336,8 +338,8 @@ impl FrameReader {
 #[derive(Debug)]
 enum Sink {
     WebSocket(websocket::Writer),
-    Quic(quic::Writer),
-    Memory(memory::Writer),
+    Quic(Box<quic::Writer>),
+    Memory(Box<memory::Writer>),
 }
 
 /// The sending half of a connection.

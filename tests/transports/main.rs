@@ -9,6 +9,7 @@
 
 mod edge;
 mod http;
+mod http3;
 mod lifetime;
 
 use bytes::Bytes;

@@ -14,11 +14,11 @@ use quinn::VarInt;
 
 use self::streams::Send;
 pub(super) use self::{
-    reader::{LaneReader, Reader},
+    reader::{Beside, LaneReader, Reader},
     streams::{Receive, Streams},
     writer::Writer,
 };
-use super::{Connection, FrameReader, FrameWriter, Info, Kind, Sink, Source, tls, webtransport};
+use super::{Connection, FrameReader, FrameWriter, Info, Kind, Sink, Source, http3, tls, webtransport};
 use crate::core::{frame::ALPN, lane, limits::Limits};
 
 /// Bytes that the peer may have in flight on a stream. A frame may be larger: the reader drains as it comes.
@@ -48,10 +48,11 @@ pub(super) fn connection(
     info: Info,
     frame_max: u32,
 ) -> Connection {
-    assemble(Arc::new(streams), (Send::Quic(send), Receive::Quic(receive)), lanes, info, frame_max, None)
+    assemble(Arc::new(streams), (Send::Quic(send), Receive::Quic(receive)), lanes, info, frame_max, Beside::default())
 }
 
-/// A connection over WebTransport streams.
+/// A client's connection over WebTransport streams.
+#[cfg(feature = "client")]
 pub(super) fn webtransport_connection(
     streams: Streams,
     (send, receive): (wtransport::SendStream, wtransport::RecvStream),
@@ -60,7 +61,20 @@ pub(super) fn webtransport_connection(
     frame_max: u32,
 ) -> Connection {
     let stream = (Send::WebTransport(send), Receive::WebTransport(receive));
-    assemble(Arc::new(streams), stream, lanes, info, frame_max, None)
+    assemble(Arc::new(streams), stream, lanes, info, frame_max, Beside::default())
+}
+
+/// A server's connection over a WebTransport session.
+pub(super) fn session(
+    session: http3::Session,
+    (send, receive): (quinn::SendStream, quinn::RecvStream),
+    lanes: Lanes,
+    info: Info,
+    frame_max: u32,
+) -> Connection {
+    let streams = Streams::Session { connection: session.connection.clone(), id: session.id };
+    let beside = Beside { session: Some(Box::new(session)), confirmed: None };
+    assemble(Arc::new(streams), (Send::Quic(send), Receive::Quic(receive)), lanes, info, frame_max, beside)
 }
 
 /// Whether a connection has lanes, and which end of it this is.
@@ -81,16 +95,16 @@ fn assemble(
     lanes: Lanes,
     info: Info,
     frame_max: u32,
-    confirmed: Option<quinn::ZeroRttAccepted>,
+    beside: Beside,
 ) -> Connection {
     let source = match lanes {
         Lanes::Client => Source::Lanes(Box::new(LaneReader::new(Arc::clone(&streams), receive, frame_max))),
         Lanes::None | Lanes::Server => {
-            Source::Quic(Reader::new(Arc::clone(&streams), receive, lanes == Lanes::Server, confirmed))
+            Source::Quic(Box::new(Reader::new(Arc::clone(&streams), receive, lanes == Lanes::Server, beside)))
         }
     };
     let writer = Writer::new(streams, send, lanes != Lanes::None);
-    Connection { info, reader: FrameReader::new(source, frame_max), writer: FrameWriter::new(Sink::Quic(writer)) }
+    Connection { info, reader: FrameReader::new(source, frame_max), writer: FrameWriter::new(Sink::Quic(Box::new(writer))) }
 }
 
 /// The TLS exporter of a QUIC connection.
@@ -148,7 +162,7 @@ pub enum AcceptError {
     Quic(#[from] quinn::ConnectionError),
     /// The HTTP/3 or WebTransport handshake failed.
     #[error("the WebTransport handshake failed: {0}")]
-    WebTransport(#[from] wtransport::error::ConnectionError),
+    WebTransport(#[from] http3::Error),
     /// The client speaks neither `h3` nor `waxwing/1`, with or without lanes.
     #[error("the client offers no protocol of ours")]
     Alpn,
@@ -220,8 +234,8 @@ impl Raw {
         };
         let streams = Arc::new(Streams::Quic { connection: self.connection, _endpoint: None });
         let (send, receive) = (Send::Quic(send), Receive::Quic(receive));
-        let confirmed = self.confirmed.filter(|_| early);
-        Ok(assemble(streams, (send, receive), self.lanes, info, frame_max, confirmed))
+        let beside = Beside { session: None, confirmed: self.confirmed.filter(|_| early) };
+        Ok(assemble(streams, (send, receive), self.lanes, info, frame_max, beside))
     }
 }
 

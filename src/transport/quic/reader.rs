@@ -11,7 +11,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    super::{Error, Fill},
+    super::{Error, Fill, http3},
     streams::{self, Receive, Streams},
 };
 use crate::core::{
@@ -28,8 +28,16 @@ pub(in crate::transport) struct Reader {
     /// `None` while datagrams are not read.
     datagrams: Option<Datagrams>,
     lanes: bool,
+    beside: Beside,
+}
+
+/// What a server's reader looks after besides.
+#[derive(Default)]
+pub(in crate::transport) struct Beside {
+    /// What the stream belongs to, over WebTransport.
+    pub(super) session: Option<Box<http3::Session>>,
     /// The handshake of a client that sent early data is not complete.
-    confirmed: Option<quinn::ZeroRttAccepted>,
+    pub(super) confirmed: Option<quinn::ZeroRttAccepted>,
 }
 
 /// What comes as datagrams.
@@ -56,26 +64,21 @@ impl std::fmt::Debug for Reader {
 }
 
 impl Reader {
-    pub(super) const fn new(
-        streams: Arc<Streams>,
-        stream: Receive,
-        lanes: bool,
-        confirmed: Option<quinn::ZeroRttAccepted>,
-    ) -> Self {
-        Self { stream, streams, datagrams: None, lanes, confirmed }
+    pub(super) const fn new(streams: Arc<Streams>, stream: Receive, lanes: bool, beside: Beside) -> Self {
+        Self { stream, streams, datagrams: None, lanes, beside }
     }
 
     /// Whether the handshake is not complete, as far as was asked for.
     pub(in crate::transport) const fn is_early(&self) -> bool {
-        self.confirmed.is_some()
+        self.beside.confirmed.is_some()
     }
 
     /// Waits until the handshake is complete: until then, what the client said may be a replay. Cancel-safe.
     pub(in crate::transport) async fn confirmed(&mut self) {
-        if let Some(confirmed) = &mut self.confirmed {
+        if let Some(confirmed) = &mut self.beside.confirmed {
             // It fails when the connection is lost, which reading tells.
             let _ = confirmed.await;
-            self.confirmed = None;
+            self.beside.confirmed = None;
         }
     }
 
@@ -106,6 +109,11 @@ impl Reader {
                 }
                 None => Fill::End,
             }));
+        }
+        if let Some(session) = &mut self.beside.session
+            && let Poll::Ready(ended) = session.poll_end(cx)
+        {
+            return Poll::Ready(ended.map(|()| Fill::End).map_err(|error| self.streams.broken(error)));
         }
         let Some(datagrams) = &mut self.datagrams else { return Poll::Pending };
         let datagram = ready!(datagrams.next.as_mut().poll(cx));

@@ -10,7 +10,9 @@ use std::{
 use bytes::Bytes;
 use quinn::{ReadError, SendStream, VarInt, WriteError};
 
-use super::super::{Error, webtransport};
+#[cfg(feature = "client")]
+use super::super::webtransport;
+use super::super::{Error, http3};
 use crate::core::{close::CloseCode, frame};
 
 /// Bytes of one read from a stream's reassembly at most.
@@ -18,8 +20,21 @@ const CHUNK: usize = 16 << 10;
 
 /// The streams of one connection, and what must live as long as they do.
 pub(in crate::transport) enum Streams {
-    Quic { connection: quinn::Connection, _endpoint: Option<quinn::Endpoint> },
-    WebTransport { connection: wtransport::Connection, _endpoint: Option<webtransport::ClientEndpoint> },
+    Quic {
+        connection: quinn::Connection,
+        _endpoint: Option<quinn::Endpoint>,
+    },
+    /// A client's.
+    #[cfg(feature = "client")]
+    WebTransport {
+        connection: wtransport::Connection,
+        _endpoint: webtransport::ClientEndpoint,
+    },
+    /// A server's, of a session over HTTP/3.
+    Session {
+        connection: quinn::Connection,
+        id: u64,
+    },
 }
 
 impl std::fmt::Debug for Streams {
@@ -31,8 +46,19 @@ impl std::fmt::Debug for Streams {
 impl Streams {
     pub(super) fn connection(&self) -> &quinn::Connection {
         match self {
-            Self::Quic { connection, .. } => connection,
+            Self::Quic { connection, .. } | Self::Session { connection, .. } => connection,
+            #[cfg(feature = "client")]
             Self::WebTransport { connection, .. } => connection.quic_connection(),
+        }
+    }
+
+    /// The number of the session's request, over WebTransport.
+    fn session(&self) -> Option<u64> {
+        match self {
+            Self::Quic { .. } => None,
+            #[cfg(feature = "client")]
+            Self::WebTransport { connection, .. } => Some(connection.session_id().into_u64()),
+            Self::Session { id, .. } => Some(*id),
         }
     }
 
@@ -40,10 +66,10 @@ impl Streams {
     pub(super) fn open_uni(&self) -> Result<Option<(SendStream, Vec<u8>)>, Error> {
         let opened = pin!(self.connection().open_uni()).poll(&mut Context::from_waker(Waker::noop()));
         let mut first = Vec::new();
-        if let Self::WebTransport { connection, .. } = self {
+        if let Some(session) = self.session() {
             // The stream's type (0x54, draft-02 §4.2) and the session.
             first.extend_from_slice(&[0x40, 0x54]);
-            put_quic_varint(&mut first, connection.session_id().into_u64());
+            put_quic_varint(&mut first, session);
         }
         match opened {
             Poll::Ready(Ok(stream)) => Ok(Some((stream, first))),
@@ -55,7 +81,10 @@ impl Streams {
     /// The next unidirectional stream that the peer has opened. Cancel-safe.
     pub(super) async fn accept_uni(&self) -> Result<Receive, Error> {
         match self {
-            Self::Quic { connection, .. } => connection.accept_uni().await.map(Receive::Quic).map_err(lost),
+            Self::Quic { connection, .. } | Self::Session { connection, .. } => {
+                connection.accept_uni().await.map(Receive::Quic).map_err(lost)
+            }
+            #[cfg(feature = "client")]
             Self::WebTransport { connection, .. } => {
                 connection.accept_uni().await.map(Receive::WebTransport).map_err(|error| self.failed(error))
             }
@@ -66,6 +95,14 @@ impl Streams {
     pub(super) async fn read_datagram(&self) -> Result<Bytes, Error> {
         match self {
             Self::Quic { connection, .. } => connection.read_datagram().await.map_err(lost),
+            Self::Session { connection, id } => loop {
+                let mut datagram = connection.read_datagram().await.map_err(lost)?;
+                // RFC 9297 §2.1. One of no session is dropped.
+                if http3::take_value(&mut datagram) == Some(id / 4) {
+                    return Ok(datagram);
+                }
+            },
+            #[cfg(feature = "client")]
             Self::WebTransport { connection, .. } => {
                 connection.receive_datagram().await.map(|datagram| datagram.payload()).map_err(|error| self.failed(error))
             }
@@ -73,19 +110,25 @@ impl Streams {
     }
 
     /// Why the connection is gone, where HTTP/3 does not know.
+    #[cfg(feature = "client")]
     fn failed(&self, error: wtransport::error::ConnectionError) -> Error {
+        self.broken(io::Error::other(error))
+    }
+
+    /// The same for whatever else has failed.
+    pub(super) fn broken(&self, error: impl Into<io::Error>) -> Error {
         match self.connection().close_reason() {
             Some(reason) => lost(reason),
-            None => io::Error::other(error).into(),
+            None => error.into().into(),
         }
     }
 
     /// Sends a frame as a datagram, instead of older ones if too many wait. False if the peer takes none, or none so large.
     pub(super) fn send_datagram(&self, frame: &[u8]) -> bool {
         let mut payload = Vec::with_capacity(frame.len() + 12);
-        if let Self::WebTransport { connection, .. } = self {
+        if let Some(session) = self.session() {
             // RFC 9297 §2.1: the stream of the session's request, a quarter of its number.
-            put_quic_varint(&mut payload, connection.session_id().into_u64() / 4);
+            put_quic_varint(&mut payload, session / 4);
         }
         frame::put_delimited(&mut payload, frame);
         // A connection that is gone is noticed by whoever writes to its streams.
@@ -118,6 +161,7 @@ fn put_quic_varint(out: &mut Vec<u8>, value: u64) {
 /// A stream to read from.
 pub(in crate::transport) enum Receive {
     Quic(quinn::RecvStream),
+    #[cfg(feature = "client")]
     WebTransport(wtransport::RecvStream),
 }
 
@@ -126,6 +170,7 @@ impl Receive {
     pub(super) fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
         let stream = match self {
             Self::Quic(stream) => stream,
+            #[cfg(feature = "client")]
             Self::WebTransport(stream) => stream.quic_stream_mut(),
         };
         // The connection remembers the waker: the future may be dropped.
@@ -143,6 +188,7 @@ impl Receive {
 /// A stream to write to.
 pub(super) enum Send {
     Quic(SendStream),
+    #[cfg(feature = "client")]
     WebTransport(wtransport::SendStream),
 }
 
@@ -150,6 +196,7 @@ impl Send {
     pub(super) fn stream(&mut self) -> &mut SendStream {
         match self {
             Self::Quic(stream) => stream,
+            #[cfg(feature = "client")]
             Self::WebTransport(stream) => stream.quic_stream_mut(),
         }
     }
