@@ -94,53 +94,72 @@ impl Default for Limits {
 /// A token bucket: `rate` tokens a second or a minute, `burst` at once. Pure: the time is an argument.
 #[derive(Debug, Clone)]
 pub struct TokenBucket {
-    /// What is in hand; a token is as much of it as its period has milliseconds.
+    /// What was in hand at `at_ms`; a token is as much of it as the rate's period has milliseconds.
     level: u64,
-    rate: u64,
-    burst: u64,
-    period_ms: u64,
     at_ms: u64,
 }
 
+/// How much may be done, and how fast: of a [`TokenBucket`], which does not keep it, because there are many of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    period_ms: u32,
+    tokens: u32,
+    burst: u32,
+}
+
+impl Rate {
+    /// So many a second, and `burst` at once.
+    #[must_use]
+    pub const fn per_second(tokens: u32, burst: u32) -> Self {
+        Self { period_ms: 1000, tokens, burst }
+    }
+
+    /// So many a minute, and as many at once.
+    #[must_use]
+    pub const fn per_minute(tokens: u32) -> Self {
+        Self { period_ms: 60_000, tokens, burst: tokens }
+    }
+
+    /// What a full bucket has.
+    const fn full(self) -> u64 {
+        self.burst as u64 * self.period_ms as u64
+    }
+}
+
+impl Default for TokenBucket {
+    /// A full one, whatever its rate.
+    fn default() -> Self {
+        Self { level: u64::MAX, at_ms: 0 }
+    }
+}
+
 impl TokenBucket {
-    /// A full bucket that gains `rate` tokens a second.
-    #[must_use]
-    pub const fn new(rate: u32, burst: u32, now_ms: u64) -> Self {
-        Self::every(1000, rate, burst, now_ms)
-    }
-
-    /// A full bucket that gains `rate` tokens a minute.
-    #[must_use]
-    pub const fn per_minute(rate: u32, burst: u32, now_ms: u64) -> Self {
-        Self::every(60_000, rate, burst, now_ms)
-    }
-
-    const fn every(period_ms: u64, rate: u32, burst: u32, now_ms: u64) -> Self {
-        let (rate, burst) = (rate as u64, burst as u64);
-        Self { level: burst * period_ms, rate, burst, period_ms, at_ms: now_ms }
+    const fn level(&self, rate: Rate, now_ms: u64) -> u64 {
+        let gained = now_ms.saturating_sub(self.at_ms).saturating_mul(rate.tokens as u64);
+        let level = self.level.saturating_add(gained);
+        if level < rate.full() { level } else { rate.full() }
     }
 
     /// Whether it has all that it can have at `now_ms`: then it is as a new one.
     #[must_use]
-    pub const fn is_full(&self, now_ms: u64) -> bool {
-        let gained = now_ms.saturating_sub(self.at_ms).saturating_mul(self.rate);
-        self.level.saturating_add(gained) >= self.burst.saturating_mul(self.period_ms)
+    pub const fn is_full(&self, rate: Rate, now_ms: u64) -> bool {
+        self.level(rate, now_ms) == rate.full()
     }
 
     /// Takes one token at `now_ms`.
     ///
     /// # Errors
     /// The milliseconds until there is one.
-    pub fn take(&mut self, now_ms: u64) -> Result<(), u32> {
-        let gained = now_ms.saturating_sub(self.at_ms).saturating_mul(self.rate);
-        self.level = self.level.saturating_add(gained).min(self.burst.saturating_mul(self.period_ms));
+    pub fn take(&mut self, rate: Rate, now_ms: u64) -> Result<(), u32> {
+        self.level = self.level(rate, now_ms);
         self.at_ms = self.at_ms.max(now_ms);
-        match self.level.checked_sub(self.period_ms) {
+        let period_ms = u64::from(rate.period_ms);
+        match self.level.checked_sub(period_ms) {
             Some(rest) => {
                 self.level = rest;
                 Ok(())
             }
-            None => Err(u32::try_from((self.period_ms - self.level).div_ceil(self.rate.max(1))).unwrap_or(u32::MAX)),
+            None => Err(u32::try_from((period_ms - self.level).div_ceil(rate.tokens.max(1).into())).unwrap_or(u32::MAX)),
         }
     }
 }
@@ -151,22 +170,24 @@ mod tests {
 
     #[test]
     fn a_bucket_gives_its_burst_and_then_its_rate() {
-        let mut bucket = TokenBucket::new(2, 3, 0);
-        assert!((0..3).all(|_| bucket.take(0).is_ok()));
-        assert_eq!(bucket.take(0), Err(500));
-        assert_eq!(bucket.take(499), Err(1));
-        assert_eq!(bucket.take(500), Ok(()));
-        assert_eq!(bucket.take(100), Err(500), "a clock that steps back gives nothing");
-        assert!((0..3).all(|_| bucket.take(1_000_000).is_ok()));
-        assert!(bucket.take(1_000_000).is_err(), "idle time does not exceed the burst");
+        let (rate, mut bucket) = (Rate::per_second(2, 3), TokenBucket::default());
+        let mut take = |now_ms| bucket.take(rate, now_ms);
+        assert!((0..3).all(|_| take(0).is_ok()));
+        assert_eq!(take(0), Err(500));
+        assert_eq!(take(499), Err(1));
+        assert_eq!(take(500), Ok(()));
+        assert_eq!(take(100), Err(500), "a clock that steps back gives nothing");
+        assert!((0..3).all(|_| take(1_000_000).is_ok()));
+        assert!(take(1_000_000).is_err(), "idle time does not exceed the burst");
     }
 
     #[test]
     fn a_bucket_may_fill_by_the_minute() {
-        let mut bucket = TokenBucket::per_minute(2, 1, 0);
-        assert_eq!(bucket.take(0), Ok(()));
-        assert_eq!(bucket.take(0), Err(30_000));
-        assert_eq!(bucket.take(29_999), Err(1));
-        assert_eq!(bucket.take(30_000), Ok(()));
+        let (rate, mut bucket) = (Rate::per_minute(2), TokenBucket::default());
+        assert!((0..2).all(|_| bucket.take(rate, 0).is_ok()));
+        assert_eq!(bucket.take(rate, 0), Err(30_000));
+        assert_eq!(bucket.take(rate, 29_999), Err(1));
+        assert_eq!(bucket.take(rate, 30_000), Ok(()));
+        assert!(!bucket.is_full(rate, 89_999) && bucket.is_full(rate, 90_000));
     }
 }

@@ -29,6 +29,9 @@ use super::{
 /// A producer that stored nothing for this long may be forgotten; a client never retries anything older.
 pub const PRODUCER_IDLE_MAX_MS: u64 = 30 * 24 * 3600 * 1000;
 
+/// Publishes on their way to the disk that a room keeps space for when there are none.
+const PENDING_KEPT: usize = 4;
+
 /// Outboxes that one room remembers, of all devices together.
 pub const PRODUCERS_MAX: usize = 16_384;
 
@@ -218,6 +221,10 @@ impl RoomLog {
         if append.is_handshake() {
             self.assigned.handshake = seq;
         }
+        if self.pending.capacity() == 0 {
+            // One at a time is the rule.
+            self.pending.reserve_exact(1);
+        }
         self.pending.push_back(append.clone());
         append
     }
@@ -286,6 +293,10 @@ impl RoomLog {
     /// Call it once for each append, in the order of their seqs.
     pub fn persisted(&mut self, recent_bytes_max: u32) -> Option<Append> {
         let append = self.pending.pop_front()?;
+        if self.pending.is_empty() {
+            // A burst leaves no space behind.
+            self.pending.shrink_to(PENDING_KEPT);
+        }
         self.durable.head = append.seq;
         self.durable.chain = append.chain;
         self.durable.bytes += append.envelope.len() as u64;

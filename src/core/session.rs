@@ -6,14 +6,13 @@ use super::{
     envelope::{Header, Kind},
     frame::{ClientFrame, DropBoxOffer, Hello, KeyPackage, LogKind, Operation, PROTOCOL_VERSION, Publish, Resume, ServerFrame},
     id::{AccessKey, DeviceKey, Digest, Nonce, RoomId, Seq, Signature, UnixMillis},
-    limits::{Limits, TokenBucket},
+    limits::{Limits, Rate, TokenBucket},
     login::{self, AGENT_LEN_MAX, AUTHORITY_LEN_MAX, TICKET_LEN_MAX, TOKEN_LEN_MAX, Transcript},
 };
 
-/// Requests other than publishes that a session may make per second for long.
-const REQUESTS_PER_SECOND: u32 = 100;
-/// Requests that a session may make at once: a client that comes back enters, subscribes and fetches in each of its rooms.
-const REQUESTS_BURST: u32 = 4096;
+/// Requests other than publishes that a session may make per second for long, and at once: a client that comes back enters, subscribes
+/// and fetches in each of its rooms.
+const REQUESTS: Rate = Rate::per_second(100, 4096);
 
 /// What the session asks of the room's owner. The device is the authenticated one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,9 +204,12 @@ enum State {
 struct Open {
     device: DeviceKey,
     binding: Digest,
-    publishes: TokenBucket,
     requests: TokenBucket,
+    publishes: TokenBucket,
+    publishes_per_second: u32,
+    publish_burst: u32,
     ephemerals: TokenBucket,
+    ephemerals_per_second: u32,
 }
 
 /// One session.
@@ -312,7 +314,7 @@ impl Session {
         admission: &dyn Admission,
     ) -> Result<Step, CloseCode> {
         let Setup { limits, agent, .. } = *self.setup.take().ok_or(CloseCode::Protocol)?;
-        self.state = State::Open(Box::new(Open::new(&limits, device, binding, now_ms)));
+        self.state = State::Open(Box::new(Open::new(&limits, device, binding)));
         self.heard(now_ms);
         Ok(Step::Open(ServerFrame::Welcome { agent, limits, time_ms: wall_ms, ticket: admission.ticket(&device, wall_ms) }))
     }
@@ -372,13 +374,16 @@ impl Session {
 }
 
 impl Open {
-    const fn new(limits: &Limits, device: DeviceKey, binding: Digest, now_ms: u64) -> Self {
+    fn new(limits: &Limits, device: DeviceKey, binding: Digest) -> Self {
         Self {
             device,
             binding,
-            publishes: TokenBucket::new(limits.publishes_per_second_max, limits.publish_burst_max, now_ms),
-            requests: TokenBucket::new(REQUESTS_PER_SECOND, REQUESTS_BURST, now_ms),
-            ephemerals: TokenBucket::new(limits.ephemerals_per_second_max, limits.ephemerals_per_second_max, now_ms),
+            requests: TokenBucket::default(),
+            publishes: TokenBucket::default(),
+            publishes_per_second: limits.publishes_per_second_max,
+            publish_burst: limits.publish_burst_max,
+            ephemerals: TokenBucket::default(),
+            ephemerals_per_second: limits.ephemerals_per_second_max,
         }
     }
 
@@ -401,14 +406,15 @@ impl Open {
             _ => {}
         }
         let (room, action) = request(frame).ok_or(CloseCode::Protocol)?;
-        if let (Err(retry_after_ms), Some(what)) = (self.requests.take(now_ms), operation(&action)) {
+        if let (Err(retry_after_ms), Some(what)) = (self.requests.take(REQUESTS, now_ms), operation(&action)) {
             return Ok(Step::Send(ServerFrame::Failed { room, what, why: Refusal::RateLimited { retry_after_ms } }));
         }
         Ok(Step::Route(RoomRequest { room, action }))
     }
 
     fn publish(&mut self, publish: Publish, now_ms: u64) -> Step {
-        match self.publishes.take(now_ms) {
+        let rate = Rate::per_second(self.publishes_per_second, self.publish_burst);
+        match self.publishes.take(rate, now_ms) {
             Ok(()) => Step::Route(RoomRequest { room: publish.room, action: Action::Publish(publish) }),
             Err(retry_after_ms) => Step::Send(ServerFrame::Refused {
                 room: publish.room,
@@ -420,7 +426,7 @@ impl Open {
     }
 
     fn packages(&mut self, request: PackagesRequest, now_ms: u64) -> Step {
-        match self.requests.take(now_ms) {
+        match self.requests.take(REQUESTS, now_ms) {
             Ok(()) => Step::Packages(request),
             Err(retry_after_ms) => Step::Send(request.refused(Refusal::RateLimited { retry_after_ms })),
         }
@@ -428,8 +434,9 @@ impl Open {
 
     fn ephemeral(&mut self, envelope: bytes::Bytes, now_ms: u64) -> Step {
         let failed = |room, why| Step::Send(ServerFrame::Failed { room, what: Operation::Ephemeral, why });
+        let rate = Rate::per_second(self.ephemerals_per_second, self.ephemerals_per_second);
         match Header::parse(&envelope) {
-            Ok(Header { kind: Kind::Ephemeral, room, .. }) => match self.ephemerals.take(now_ms) {
+            Ok(Header { kind: Kind::Ephemeral, room, .. }) => match self.ephemerals.take(rate, now_ms) {
                 Ok(()) => Step::Route(RoomRequest { room, action: Action::Ephemeral { envelope } }),
                 Err(retry_after_ms) => failed(room, Refusal::RateLimited { retry_after_ms }),
             },

@@ -312,6 +312,10 @@ impl Context {
     pub(super) fn entered(&mut self, conn: ConnId, room: RoomId) {
         let entered = &mut self.conns.entry(conn).or_default().entered;
         if let Err(place) = entered.binary_search(&room) {
+            if entered.capacity() == 0 {
+                // Many connections are in one room, and idle there.
+                entered.reserve_exact(1);
+            }
             entered.insert(place, room);
         }
     }

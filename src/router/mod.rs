@@ -30,7 +30,7 @@ use std::{
 use crate::core::{
     close::{CloseCode, Refusal},
     id::{DeviceKey, Digest},
-    limits::{Limits, TokenBucket},
+    limits::{Limits, Rate, TokenBucket},
 };
 
 use outbox::Outbox;
@@ -105,9 +105,9 @@ struct Used {
     /// Rooms made since `since_ms`.
     created: u32,
     since_ms: u64,
-    publishes: Option<TokenBucket>,
-    handshakes: Option<TokenBucket>,
-    packages: Option<TokenBucket>,
+    publishes: TokenBucket,
+    handshakes: TokenBucket,
+    packages: TokenBucket,
 }
 
 impl Usage {
@@ -145,22 +145,16 @@ impl Usage {
 
     /// Counts one more publish of the device: its sessions share one rate, and another one for handshake records.
     fn publish(&self, is_handshake: bool, now_ms: u64, limits: &Limits) -> Result<(), Refusal> {
-        let (rate, burst) = (limits.publishes_per_second_max, limits.publish_burst_max);
-        let handshakes = limits.handshakes_per_minute_max;
-        self.with(|used| {
-            match is_handshake {
-                false => used.publishes.get_or_insert_with(|| TokenBucket::new(rate, burst, now_ms)),
-                true => used.handshakes.get_or_insert_with(|| TokenBucket::per_minute(handshakes, handshakes, now_ms)),
-            }
-            .take(now_ms)
+        self.with(|used| match is_handshake {
+            false => used.publishes.take(Rate::per_second(limits.publishes_per_second_max, limits.publish_burst_max), now_ms),
+            true => used.handshakes.take(Rate::per_minute(limits.handshakes_per_minute_max), now_ms),
         })
         .map_err(|retry_after_ms| Refusal::RateLimited { retry_after_ms })
     }
 
     /// Counts one more request about key packages.
     fn packages(&self, now_ms: u64, limits: &Limits) -> Result<(), Refusal> {
-        let rate = limits.key_package_requests_per_minute_max;
-        self.with(|used| used.packages.get_or_insert_with(|| TokenBucket::per_minute(rate, rate, now_ms)).take(now_ms))
+        self.with(|used| used.packages.take(Rate::per_minute(limits.key_package_requests_per_minute_max), now_ms))
             .map_err(|retry_after_ms| Refusal::RateLimited { retry_after_ms })
     }
 

@@ -81,7 +81,8 @@ pub fn drive(connection: Connection, permit: admission::Permit, shared: Arc<Shar
         agent: concat!("waxwing/", env!("CARGO_PKG_VERSION")).into(),
     };
     let session = RefCell::new(Session::new(setup, home.now_ms()));
-    let mut driver = Box::new(Driver { kind: info.kind, wire, session, writer: Some(writer), shared, service, home, _place });
+    let mut driver =
+        Box::new(Driver { kind: info.kind, wire, session, writer: Some(Box::new(writer)), shared, service, home, _place });
     Box::pin(async move { driver.run().await })
 }
 
@@ -92,7 +93,7 @@ struct Driver {
     wire: Wire,
     session: RefCell<Session>,
     /// Lent to the link while somebody is logged in.
-    writer: Option<FrameWriter>,
+    writer: Option<Box<FrameWriter>>,
     home: Rc<Home>,
     _place: Place,
 }
@@ -121,7 +122,8 @@ async fn send(writer: &mut FrameWriter, frame: Bytes, shared: &Shared) -> Result
 
 impl Driver {
     async fn run(&mut self) {
-        let end = match Box::pin(self.open()).await {
+        let opened = Box::pin(self.open()).await;
+        let end = match opened {
             Ok(opened) => self.serve(opened).await,
             Err(end) => end,
         };
@@ -152,12 +154,12 @@ impl Driver {
         let end = if shared.stopping.is_cancelled() {
             CloseCode::GoingAway.into()
         } else {
-            let at = At { shared, service, home };
+            let open = Open { at: At { shared, service, home }, session, link: &link };
             // What was read is answered before anything else is looked at.
             tokio::select! {
                 biased;
-                Err(end) = wire.read(session, &link, &at) => end,
-                Err(end) = look_after(session, &link, &at) => end,
+                Err(end) = wire.read(&open) => end,
+                Err(end) = open.look_after() => end,
             }
         };
         home.links.remove(link.conn().id);
@@ -178,15 +180,15 @@ impl Driver {
         }
         wire.permit.count_bytes(wire.reader.received_bytes(), writer.sent_bytes());
         if end.tell {
-            tokio::join!(writer.close(end.code), wire.reader.linger());
+            tokio::join!((*writer).close(end.code), wire.reader.linger());
         } else {
-            writer.close(end.code).await;
+            (*writer).close(end.code).await;
         }
     }
 }
 
 /// Who was logged in leaves. Gives the writer back.
-async fn leave(wire: &Wire, link: Rc<Link>, end: End, shared: &Shared, service: &Service) -> Option<FrameWriter> {
+async fn leave(wire: &Wire, link: Rc<Link>, end: End, shared: &Shared, service: &Service) -> Option<Box<FrameWriter>> {
     let conn = Arc::clone(link.conn());
     conn.outbox.close();
     if end.tell {
@@ -208,6 +210,13 @@ struct At<'a> {
     shared: &'a Shared,
     service: &'a Service,
     home: &'a Home,
+}
+
+/// The same once somebody is logged in. One borrow of it is all that the futures have.
+struct Open<'a> {
+    at: At<'a>,
+    session: &'a RefCell<Session>,
+    link: &'a Link,
 }
 
 impl At<'_> {
@@ -257,33 +266,28 @@ impl Wire {
         Ok(Opened { conn: Arc::new(conn), _device: lodging })
     }
 
-    async fn read(&mut self, session: &RefCell<Session>, link: &Link, at: &At<'_>) -> Result<Infallible, End> {
+    async fn read(&mut self, open: &Open<'_>) -> Result<Infallible, End> {
         loop {
-            if !link.conn().outbox.may_read() {
-                Box::pin(link.conn().outbox.relieved()).await;
+            if !open.link.conn().outbox.may_read() {
+                Box::pin(open.link.conn().outbox.relieved()).await;
             }
-            if let Some(busy) = poll_fn(|cx| self.poll_request(cx, session, link, at)).await? {
+            if let Some(busy) = poll_fn(|cx| self.poll_request(cx, open)).await? {
                 busy.await.map_err(|_| CloseCode::GoingAway)?;
             }
         }
     }
 
     /// Receives and carries out frames, until a shard that is asked is so busy that it must be waited for.
-    fn poll_request<'a>(
-        &mut self,
-        cx: &mut Context<'_>,
-        session: &RefCell<Session>,
-        link: &Link,
-        at: &At<'a>,
-    ) -> Poll<Result<Option<Waiting<'a>>, End>> {
+    fn poll_request<'a>(&mut self, cx: &mut Context<'_>, open: &Open<'a>) -> Poll<Result<Option<Waiting<'a>>, End>> {
+        let router = &open.at.service.router;
         loop {
-            let frame = ready!(self.poll_receive(cx, session, link, at))?;
-            if let Some((shard, message)) = self.request(&mut session.borrow_mut(), &frame, link, at)?
-                && let Err(message) = at.service.router.try_send(shard, message)
+            let frame = ready!(self.poll_receive(cx, open))?;
+            if let Some((shard, message)) = self.request(&frame, open)?
+                && let Err(message) = router.try_send(shard, message)
             {
-                return Poll::Ready(Ok(Some(Box::pin(at.service.router.send(shard, *message)))));
+                return Poll::Ready(Ok(Some(Box::pin(router.send(shard, *message)))));
             }
-            if !link.conn().outbox.may_read() {
+            if !open.link.conn().outbox.may_read() {
                 return Poll::Ready(Ok(None));
             }
         }
@@ -291,20 +295,14 @@ impl Wire {
 
     /// The next frame. Bytes of one that is not complete count as a sign of life, too, unless it is large: that one must be there
     /// in time.
-    fn poll_receive(
-        &mut self,
-        cx: &mut Context<'_>,
-        session: &RefCell<Session>,
-        link: &Link,
-        at: &At<'_>,
-    ) -> Poll<Result<Bytes, End>> {
+    fn poll_receive(&mut self, cx: &mut Context<'_>, open: &Open<'_>) -> Poll<Result<Bytes, End>> {
         let before = self.reader.received_bytes();
         // Receiving holds nothing between two polls.
         let polled = pin!(self.receive()).poll(cx);
         if self.reader.received_bytes() != before && !self.reader.is_within_large() {
-            let mut session = session.borrow_mut();
-            session.bytes_heard(at.home.now_ms());
-            link.set_deadline(session.poll_timeout());
+            let mut session = open.session.borrow_mut();
+            session.bytes_heard(open.at.home.now_ms());
+            open.link.set_deadline(session.poll_timeout());
         }
         polled
     }
@@ -318,14 +316,9 @@ impl Wire {
     }
 
     /// A frame that came: answered, or what it asks of which shard.
-    fn request(
-        &mut self,
-        session: &mut Session,
-        frame: &[u8],
-        link: &Link,
-        at: &At<'_>,
-    ) -> Result<Option<(usize, Message)>, End> {
-        match at.step(session, frame)? {
+    fn request(&mut self, frame: &[u8], open: &Open<'_>) -> Result<Option<(usize, Message)>, End> {
+        let Open { at, session, link } = open;
+        match at.step(&mut session.borrow_mut(), frame)? {
             Step::Send(frame) => {
                 if let ServerFrame::Refused { why, .. } | ServerFrame::Failed { why, .. } = &frame {
                     at.shared.metrics.refused(why);
@@ -352,23 +345,26 @@ impl Wire {
     }
 }
 
-/// Looks after the writing side and the deadline: shards that wait for room are told, and a peer that takes nothing, or says
-/// nothing, is given up.
-async fn look_after(session: &RefCell<Session>, link: &Link, at: &At<'_>) -> Result<Infallible, End> {
-    loop {
-        match link.heard().await {
-            Heard::Relieved(shards) => {
-                let told = Box::pin(at.service.router.drained(shards, link.conn().id)).await;
-                told.map_err(|_| CloseCode::GoingAway)?;
-            }
-            Heard::Deadline => {
-                let session = session.borrow();
-                session.handle_timeout(at.home.now_ms())?;
-                link.set_deadline(session.poll_timeout());
-            }
-            Heard::Stalled => return Err(STALLED),
-            Heard::Stop => return Err(CloseCode::GoingAway.into()),
-            Heard::Failed(error) => return Err(error.into()),
+impl Open<'_> {
+    /// Looks after the writing side and the deadline: shards that wait for room are told, and a peer that takes nothing, or says
+    /// nothing, is given up.
+    async fn look_after(&self) -> Result<Infallible, End> {
+        loop {
+            // Nothing of what was heard is kept while shards are told.
+            let shards = match self.link.heard().await {
+                Heard::Relieved(shards) => shards,
+                Heard::Deadline => {
+                    let session = self.session.borrow();
+                    session.handle_timeout(self.at.home.now_ms())?;
+                    self.link.set_deadline(session.poll_timeout());
+                    continue;
+                }
+                Heard::Stalled => return Err(STALLED),
+                Heard::Stop => return Err(CloseCode::GoingAway.into()),
+                Heard::Failed(error) => return Err(error.into()),
+            };
+            let told = Box::pin(self.at.service.router.drained(shards, self.link.conn().id)).await;
+            told.map_err(|_| CloseCode::GoingAway)?;
         }
     }
 }
@@ -403,5 +399,31 @@ const fn retry_after_ms(code: CloseCode) -> u32 {
         CloseCode::GoingAway => 1000,
         CloseCode::Overloaded | CloseCode::Internal => 5000,
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::router::Usage;
+
+    /// Nearly all connections wait. Who makes one of these larger says so here, and looks at `wax-bench fanout w3`.
+    #[test]
+    fn a_connection_that_waits_is_small() {
+        const fn future<F>(_: &impl FnOnce(&'static mut Driver) -> F) -> usize {
+            size_of::<F>()
+        }
+        let sizes = [
+            ("the driver", size_of::<Driver>(), 304),
+            ("its future", future(&Driver::run), 328),
+            ("the link", size_of::<Link>(), 136),
+            ("the writer", size_of::<FrameWriter>(), 64),
+            ("what shards know", size_of::<Conn>(), 104),
+            ("the outbox", size_of::<Outbox>(), 72),
+            ("what its device uses", size_of::<Usage>(), 80),
+        ];
+        for (name, size, max) in sizes {
+            assert!(size <= max, "{name} has {size} bytes, more than {max}");
+        }
     }
 }

@@ -97,7 +97,7 @@ struct Out {
     queue: VecDeque<Outgoing>,
     /// Bytes of the frames in it.
     queued: usize,
-    writer: FrameWriter,
+    writer: Box<FrameWriter>,
     /// The connection's task.
     task: Waker,
     /// The transport takes no more now, and wakes the task when it does.
@@ -132,7 +132,7 @@ pub(super) enum Heard {
 }
 
 impl Link {
-    pub(super) fn new(conn: Arc<Conn>, writer: FrameWriter) -> Rc<Self> {
+    pub(super) fn new(conn: Arc<Conn>, writer: Box<FrameWriter>) -> Rc<Self> {
         let (queue, task) = (VecDeque::new(), Waker::noop().clone());
         let out = Out { queue, queued: 0, writer, task, blocked: false, stalled: 0, relieved: 0, failed: None };
         let (dirty, deadline_ms, remark) = (Cell::new(false), Cell::new(u64::MAX), Cell::new(None));
@@ -257,7 +257,7 @@ impl Link {
     }
 
     /// The writer, at the end: nothing more is written by the link. What was still queued is dropped.
-    pub(super) fn into_writer(self: Rc<Self>) -> Option<FrameWriter> {
+    pub(super) fn into_writer(self: Rc<Self>) -> Option<Box<FrameWriter>> {
         Rc::into_inner(self).map(|link| link.out.into_inner().writer)
     }
 }

@@ -35,7 +35,7 @@ use crate::{
         dropbox,
         frame::ServerFrame,
         id::{Digest, RoomId, Signature},
-        limits::TokenBucket,
+        limits::{Rate, TokenBucket},
         session::{Action, RoomRequest},
     },
     router::{
@@ -67,43 +67,44 @@ struct Door {
 
 /// What was done lately, by whom or where.
 struct Rates<K> {
+    rate: Rate,
     buckets: HashMap<K, TokenBucket>,
     swept_ms: u64,
 }
 
-impl<K> Default for Rates<K> {
-    fn default() -> Self {
-        Self { buckets: HashMap::new(), swept_ms: 0 }
-    }
-}
-
 impl<K: Copy + Eq + Hash> Rates<K> {
+    fn new(rate: Rate) -> Self {
+        Self { rate, buckets: HashMap::new(), swept_ms: 0 }
+    }
+
     /// Whether one more could be counted.
     fn look(&self, key: K, now_ms: u64) -> Result<(), Refusal> {
-        let taken = self.buckets.get(&key).map_or(Ok(()), |bucket| bucket.clone().take(now_ms));
+        let taken = self.buckets.get(&key).map_or(Ok(()), |bucket| bucket.clone().take(self.rate, now_ms));
         taken.map_err(|retry_after_ms| Refusal::RateLimited { retry_after_ms })
     }
 
     /// Counts one more.
-    fn take(&mut self, key: K, per_minute: u32, now_ms: u64) -> Result<(), Refusal> {
+    fn take(&mut self, key: K, now_ms: u64) -> Result<(), Refusal> {
         if self.buckets.len() >= RATES_MAX && !self.buckets.contains_key(&key) {
             if now_ms >= self.swept_ms + SWEEP_EVERY_MS {
                 self.swept_ms = now_ms;
-                self.buckets.retain(|_, bucket| !bucket.is_full(now_ms));
+                self.buckets.retain(|_, bucket| !bucket.is_full(self.rate, now_ms));
             }
             if self.buckets.len() >= RATES_MAX {
                 return Err(Refusal::Overloaded);
             }
         }
-        let bucket = self.buckets.entry(key).or_insert_with(|| TokenBucket::per_minute(per_minute, per_minute, now_ms));
-        bucket.take(now_ms).map_err(|retry_after_ms| Refusal::RateLimited { retry_after_ms })
+        let bucket = self.buckets.entry(key).or_default();
+        bucket.take(self.rate, now_ms).map_err(|retry_after_ms| Refusal::RateLimited { retry_after_ms })
     }
 }
 
 /// The routes of drop-boxes.
 pub(super) fn router(shared: &Arc<Shared>, service: &Arc<Service>) -> Router {
-    let door =
-        Door { shared: Arc::clone(shared), service: Arc::clone(service), asked: Mutex::default(), posted: Mutex::default() };
+    let limits = &shared.config.limits;
+    let asked = Mutex::new(Rates::new(Rate::per_minute(limits.post_requests_per_minute_max)));
+    let posted = Mutex::new(Rates::new(Rate::per_minute(limits.posts_per_minute_max)));
+    let door = Door { shared: Arc::clone(shared), service: Arc::clone(service), asked, posted };
     Router::new().route("/post/{room}", any(knock)).with_state(Arc::new(door))
 }
 
@@ -141,7 +142,7 @@ impl Door {
             return Err(Refusal::Overloaded);
         }
         let address = network(client_address(&self.shared, peer, request.headers()).ip());
-        held(&self.asked).take(address, limits.post_requests_per_minute_max, clock::unix_millis())?;
+        held(&self.asked).take(address, clock::unix_millis())?;
         let room = request.uri().path().strip_prefix(dropbox::PATH).and_then(|room| room.parse::<RoomId>().ok());
         let room = room.ok_or(Refusal::NoAccess)?;
         if request.method() == Method::GET {
@@ -163,7 +164,7 @@ impl Door {
         match self.ask(room, Action::Post { proof, envelope }).await? {
             ServerFrame::Ack { seq, .. } => {
                 // Only what was proved to come from who has the address counts against the room.
-                let _ = held(&self.posted).take(room, limits.posts_per_minute_max, clock::unix_millis());
+                let _ = held(&self.posted).take(room, clock::unix_millis());
                 self.shared.metrics.posts.inc();
                 Ok(answer(StatusCode::OK, "application/json", Body::from(format!("{{\"seq\":{seq}}}\n"))))
             }
@@ -192,7 +193,7 @@ impl Door {
         let (id, device) = (service.router.next_conn(), dropbox::kept_under(room));
         let conn = Conn::new(id, device, Digest([0; 32]), outbox, Arc::new(Usage::default())).at_home(home.index);
         let conn = Arc::new(conn);
-        let link = Link::new(Arc::clone(&conn), there.writer);
+        let link = Link::new(Arc::clone(&conn), Box::new(there.writer));
         home.links.insert(&link);
         let message = Message::Request { conn: Arc::clone(&conn), request: RoomRequest { room, action }, permit };
         let asked = async {
@@ -277,18 +278,18 @@ mod tests {
 
     #[test]
     fn addresses_are_limited_each_by_itself_and_in_number() {
-        let mut rates = Rates::default();
+        let mut rates = Rates::new(Rate::per_minute(2));
         let address = |number: u32| IpAddr::from(std::net::Ipv4Addr::from_bits(number));
-        assert!((0..2).all(|_| rates.take(address(0), 2, 0).is_ok()));
-        assert_eq!(rates.take(address(0), 2, 0), Err(Refusal::RateLimited { retry_after_ms: 30_000 }));
+        assert!((0..2).all(|_| rates.take(address(0), 0).is_ok()));
+        assert_eq!(rates.take(address(0), 0), Err(Refusal::RateLimited { retry_after_ms: 30_000 }));
         assert_eq!(rates.look(address(0), 0), Err(Refusal::RateLimited { retry_after_ms: 30_000 }));
-        assert_eq!((rates.look(address(1), 0), rates.take(address(1), 2, 0)), (Ok(()), Ok(())));
+        assert_eq!((rates.look(address(1), 0), rates.take(address(1), 0)), (Ok(()), Ok(())));
         for number in 2..u32::try_from(RATES_MAX).unwrap() {
-            assert_eq!(rates.take(address(number), 2, 0), Ok(()));
+            assert_eq!(rates.take(address(number), 0), Ok(()));
         }
-        assert_eq!(rates.take(address(u32::MAX), 2, 0), Err(Refusal::Overloaded));
-        assert_eq!(rates.take(address(1), 2, 0), Ok(()), "who is known goes on");
-        assert_eq!(rates.take(address(u32::MAX), 2, 60_000), Ok(()), "who has asked nothing for long makes way");
+        assert_eq!(rates.take(address(u32::MAX), 0), Err(Refusal::Overloaded));
+        assert_eq!(rates.take(address(1), 0), Ok(()), "who is known goes on");
+        assert_eq!(rates.take(address(u32::MAX), 60_000), Ok(()), "who has asked nothing for long makes way");
         assert_eq!(rates.buckets.len(), 1);
     }
 }

@@ -23,14 +23,14 @@ pub enum Socket {
     /// TLS over TCP, of either side.
     Tls(Box<TlsStream<TcpStream>>),
     /// A stream of HTTP/2: [`Socket::http2`]. Never locked: the mutex makes it `Sync`, which `Upgraded` is not.
-    Http2(Mutex<TokioIo<Upgraded>>),
+    Http2(Box<Mutex<TokioIo<Upgraded>>>),
 }
 
 impl Socket {
     /// A stream of an HTTP/2 connection.
     #[must_use]
     pub fn http2(stream: Upgraded) -> Self {
-        Self::Http2(Mutex::new(TokioIo::new(stream)))
+        Self::Http2(Box::new(Mutex::new(TokioIo::new(stream))))
     }
 }
 
