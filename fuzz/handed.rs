@@ -10,16 +10,18 @@ use serde::{Serialize, de::DeserializeOwned};
 use waxwing::{
     client::records::Handed,
     core::{
-        id::{DeviceKey, RoomId},
+        id::{DeviceKey, Digest, RoomId},
         packages::Packages,
     },
     seal::{
         body::{Complaint, Content, Message, SharedLink},
         card::Card,
         dropbox::{Address, PostingKey},
+        epoch::EpochSecrets,
         identity::Identity,
         link::Link,
         linking::{DeviceCode, Grant},
+        returning::{Answer, Ask, EpochKeys, Given, Wants, Way},
     },
 };
 
@@ -50,6 +52,8 @@ pub(crate) fn handed(data: &[u8]) {
         }
         2 => is_record::<Handed>(rest),
         3 => is_record::<Grant>(rest),
+        4 => is_record::<Ask>(rest),
+        5 => is_record::<Answer>(rest),
         _ => {
             if let Some(packages) = Packages::decode(rest) {
                 assert_eq!(Packages::decode(&packages.encode()), Some(packages));
@@ -87,8 +91,14 @@ pub(crate) fn samples() -> Vec<(&'static str, Vec<u8>)> {
         let content = Content::new(&message);
         [&[1, u8::try_from(content.kind).expect("kinds are small")], &content.data[..]].concat()
     };
-    let complaint = Complaint { seq: 9, record: waxwing::core::id::Digest([8; 32]) };
+    let complaint = Complaint { seq: 9, record: Digest([8; 32]) };
     let grant = Grant::new(&code, &identity, &[identity.certificate().clone()], 0);
+    let ask = Ask::new(RoomId([1; 16]), [9; 32], Wants::Keys { after: 300 }, &identity);
+    let answer = |given| Answer { format: 2, room: RoomId([1; 16]), by: identity.certificate().clone(), given };
+    let place = Given::Place { access: [3; 32], way: Way::Link { seed: [2; 32], host: user } };
+    let secrets = EpochSecrets { x25519: [4; 32], xwing: [5; 32], psk: [6; 32] };
+    let epoch = EpochKeys { epoch: 301, record: Digest([8; 32]), authenticator: Digest([7; 32]), secrets };
+    let keys = Given::Keys(vec![epoch]);
     let record = |sort: u8, bytes: Vec<u8>| [vec![sort], bytes].concat();
     vec![
         ("link", text(link.to_string())),
@@ -101,5 +111,8 @@ pub(crate) fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("complaint", said(Message::Complaint(complaint))),
         ("handed-device", record(2, postcard::to_allocvec(&Handed::Device).expect("it encodes"))),
         ("grant", record(3, postcard::to_allocvec(&grant).expect("it encodes"))),
+        ("ask", record(4, postcard::to_allocvec(&ask).expect("it encodes"))),
+        ("answer-place", record(5, postcard::to_allocvec(&answer(place)).expect("it encodes"))),
+        ("answer-keys", record(5, postcard::to_allocvec(&answer(keys)).expect("it encodes"))),
     ]
 }

@@ -101,15 +101,72 @@ async fn a_device_put_back_to_before_its_own_change_comes_back_by_itself_over_a_
     ann.ask(Command::Remove { room: ann.id(), user: ann.key_of("Bob") }).await;
     ann.sees(&["Ann", "Cy"]).await;
     cy.sees(&["Ann", "Cy"]).await;
+    ann.say("without Bob").await;
     cy.go().await;
     cy.profile = copy;
+    cy.texts.clear();
     cy.come(&place);
     cy.room = None;
     cy.sees(&["Ann", "Cy"]).await;
+    // Ann tells it what opens what it has lost, over the removal.
+    cy.reads("without Bob").await;
     cy.say("put back, and here again").await;
     ann.reads("put back, and here again").await;
     ann.say("so it is").await;
     cy.reads("so it is").await;
+    assert_it_reads_all(&place, cy, &["a new link", "without Bob", "put back, and here again", "so it is"]).await;
+    place.edge.stop().await;
+}
+
+/// In the order of the log, and as it has seen it.
+async fn assert_it_reads_all(place: &Place, mut person: Person, texts: &[&str]) {
+    person.go().await;
+    (person.texts, person.room) = (Vec::new(), None);
+    person.come(place);
+    person.until("coming back", |person| person.is_open() && person.texts.len() >= texts.len()).await;
+    assert_eq!(person.texts, texts);
+    let room = person.room.unwrap();
+    assert_eq!((room.integrity.unchecked, room.integrity.contradicts), (0, 0));
+    assert!(!room.closed.unwrap_or_default().contains("could not follow"));
+}
+
+/// With nobody there, by the link: what it missed it reads when somebody is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_device_missed_is_shown_in_place_once_a_member_comes_who_was_there() {
+    let place = Place::new().await;
+    let mut ann = place.person("Ann").await;
+    let link = ann.create().await;
+    let mut bob = place.person("Bob").await;
+    bob.join(&link).await;
+    ann.say("one").await;
+    bob.reads("one").await;
+    bob.go().await;
+    let copy = bob.profile.with_file_name("copy");
+    std::fs::copy(&bob.profile, &copy).unwrap();
+    bob.come(&place);
+    bob.until("coming back", Person::is_open).await;
+    // What it says behind a change of its own is of the epoch that this begins.
+    for text in ["two", "three"] {
+        bob.ask(Command::Refresh { room: bob.id() }).await;
+        bob.say(text).await;
+        ann.reads(text).await;
+    }
+    ann.say("four").await;
+    bob.reads("four").await;
+    ann.go().await;
+    bob.go().await;
+    bob.profile = copy;
+    (bob.texts, bob.room) = (Vec::new(), None);
+    bob.come(&place);
+    let waits =
+        |bob: &Person| bob.room.iter().any(|room| room.closed.iter().any(|closed| closed.ends_with("none has answered yet")));
+    bob.until("asking", waits).await;
+    bob.say("five").await;
+    assert_eq!(bob.texts, ["one", "five"]);
+    ann.come(&place);
+    bob.reads("four").await;
+    assert_it_reads_all(&place, bob, &["one", "two", "three", "four", "five"]).await;
+    ann.go().await;
     place.edge.stop().await;
 }
 

@@ -35,8 +35,8 @@ use bytes::Bytes;
 use self::{
     link::Caller,
     records::{
-        AcquaintancesRecord, ContactRecord, GroupRecord, IdentityRecord, InvitesRecord, LogRecord, LostRecord, OutRecord,
-        OutboxRecord, PastRecord, PostingRecord, RoomRecord, Who, encode,
+        AcquaintancesRecord, ContactRecord, GapRecord, GroupRecord, IdentityRecord, InvitesRecord, LogRecord, LostRecord,
+        OutRecord, OutboxRecord, PastRecord, PostingRecord, RoomRecord, Who, encode,
     },
     room::Room,
     session::{Change, Turn, Wire},
@@ -159,6 +159,8 @@ pub struct Client {
     takes: BTreeMap<u32, (RoomId, Who)>,
     /// People beyond the rooms.
     acquaintances: AcquaintancesRecord,
+    /// What was posted to this device and does not open yet.
+    letters: Vec<Bytes>,
     /// Names the latest question about key packages.
     requests: u32,
     /// The time named in the latest [`Output::Timer`].
@@ -186,6 +188,7 @@ struct Stored {
     pasts: BTreeMap<RoomId, PastRecord>,
     postings: BTreeMap<RoomId, PostingRecord>,
     losts: BTreeMap<RoomId, LostRecord>,
+    gaps: BTreeMap<(RoomId, u64), GapRecord>,
     logs: BTreeMap<(RoomId, u64), LogRecord>,
     outboxes: BTreeMap<RoomId, OutboxRecord>,
     outs: BTreeMap<(RoomId, u64), OutRecord>,
@@ -226,6 +229,7 @@ impl Client {
             shelf: packages::Shelf::default(),
             takes: BTreeMap::new(),
             acquaintances: AcquaintancesRecord::default(),
+            letters: Vec::new(),
             requests: 0,
             timer_ms: None,
             outputs: VecDeque::new(),
@@ -460,6 +464,7 @@ impl Client {
         for room in rooms {
             self.take_out(room, now_ms);
             self.tend_drop_box(room, now_ms);
+            self.tend_gaps(room, now_ms);
         }
         self.renew_due(now_ms);
         self.forget_due(now_ms);
@@ -528,6 +533,7 @@ impl Stored {
             "group" => drop(self.groups.insert(id()?, postcard::from_bytes(value).ok()?)),
             "past" => drop(self.pasts.insert(id()?, postcard::from_bytes(value).ok()?)),
             "posting" => drop(self.postings.insert(id()?, postcard::from_bytes(value).ok()?)),
+            "gap" => drop(self.gaps.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
             "lost" => drop(self.losts.insert(id()?, postcard::from_bytes(value).ok()?)),
             "log" => drop(self.logs.insert((id()?, number()?), postcard::from_bytes(value).ok()?)),
             "outbox" => drop(self.outboxes.insert(id()?, postcard::from_bytes(value).ok()?)),

@@ -8,6 +8,7 @@
 //! | `group/ROOM` | [`GroupRecord`] |
 //! | `past/ROOM` | [`PastRecord`], while it is read |
 //! | `lost/ROOM` | [`LostRecord`], from falling behind the group to being back |
+//! | `gap/ROOM/SEQ` | [`GapRecord`], until it is filled; SEQ as 16 hex digits: the newest record before it |
 //! | `posting/ROOM` | [`PostingRecord`], where there is or was a drop-box |
 //! | `log/ROOM/SEQ` | [`LogRecord`], SEQ as 16 hex digits |
 //! | `out/NAME/NUMBER` | [`OutRecord`], NUMBER as 16 hex digits: its order in the outbox |
@@ -20,6 +21,7 @@
 //! | `evidence/ROOM` | list of [`super::evidence::Contradicted`]: what the server said that contradicts |
 //! | `former/ROOM/LIFE/SEQ` | [`LogRecord`] of a life of the log that the server no longer has |
 
+mod gap;
 mod inviting;
 
 use bytes::Bytes;
@@ -40,6 +42,7 @@ use crate::{
     },
 };
 
+pub use self::gap::{BackRecord, GapRecord, Over, gap_key};
 pub use self::inviting::{
     ACQUAINTANCES_KEY, AcquaintancesRecord, Handed, InviteRecord, InvitesRecord, OfferRecord, PACKAGES_KEY, PackagesRecord,
     RequestRecord, RoomInvitation, invites_key,

@@ -1,8 +1,10 @@
-//! One room on this device. What the client does with it lies beside: [`making`], [`joining`], [`inviting`], [`returning`], [`reading`],
+//! One room on this device. What the client does with it lies beside: [`making`], [`joining`], [`inviting`], [`returning`], [`asking`], [`reading`],
 //! [`changing`], [`writing`], [`showing`].
 
+mod asking;
 mod changing;
 mod climbing;
+mod following;
 mod forgetting;
 mod inviting;
 mod joining;
@@ -13,13 +15,16 @@ mod posting;
 mod quoting;
 mod reading;
 mod renewing;
+mod retelling;
 mod returning;
 mod showing;
 mod writing;
 
+use self::asking::Gap;
 use self::past::{Changes, Past};
 use self::place::Place;
 use self::posting::Posting;
+use self::retelling::Hidden;
 use self::returning::Asked;
 use crate::client::devices::DEVICES_KIND;
 use crate::client::evidence::Contradicted;
@@ -60,6 +65,8 @@ pub(super) struct Room {
     timeline: Timeline,
     /// Log records of which a message was shown, oldest first: what a person scrolls through.
     shown: BTreeMap<Seq, Shown>,
+    /// The others.
+    hidden: BTreeMap<Seq, Hidden>,
     outbox: Outbox,
     /// Carries this device's commits.
     handshakes: Outbox,
@@ -87,6 +94,8 @@ pub(super) struct Room {
     leaves: Vec<Goodbye>,
     /// The place in the group that this device lost and has not taken again.
     lost: Option<LostRecord>,
+    /// What it missed meanwhile, oldest first.
+    gaps: Vec<Gap>,
     /// Who asked for their place here.
     asked: Asked,
     /// Devices that are being invited, and when to ask again for their key packages.
@@ -180,6 +189,7 @@ impl Room {
             told: None,
             timeline,
             shown: BTreeMap::new(),
+            hidden: BTreeMap::new(),
             outbox,
             handshakes,
             online: BTreeSet::new(),
@@ -196,6 +206,7 @@ impl Room {
             contradicted: Vec::new(),
             leaves: Vec::new(),
             lost: None,
+            gaps: Vec::new(),
             asked: Asked::default(),
             invites: Vec::new(),
             ask_again_ms: None,
@@ -214,6 +225,7 @@ impl Room {
         self.outbox.disconnected();
         self.handshakes.disconnected();
         self.posting.disconnected();
+        self.gaps.iter_mut().for_each(Gap::stop_reading);
         self.retry_at_ms = None;
         self.shut_out = None;
         self.ask_again_ms = None;
@@ -242,12 +254,19 @@ impl Room {
 
     pub(super) fn retry_at(&self) -> Option<u64> {
         let goodbyes = self.leaves.iter().map(|leave| leave.at_ms).filter(|_| !self.record.leaving);
-        let asks = self.ask_again_ms.into_iter().chain(self.posting_at());
+        let asks = self.ask_again_ms.into_iter().chain(self.posting_at()).chain(self.asks_at());
         self.shut_out.iter().map(|(_, at_ms)| *at_ms).chain(self.retry_at_ms).chain(goodbyes).chain(asks).min()
     }
 
     /// Takes the next record; remembers what is to be shown.
     fn apply(&mut self, record: &LogRecord) -> Applied {
+        let applied = self.enter_record(record);
+        self.posting.lock(self.timeline.head(), record);
+        applied
+    }
+
+    /// As [`Self::apply`], when the log is told anew.
+    fn enter_record(&mut self, record: &LogRecord) -> Applied {
         let newcomer = match &record.entry {
             Entry::Change(change) => self.timeline.newcomer(change),
             _ => None,
@@ -260,12 +279,14 @@ impl Room {
             Applied::Post(post) => Some((Check::Unchecked, What::Post(post.clone()))),
             Applied::Injected | Applied::Nothing => None,
         };
-        if let Some((check, what)) = shown {
-            let LogRecord { time_ms, digest, chain, .. } = *record;
-            let shown = Shown { time_ms, digest, chain, check, what };
-            self.shown.insert(self.timeline.head(), shown);
+        let seq = self.timeline.head();
+        match shown {
+            Some((check, what)) => {
+                let LogRecord { time_ms, digest, chain, .. } = *record;
+                drop(self.shown.insert(seq, Shown { time_ms, digest, chain, check, what }));
+            }
+            None => drop(self.hidden.insert(seq, Hidden::new(record))),
         }
-        self.posting.lock(self.timeline.head(), record);
         applied
     }
 

@@ -225,7 +225,7 @@ impl Group {
     ) -> Result<Record, CommitError> {
         let staged = self.mls.pending_commit().ok_or(CommitError::Mls)?;
         let sender = Sender::Member(self.mls.own_leaf_index());
-        let proposed = proposed(&self.mls, staged, &sender, None).map_err(|invalid| match invalid {
+        let proposed = proposed(self.mls.public_group(), staged, &sender, None).map_err(|invalid| match invalid {
             Invalid::Forbidden(forbidden) => CommitError::Forbidden(forbidden),
             _ => CommitError::Mls,
         })?;

@@ -137,12 +137,7 @@ impl Group {
     /// Who is in it, by leaf.
     #[must_use]
     pub fn roster(&self) -> Roster {
-        let mut names = self.names();
-        let place = |member: Member| {
-            let Member { leaf, device, user, .. } = member;
-            (leaf, Place { device, user, name: names.remove(&leaf).unwrap_or_default() })
-        };
-        self.members().into_iter().map(place).collect()
+        self.view().roster()
     }
 
     /// The epoch, for who comes in.

@@ -14,6 +14,7 @@ mod crypto;
 mod device;
 mod join;
 mod ladder;
+mod onlooker;
 mod policy;
 mod process;
 mod record;
@@ -35,6 +36,7 @@ pub use self::{
     device::{KeyPackage, KeyPackageError, KeyPackages, VerifiedKeyPackage},
     join::{GroupInfo, JoinError, Joining},
     ladder::{Former, Place, Roster, Rung},
+    onlooker::Onlooker,
     policy::{
         DAYS_MAX, Forbidden, History, LARGE_MEMBERS_MAX, LINKS_MAX, LinkId, LinkKeys, LiveLink, MEMBERS_MAX, Member, Policy,
         Role, TITLE_LEN_MAX,
@@ -45,7 +47,7 @@ pub use self::{
     window::{RungKey, WINDOW_MAX},
 };
 use self::{
-    device::{DeviceSigner, POLICY, Provider, capabilities, credential, known_member, leaf_extensions, lifetime, required},
+    device::{DeviceSigner, POLICY, Provider, capabilities, credential, leaf_extensions, lifetime, required},
     storage::Storage,
     window::{LadderSecret, Window},
 };
@@ -231,7 +233,7 @@ impl Group {
     /// The cryptography.
     #[must_use]
     pub fn suite(&self) -> Suite {
-        if self.mls.ciphersuite() == Suite::XWing.mls() { Suite::XWing } else { Suite::X25519 }
+        self.view().suite()
     }
 
     /// This device's leaf.
@@ -243,8 +245,7 @@ impl Group {
     /// Who is in it, by ascending leaf.
     #[must_use]
     pub fn members(&self) -> Vec<Member> {
-        let leaf = |index: LeafNodeIndex| Some((index.u32(), self.mls.public_group().leaf(index)?));
-        self.mls.members().filter_map(|found| leaf(found.index)).filter_map(|(index, leaf)| known_member(index, leaf)).collect()
+        self.view().members()
     }
 
     /// The persons' statements that these devices are theirs, as their leaves have them.
@@ -257,8 +258,7 @@ impl Group {
     /// What each device's person wants to be called, made fit to be shown, by leaf; empty where nothing was said.
     #[must_use]
     pub fn names(&self) -> BTreeMap<u32, String> {
-        let leaf = |index: LeafNodeIndex| Some((index.u32(), device::name(self.mls.public_group().leaf(index)?)));
-        self.mls.members().filter_map(|found| leaf(found.index)).collect()
+        self.view().names()
     }
 
     /// Where something is posted for each device, by ascending leaf.
@@ -270,7 +270,7 @@ impl Group {
     /// Roles and live links.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        policy_in(self.mls.extensions()).expect("no commit without a policy was applied")
+        self.view().policy()
     }
 
     fn leaf_of(&self, device: DeviceKey) -> Option<u32> {

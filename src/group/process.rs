@@ -1,7 +1,7 @@
 //! Taking a record from the log: whether it is valid, for every member alike, and what it changes.
 
 use openmls::{
-    group::{MlsGroup, ProcessMessageError, StageCommitError, StagedCommit},
+    group::{ProcessMessageError, PublicGroup, StageCommitError, StagedCommit},
     prelude::{
         ApplyUpdatePathError, ContentType, LeafNode, MlsMessageIn, ProcessedMessageContent, Proposal, ProtocolMessage, Sender,
         tls_codec::{DeserializeBytes as _, Serialize as _},
@@ -12,7 +12,7 @@ use openmls_traits::{OpenMlsProvider as _, storage::StorageProvider as _};
 
 use super::{
     Change, Forbidden, Group, LinkId, Member, Record,
-    commit::{access_of, join_context},
+    commit::access_of,
     crypto::Crypto,
     device::{Provider, capabilities, lifetime, member},
     epoch_of, epoch_secrets,
@@ -23,16 +23,11 @@ use super::{
     storage::SnapshotError,
 };
 use crate::{
-    core::{
-        chain,
-        envelope::{Header, Kind, Suite as EnvelopeSuite},
-        id::{DeviceKey, Digest},
-    },
+    core::id::{DeviceKey, Digest},
     seal::{
         Random,
         epoch::Epoch,
         hpke::{X25519Public, shared_secret},
-        message::{open, open_external},
     },
 };
 
@@ -145,7 +140,7 @@ impl Group {
     fn confirm(&mut self, record: &Record, rng: &mut (impl Random + Send)) -> Result<Applied, Skipped> {
         let staged = self.mls.pending_commit().ok_or(Skipped::Lost)?;
         let sender = Sender::Member(self.mls.own_leaf_index());
-        let proposed = proposed(&self.mls, staged, &sender, None)?;
+        let proposed = proposed(self.mls.public_group(), staged, &sender, None)?;
         let by = committer(&proposed).device;
         let events = events(&self.members(), &proposed);
         self.mls.merge_pending_commit(&Provider::new(&self.storage, rng)).map_err(|_| Skipped::Lost)?;
@@ -154,12 +149,7 @@ impl Group {
     }
 
     fn apply(&mut self, record: &Record, rng: &mut (impl Random + Send)) -> Result<Applied, Skipped> {
-        let (handshake, sender) = self.open(record)?;
-        let spliced = handshake.welcome != record.welcome.as_deref().map(chain::digest)
-            || handshake.group_info != record.group_info.as_ref().map(super::SealedGroupInfo::hash);
-        if spliced {
-            return Err(Invalid::Spliced.into());
-        }
+        let (handshake, sender) = self.view().open(record)?;
         let staged = self.stage_received(&handshake, rng);
         // Whatever became of it, nothing of it stays.
         self.mls.clear_pending_proposals(&self.storage).map_err(|_| Skipped::Lost)?;
@@ -167,17 +157,11 @@ impl Group {
             self.storage.delete_psk(link_psk(id, &[]).psk()).map_err(|_| Skipped::Lost)?;
         }
         let (staged, mls_sender) = staged?;
-        let proposed = proposed(&self.mls, &staged, &mls_sender, handshake.joiner.as_ref())?;
-        let by = committer(&proposed).device;
-        if by != sender {
-            return Err(Invalid::Envelope.into());
-        }
-        let members = self.members();
-        policy::check(&self.policy(), &members, self.suite().members_max(), &proposed).map_err(Invalid::Forbidden)?;
+        let proposed = proposed(self.mls.public_group(), &staged, &mls_sender, handshake.joiner.as_ref())?;
+        let Applied { by, events, .. } = self.view().judge(&proposed, sender)?;
         if !staged.self_removed() {
             self.check_beside(record, &staged, &proposed, rng)?;
         }
-        let events = events(&members, &proposed);
         self.mls.merge_staged_commit(&Provider::new(&self.storage, rng), staged).map_err(|_| Skipped::Lost)?;
         let rebase = self.pending.take().map(|pending| pending.change);
         self.advance(record, by, events, rebase, rng)
@@ -199,30 +183,6 @@ impl Group {
             self.window = record.window(self.room, &self.ladder).unwrap_or_default();
         }
         Ok(Applied { epoch: number, by, events, rebase })
-    }
-
-    /// The commit's envelope, opened and verified: what is in it, and the device that sealed it.
-    pub(super) fn open(&self, record: &Record) -> Result<(Handshake, DeviceKey), Invalid> {
-        let envelope = &record.commit;
-        let header = Header::parse(envelope).map_err(|_| Invalid::Envelope)?;
-        if header.kind != Kind::Handshake {
-            return Err(Invalid::Envelope);
-        }
-        let verified = if header.suite == EnvelopeSuite::XWing {
-            let context = join_context(self.mls.public_group().group_context()).ok_or(Invalid::Envelope)?;
-            let opened = open_external(&self.epoch, &context.0, envelope).map_err(|_| Invalid::Envelope)?;
-            opened.verify_with(|handshake: &Handshake| handshake.joiner.as_ref().map(|joiner| joiner.device))
-        } else {
-            let sender = self.members().into_iter().find(|member| member.leaf == header.leaf).ok_or(Invalid::Envelope)?;
-            let opened = open(&self.epoch, envelope).map_err(|_| Invalid::Envelope)?;
-            opened.verify_with(|handshake: &Handshake| handshake.joiner.is_none().then_some(sender.device))
-        };
-        let handshake = verified.map_err(|_| Invalid::Envelope)?;
-        let device = match &handshake.joiner {
-            Some(joiner) => joiner.device,
-            None => self.members().into_iter().find(|member| member.leaf == header.leaf).ok_or(Invalid::Envelope)?.device,
-        };
-        Ok((handshake, device))
     }
 
     /// Queues what a device said that goes; returns its leaf.
@@ -303,7 +263,7 @@ impl Group {
     }
 }
 
-fn protocol_message(bytes: &[u8]) -> Result<ProtocolMessage, Invalid> {
+pub(super) fn protocol_message(bytes: &[u8]) -> Result<ProtocolMessage, Invalid> {
     let message = MlsMessageIn::tls_deserialize_exact_bytes(bytes).map_err(|_| Invalid::Commit)?;
     match message.try_into_protocol_message() {
         Ok(message @ ProtocolMessage::PublicMessage(_)) => Ok(message),
@@ -340,15 +300,15 @@ pub(super) fn exported(staged: &StagedCommit, rng: &mut (impl Random + Send)) ->
     Some((secrets, Digest(staged.epoch_authenticator()?.as_slice().try_into().ok()?), ladder))
 }
 
-const fn committer(proposed: &Proposed) -> Member {
+pub(super) const fn committer(proposed: &Proposed) -> Member {
     match proposed.committer {
         Committer::Member { after, .. } | Committer::Joiner { after, .. } => after,
     }
 }
 
 /// A leaf as all of our leaves are.
-fn proper_leaf(mls: &MlsGroup, index: u32, leaf: &LeafNode) -> Result<Member, Invalid> {
-    if *leaf.capabilities() != capabilities(mls.ciphersuite()) {
+fn proper_leaf(group: &PublicGroup, index: u32, leaf: &LeafNode) -> Result<Member, Invalid> {
+    if *leaf.capabilities() != capabilities(group.ciphersuite()) {
         return Err(Invalid::Proposal);
     }
     member(index, leaf).ok_or(Invalid::Proposal)
@@ -356,7 +316,7 @@ fn proper_leaf(mls: &MlsGroup, index: u32, leaf: &LeafNode) -> Result<Member, In
 
 /// What a commit proposes, in our words. Whatever has no words here is invalid.
 pub(super) fn proposed(
-    mls: &MlsGroup,
+    group: &PublicGroup,
     staged: &StagedCommit,
     sender: &Sender,
     joiner: Option<&Joiner>,
@@ -364,16 +324,16 @@ pub(super) fn proposed(
     let leaf = staged.update_path_leaf_node().ok_or(Invalid::Proposal)?;
     let index = match sender {
         Sender::Member(index) => *index,
-        _ => mls.ext_commit_sender_index(staged).map_err(|_| Invalid::Commit)?,
+        _ => group.ext_commit_sender_index(staged).map_err(|_| Invalid::Commit)?,
     };
-    let after = proper_leaf(mls, index.u32(), leaf)?;
+    let after = proper_leaf(group, index.u32(), leaf)?;
     let mut links = Vec::new();
     let (mut added, mut removed, mut left, mut new_policy) = (Vec::new(), Vec::new(), Vec::new(), None);
     for queued in staged.queued_proposals() {
         match queued.proposal() {
             Proposal::Add(add) => {
                 let package = add.key_package();
-                let member = proper_leaf(mls, 0, package.leaf_node())?;
+                let member = proper_leaf(group, 0, package.leaf_node())?;
                 if *package.life_time() != lifetime() || member.via.is_some() {
                     return Err(Invalid::Proposal);
                 }
@@ -417,7 +377,7 @@ fn psk_link(proposal: &openmls::prelude::PreSharedKeyProposal) -> Option<LinkId>
 }
 
 /// What people are told.
-fn events(members: &[Member], proposed: &Proposed) -> Vec<Event> {
+pub(super) fn events(members: &[Member], proposed: &Proposed) -> Vec<Event> {
     let of = |leaf: &u32| members.iter().find(|member| member.leaf == *leaf).copied();
     let mut events = Vec::new();
     match proposed.committer {

@@ -79,6 +79,23 @@ impl Storage {
         Self { values: RefCell::new(packages) }
     }
 
+    /// A copy of what everybody knows of a group, without the proposals that wait.
+    pub(super) fn public_part(&self) -> Self {
+        const PUBLIC: [u8; 4] =
+            [Table::Tree as u8, Table::TranscriptHash as u8, Table::Context as u8, Table::ConfirmationTag as u8];
+        let values = self.values.borrow();
+        let is_public = |key: &[u8]| key.first().is_some_and(|table| PUBLIC.contains(table));
+        let public = values.iter().filter(|(key, _)| is_public(key)).map(|(key, value)| (key.clone(), value.clone()));
+        Self { values: RefCell::new(public.collect()) }
+    }
+
+    /// Drops the proposals that wait.
+    pub(super) fn forget_proposals(&self) {
+        let is_one =
+            |key: &[u8]| matches!(key.first(), Some(table) if [Table::Proposal as u8, Table::ProposalRefs as u8].contains(table));
+        self.values.borrow_mut().retain(|key, _| !is_one(key));
+    }
+
     /// Drops the key packages that are not `wanted`; returns how many stay.
     pub(super) fn retain_key_packages(&self, wanted: impl Fn(&KeyPackageBundle) -> bool) -> usize {
         let mut kept = 0;

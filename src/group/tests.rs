@@ -17,6 +17,7 @@ mod histories;
 pub(crate) mod hostile;
 mod ladder;
 mod limits;
+mod onlooker;
 mod vectors;
 
 /// Seeded, and the same on every machine (splitmix64).

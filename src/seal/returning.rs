@@ -1,15 +1,16 @@
-//! Coming back without a link: a device that fell behind its room's group asks members for its place, and one of them answers.
-//! Both are kind 6 envelopes, posted to inboxes, so that nobody has to be there at the same time.
+//! Coming back: a device that fell behind its room's group asks members for its place, and then for the keys of what it missed, and one of them
+//! answers. Both are kind 6 envelopes, posted to inboxes, so that nobody has to be there at the same time.
 //!
 //! Neither side can know the other's certificate beforehand. An ask is sealed to the X-Wing key of an epoch that its sender was in, and bound
-//! to that epoch's authenticator; an answer is sealed to the asking device, and bound to the random name that the ask gave itself.
+//! to that epoch's authenticator; an answer is sealed to the asking device, and bound to the random name that the ask gave itself. So who asks for
+//! keys has to be in the group again: it asks in an epoch behind all of those that it asks for.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Random,
-    epoch::Epoch,
+    epoch::{Epoch, EpochSecrets},
     hpke::{XWingPrivate, XWingPublic},
     identity::{Certificate, Identity, UserKey, inbox_id},
     message::{OpenError, SealError, open_letter, seal_letter},
@@ -23,12 +24,14 @@ use crate::core::{
 const TO_ASK: &str = "return";
 /// For what an answer is: part of `info`.
 const TO_ANSWER: &str = "place";
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+/// Most epochs whose keys are in one answer: what fits into an envelope.
+pub const KEYS_MAX: usize = 256;
 
-/// "Let me take my place again." postcard, in this order.
+/// What a device asks of members. postcard, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
-    /// Format of this record: 1.
+    /// Format of this record: 2.
     pub format: u8,
     /// Where.
     pub room: RoomId,
@@ -36,21 +39,60 @@ pub struct Ask {
     pub name: [u8; 32],
     /// Who asks.
     pub asking: Certificate,
+    /// For what.
+    pub wants: Wants,
 }
 
-/// What opens the server's door, and the group's. postcard, in this order.
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Wants {
+    /// Its place.
+    Place,
+    /// The keys of the epochs between this one and the one that it asks in.
+    Keys {
+        /// The last epoch that it knows.
+        after: u64,
+    },
+}
+
+/// What a member says. postcard, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// Format of this record: 1.
+    /// Format of this record: 2.
     pub format: u8,
     /// Where.
     pub room: RoomId,
     /// Who answers.
     pub by: Certificate,
-    /// What opens the room at the server.
-    pub access: [u8; 32],
-    /// How the group is found.
-    pub way: Way,
+    /// What was asked for.
+    pub given: Given,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Given {
+    /// What opens the server's door, and the group's.
+    Place {
+        /// What opens the room at the server.
+        access: [u8; 32],
+        /// How the group is found.
+        way: Way,
+    },
+    /// Epochs behind the one that was named, one after the other, as far as the asking device was in them; at most [`KEYS_MAX`].
+    Keys(Vec<EpochKeys>),
+}
+
+/// An epoch, for who was in it and has lost it. postcard, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochKeys {
+    /// Its number.
+    pub epoch: u64,
+    /// SHA-256 of the record that began it.
+    pub record: Digest,
+    /// Its authenticator.
+    pub authenticator: Digest,
+    /// Its secrets.
+    pub secrets: EpochSecrets,
 }
 
 /// How a device finds its group again.
@@ -79,8 +121,8 @@ fn encode(letter: &impl Serialize) -> Vec<u8> {
 impl Ask {
     /// One of `identity`'s device.
     #[must_use]
-    pub fn new(room: RoomId, name: [u8; 32], identity: &Identity) -> Self {
-        Self { format: FORMAT, room, name, asking: identity.certificate().clone() }
+    pub fn new(room: RoomId, name: [u8; 32], wants: Wants, identity: &Identity) -> Self {
+        Self { format: FORMAT, room, name, asking: identity.certificate().clone(), wants }
     }
 
     /// Seals it to the members of the epoch whose X-Wing key and authenticator these are, for the one with this inbox.
@@ -120,15 +162,9 @@ impl Answer {
     ///
     /// # Errors
     /// [`SealError`]; [`SealError::TooLarge`] where a group info does not fit.
-    pub fn seal(
-        ask: &Ask,
-        access: [u8; 32],
-        way: Way,
-        identity: &Identity,
-        rng: &mut impl Random,
-    ) -> Result<(RoomId, Bytes), SealError> {
+    pub fn seal(ask: &Ask, given: Given, identity: &Identity, rng: &mut impl Random) -> Result<(RoomId, Bytes), SealError> {
         let to = XWingPublic::from_bytes(&ask.asking.inbox)?;
-        let answer = Self { format: FORMAT, room: ask.room, by: identity.certificate().clone(), access, way };
+        let answer = Self { format: FORMAT, room: ask.room, by: identity.certificate().clone(), given };
         let inbox = inbox_id(&to);
         Ok((inbox, seal_letter(&to, (inbox, 0), bound(&ask.name), TO_ANSWER, identity, &encode(&answer), rng)?))
     }
@@ -140,6 +176,7 @@ impl Answer {
     pub fn open(with: &XWingPrivate, public: &XWingPublic, name: &[u8; 32], envelope: &[u8]) -> Result<Self, OpenError> {
         let opened = open_letter(with, public, (inbox_id(public), 0), bound(name), TO_ANSWER, envelope)?;
         let answer: Self = opened.verify_with(|answer: &Self| answer.by.verify().is_ok().then_some(answer.by.device))?;
-        if answer.format == FORMAT { Ok(answer) } else { Err(OpenError::Foreign) }
+        let fits = !matches!(&answer.given, Given::Keys(keys) if keys.len() > KEYS_MAX);
+        if answer.format == FORMAT && fits { Ok(answer) } else { Err(OpenError::Foreign) }
     }
 }

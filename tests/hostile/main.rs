@@ -9,6 +9,7 @@
     reason = "a test fails by panicking, and says what it does"
 )]
 
+mod asking;
 mod devices;
 mod evidence;
 mod groups;

@@ -158,6 +158,15 @@ impl Server {
                     handshake: self.lies_about_changes.unwrap_or_else(|| self.newest_change(room)),
                 }]
             }
+            ClientFrame::Fetch { request, room, before, count_max } => {
+                let last = before.min(self.position(room).head + 1);
+                let first = last.saturating_sub(u64::from(count_max)).max(1);
+                let mut page = self.page(room, first - 1);
+                let log = self.log(room).into_iter().skip(usize::try_from(first - 1).unwrap());
+                let items = log.take(usize::try_from(last - first).unwrap()).map(|envelope| Item { time_ms: 5, envelope });
+                page.items = items.collect();
+                vec![ServerFrame::Fetched { request, page }]
+            }
             ClientFrame::Handshake { request, room, before } => vec![self.change_before(request, room, before)],
             ClientFrame::Subscribe { room, after } => {
                 let position = self.position(room);

@@ -119,6 +119,8 @@ pub struct Moves {
     pub restored: u32,
     /// Newcomers that read what was said before they came in.
     pub read_back: u32,
+    /// Devices that had fallen behind, and read what they missed.
+    pub caught_up: u32,
 }
 
 impl Moves {
@@ -133,6 +135,7 @@ impl Moves {
             invited: self.invited + other.invited,
             restored: self.restored + other.restored,
             read_back: self.read_back + other.read_back,
+            caught_up: self.caught_up + other.caught_up,
         }
     }
 }

@@ -112,7 +112,7 @@ fn everyone_has_everything_once_whatever_breaks() {
         sum = sum.and(run(seed, 2500));
     }
     println!("{sum:?}");
-    let Moves { up, back, resumed, challenged, dropped, removed, invited, restored, read_back } = sum;
-    let all = [up, back, resumed, challenged, dropped, removed, invited, restored, read_back];
+    let Moves { up, back, resumed, challenged, dropped, removed, invited, restored, read_back, caught_up } = sum;
+    let all = [up, back, resumed, challenged, dropped, removed, invited, restored, read_back, caught_up];
     assert!(seeds < 45 || all.iter().all(|count| *count > 0), "{sum:?}");
 }

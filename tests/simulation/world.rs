@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use waxwing::{
     client::{
         LinkId,
-        view::{Check, Command, Role, RoomState},
+        view::{Check, Command, Role, Room, RoomState},
     },
     core::{
         close::CloseCode,
@@ -394,7 +394,7 @@ impl World {
             }
             self.pass_time(50);
             let settled = |device: &Device| {
-                device.room.as_ref().is_some_and(|room| room.state == RoomState::Open && room.settled && room.up_to_date)
+                device.room.as_ref().is_some_and(|room| room.state == RoomState::Open && room.settled && room.up_to_date && !asks(room))
                     // What was acked comes back in the log, a little later.
                     && (device.restored || device.messages.values().all(|message| !message.mine || message.check != Check::Unchecked))
                     && device.online.is_some()
@@ -416,6 +416,12 @@ impl World {
         }
         panic!("the world does not come to rest");
     }
+}
+
+/// Whether its device waits for what it missed.
+fn asks(room: &Room) -> bool {
+    let words = ["members will be asked", "none has answered yet", "it is being read"];
+    room.closed.as_ref().is_some_and(|closed| words.iter().any(|words| closed.contains(words)))
 }
 
 fn shard(engine: &Arc<ModelEngine>, mailbox: &Arc<Collector>, limits: &Arc<Limits>, life: u8) -> Shard {

@@ -44,6 +44,7 @@ impl Client {
         let (title, newest) = (room.timeline.title().to_owned(), room.timeline.handshake());
         match room.place.take(at, &item.envelope, (&title, newest), room.reborn, &mut self.rng) {
             Taken::Applied(change) => {
+                self.end_gap(id, change.epoch);
                 // Before the log's record: one that is missing is found in the place.
                 self.persist_place(id);
                 self.is_back(id, now_ms);

@@ -27,6 +27,9 @@ impl Client {
     /// The change that was asked for: whoever holds the link comes in by it.
     pub(in crate::client) fn on_fetched(&mut self, request: u32, page: &Page, now_ms: u64) {
         let id = page.room;
+        if self.is_of_gap(id, request) {
+            return self.on_gap_page(request, page, now_ms);
+        }
         let Some(room) = self.rooms.get_mut(&id) else { return };
         if room.record.stage == Stage::Joined && request == room.knocks {
             return self.on_rung(id, page);
@@ -138,8 +141,7 @@ impl Client {
             // Whoever makes it fall behind again and again, a server or a member, costs it one attempt in a while.
             return self.stay_outside(id, "this device falls behind the room's group again and again; asking again", now_ms);
         }
-        let text =
-            "this device fell behind the room's group: it takes its place again, and cannot read what was written meanwhile";
+        let text = "this device fell behind the room's group: it takes its place again, and asks members for what it missed";
         self.notice(Level::Warn, text, Some(id));
         self.begin(id);
         self.tell_room(id);

@@ -1,6 +1,7 @@
 //! Rooms come and go on this device: made, joined, forgotten, deleted.
 
 use super::Room;
+use super::asking::Gap;
 use super::past::Past;
 use super::place::{Place, Seat};
 use crate::client::outbox::{Outbox, Persist};
@@ -37,6 +38,8 @@ impl Client {
             let mut room = Room::new(id, record, outbox, commits, session);
             room.past = stored.pasts.remove(&id).map(|record| Past::new(id, record));
             room.lost = stored.losts.remove(&id);
+            let gaps = stored.gaps.extract_if((id, 0)..=(id, Seq::MAX), |_, _| true);
+            room.gaps = gaps.map(|((_, from), record)| Gap::new(from, record)).collect();
             // A log that is read anew is not known to its end.
             room.reborn = room.past.as_ref().is_some_and(|past| past.covers(u64::MAX - 1)) && room.record.stage == Stage::Joined;
             room.contradicted = stored.contradicted.remove(&id).unwrap_or_default();
@@ -312,6 +315,7 @@ impl Client {
     }
 
     pub(in crate::client) fn remove(&mut self, id: RoomId) {
+        self.drop_gaps(id);
         let Some(room) = self.rooms.remove(&id) else { return };
         let mut persist: Vec<Persist> = room.timeline.seqs().map(|seq| (log_key(id, seq), None)).collect();
         let (gone, kept) = core::mem::take(&mut self.former).into_iter().partition(|(room, _)| *room == id);

@@ -12,7 +12,7 @@ use crate::{
     },
     core::{
         envelope::Header,
-        id::{DeviceKey, Digest, Seq},
+        id::{Digest, Seq},
     },
     group::{
         Applied, Change, Event, Group, Joining, KeyPackage, LinkId, LiveLink, Member, Policy, Record, Skipped, SnapshotError,
@@ -68,10 +68,49 @@ const fn who(member: &Member) -> Who {
 }
 
 /// Whose leaves are others than before.
-fn seats(before: &BTreeMap<u32, Who>, after: &BTreeMap<u32, Who>) -> Vec<(u32, Option<Who>)> {
+pub(super) fn seats(before: &BTreeMap<u32, Who>, after: &BTreeMap<u32, Who>) -> Vec<(u32, Option<Who>)> {
     let emptied = before.keys().filter(|leaf| !after.contains_key(leaf)).map(|leaf| (*leaf, None));
     let taken = after.iter().filter(|(leaf, who)| before.get(leaf) != Some(who)).map(|(leaf, who)| (*leaf, Some(*who)));
     emptied.chain(taken).collect()
+}
+
+/// What those are called who were not there before.
+pub(super) fn names_but(
+    known: &BTreeMap<u32, Who>,
+    roster: &BTreeMap<u32, Who>,
+    names: &BTreeMap<u32, String>,
+) -> Vec<(Who, String)> {
+    let named = |(leaf, who): (&u32, &Who)| Some((*who, names.get(leaf)?.clone()));
+    let is_new = |(_, who): &(&u32, &Who)| !known.values().any(|other| other == *who);
+    roster.iter().filter(is_new).filter_map(named).collect()
+}
+
+impl ChangeRecord {
+    /// What is told of a change in a group that had this roster: who made it, who came and who went. What is afterwards is not in it yet.
+    pub(super) fn told(applied: &Applied, before: &BTreeMap<u32, Who>) -> Self {
+        let (mut joined, mut gone, mut left) = (Vec::new(), Vec::new(), Vec::new());
+        for event in &applied.events {
+            match event {
+                Event::Added(member) | Event::Joined(member) => joined.push(who(member)),
+                Event::Removed(member) => gone.push(who(member)),
+                Event::Left(member) => left.push(who(member)),
+                _ => {}
+            }
+        }
+        let by = before.values().chain(&joined).find(|who| who.device == applied.by).copied();
+        Self {
+            by: by.unwrap_or(Who { device: applied.by, user: crate::seal::identity::UserKey(applied.by.0) }),
+            epoch: applied.epoch,
+            begun: None,
+            seats: Vec::new(),
+            joined,
+            names: Vec::new(),
+            gone,
+            left,
+            title: String::new(),
+            history: None,
+        }
+    }
 }
 
 impl Seat {
@@ -114,47 +153,23 @@ impl Seat {
         self.wanted = Some(self.wanted.take().unwrap_or_default().and(change));
     }
 
-    /// What those are called who were not there before.
-    fn names_but(&self, known: &BTreeMap<u32, Who>) -> Vec<(Who, String)> {
-        let names = self.group.names();
-        let named = |(leaf, who): (&u32, &Who)| Some((*who, names.get(leaf)?.clone()));
-        let is_new = |(_, who): &(&u32, &Who)| !known.values().any(|other| other == *who);
-        self.roster.iter().filter(is_new).filter_map(named).collect()
-    }
-
     /// Notes a change that came true at this place of the log.
     pub(super) fn note(&mut self, at: (Seq, Digest), title: &str, applied: &Applied) -> ChangeRecord {
-        let of = |device: DeviceKey| self.roster.values().find(|who| who.device == device).copied();
-        let (mut joined, mut gone, mut left) = (Vec::new(), Vec::new(), Vec::new());
-        for event in &applied.events {
-            match event {
-                Event::Added(member) | Event::Joined(member) => joined.push(who(member)),
-                Event::Removed(member) => gone.push(who(member)),
-                Event::Left(member) => left.push(who(member)),
-                _ => {}
-            }
-        }
-        let by = of(applied.by).or_else(|| joined.iter().find(|who| who.device == applied.by).copied());
         let is_member = self.group.is_member();
         // Who is taken out does not get to know the epoch that this begins.
         let begun = Some(self.group.epoch()).filter(|_| is_member);
         let change = ChangeRecord {
-            by: by.unwrap_or(Who { device: applied.by, user: crate::seal::identity::UserKey(applied.by.0) }),
-            epoch: applied.epoch,
             begun: begun.map(|epoch| (epoch.authenticator, Some(epoch.secrets().clone()))),
-            seats: Vec::new(),
-            joined,
-            names: Vec::new(),
-            gone,
-            left,
             title: if is_member { self.group.policy().title().to_owned() } else { title.to_owned() },
             history: Some(self.group.policy().history()).filter(|history| is_member && *history != self.policy.history()),
+            ..ChangeRecord::told(applied, &self.roster)
         };
         let change = if is_member {
             let before = core::mem::take(&mut self.roster);
             let known = if self.last.is_none() { BTreeMap::new() } else { before };
             self.call_roll();
-            ChangeRecord { names: self.names_but(&known), seats: seats(&known, &self.roster), ..change }
+            let names = names_but(&known, &self.roster, &self.group.names());
+            ChangeRecord { names, seats: seats(&known, &self.roster), ..change }
         } else {
             change
         };
@@ -261,11 +276,11 @@ impl Seat {
         {
             return Taken::Nothing(Entry::Change(change.clone()));
         }
+        // This device itself took its place again, and it is an older copy of its storage that reads this.
+        if self.group.is_return(record) {
+            return Taken::Lost { complains: false };
+        }
         match self.group.process(record, rng) {
-            // This device itself took its place again, and it is an older copy of its storage that reads this.
-            Ok(Applied { events, .. }) if !self.group.is_member() && matches!(events.first(), Some(Event::Rejoined(_))) => {
-                Taken::Lost { complains: false }
-            }
             Ok(applied) => {
                 if let Some(change) = applied.rebase.clone() {
                     self.wants(change);

@@ -4,7 +4,9 @@ use super::past::Past;
 use super::{ENTER_AGAIN_MS, RoomWire, Shown, What};
 use crate::client::evidence::Said;
 use crate::client::outbox::Persist;
-use crate::client::records::{Entry, Letter, LogRecord, PastRecord, Stage, encode, former_key, log_key, past_key, room_key};
+use crate::client::records::{
+    Entry, Letter, LogRecord, OpenedRecord, PastRecord, Stage, encode, former_key, log_key, past_key, room_key,
+};
 use crate::client::timeline::{Applied, Discontinuity, Timeline};
 use crate::client::view::{Check, Event, Level};
 use crate::client::{Client, Output};
@@ -97,6 +99,7 @@ impl Client {
             self.former.push((id, key.clone()));
             moves.push((key, Some(encode(&record))));
         }
+        room.hidden.clear();
         moves.push((past_key(id), Some(encode(&past))));
         room.past = Some(Past::new(id, past));
         room.reborn = true;
@@ -108,6 +111,7 @@ impl Client {
         let value = encode(&room.record);
         self.persist(room_key(id), Some(value));
         self.persist_all(moves);
+        self.drop_gaps(id);
         let text = "the server's log of this room was replaced (restored from a backup?): it is read anew and compared; \
                     your copy of the former one is kept on this device";
         self.notice(Level::Warn, text, Some(id));
@@ -241,23 +245,7 @@ impl Client {
                 if check == Check::Contradicts {
                     self.notice(Level::Alarm, &format!("message {seq} contradicts what this device has seen"), Some(id));
                 }
-                match opened.content.message() {
-                    Message::Device(certificate) => self.learn_device(&certificate, now_ms),
-                    Message::Devices(list) if list.user == opened.sender.user && list.is_signed() => {
-                        self.learn_devices(&list);
-                    }
-                    Message::Link(link) => {
-                        if !is_past {
-                            self.learn_link(id, opened.sender.user, link);
-                        }
-                        self.forget_secrets(id, now_ms);
-                    }
-                    Message::DropBox(shared) => self.learn_drop_box(id, *shared, now_ms),
-                    Message::DropBoxClosed(counter) => self.on_drop_box_closed(id, opened.sender.user, counter),
-                    Message::Complaint(complaint) => self.on_complaint(id, opened.sender, complaint),
-                    Message::Leave(proposal) if !is_past => self.on_goodbye(id, opened.sender.device, proposal, now_ms),
-                    _ => {}
-                }
+                self.heed(id, &opened, is_past, now_ms);
             }
             Applied::Change(change) => {
                 if !is_past {
@@ -269,6 +257,7 @@ impl Client {
                 self.settle_invites(id, now_ms);
                 self.tell_link(id, &change, now_ms);
                 self.forget_secrets(id, now_ms);
+                self.open_letters(now_ms);
             }
             Applied::Injected if record.entry == Entry::Invalid => {}
             Applied::Injected => {
@@ -289,6 +278,25 @@ impl Client {
             self.tell_room(id);
         }
         going_on
+    }
+
+    /// What a message says besides what people read.
+    pub(super) fn heed(&mut self, id: RoomId, opened: &OpenedRecord, is_past: bool, now_ms: u64) {
+        match opened.content.message() {
+            Message::Device(certificate) => self.learn_device(&certificate, now_ms),
+            Message::Devices(list) if list.user == opened.sender.user && list.is_signed() => self.learn_devices(&list),
+            Message::Link(link) => {
+                if !is_past {
+                    self.learn_link(id, opened.sender.user, link);
+                }
+                self.forget_secrets(id, now_ms);
+            }
+            Message::DropBox(shared) => self.learn_drop_box(id, *shared, now_ms),
+            Message::DropBoxClosed(counter) => self.on_drop_box_closed(id, opened.sender.user, counter),
+            Message::Complaint(complaint) => self.on_complaint(id, opened.sender, complaint),
+            Message::Leave(proposal) if !is_past => self.on_goodbye(id, opened.sender.device, proposal, now_ms),
+            _ => {}
+        }
     }
 
     /// Once everything is read that was there at subscribing: what follows from it, and what waits is sent.
@@ -324,6 +332,7 @@ impl Client {
         self.say_that_it_goes(id, now_ms);
         self.tend_drop_box(id, now_ms);
         self.pump(id, now_ms);
+        self.tend_gaps(id, now_ms);
     }
 
     /// The past is read: what was in it is in this device's own copy now.
@@ -389,6 +398,7 @@ impl Client {
                 self.tell_room(id);
             }
             (Operation::Ephemeral, _) => {}
+            (Operation::Fetch, _) => self.gap_refused(id, now_ms),
             (Operation::DropBox, why) => self.on_drop_box_refused(id, why, now_ms),
             (_, why) => self.notice(Level::Warn, &format!("the server refused: {why}"), Some(id)),
         }

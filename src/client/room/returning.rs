@@ -1,5 +1,6 @@
 //! Coming back after falling behind the group: by the link, where this device knows one that leads in, or else by asking the members of
-//! the last epoch that it was in, through their inboxes. Whoever of them still has this device in the tree tells it what opens the room now.
+//! the last epoch that it was in, through their inboxes. Whoever of them still has this device in the tree tells it what opens the room now. What it
+//! missed it asks for once it is back ([`super::asking`]).
 
 use super::place::Place;
 use crate::client::records::{KnownLink, Letter, LostRecord, Stage, Who, encode, lost_key};
@@ -12,7 +13,8 @@ use crate::seal::Random as _;
 use crate::seal::body::{Complaint, Content, Message};
 use crate::seal::epoch::Epoch;
 use crate::seal::hpke::{XWingPrivate, XWingPublic};
-use crate::seal::returning::{Answer, Ask, Way};
+use crate::seal::identity::Certificate;
+use crate::seal::returning::{Answer, Ask, Given, Wants, Way};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -25,13 +27,18 @@ const ASK_AGAIN_MAX_MS: u64 = 24 * 3600 * 1000;
 const ASKS_MAX: usize = 64;
 /// One device is not answered more often than this.
 const ANSWER_AGAIN_MS: u64 = 10_000;
+/// The same for keys, which come in several answers where they are many.
+const KEYS_AGAIN_MS: u64 = 1_000;
+/// So many letters are kept that do not open, while rooms are read.
+const LETTERS_MAX: usize = 32;
 
 /// Who asked for their place.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
-    waiting: Vec<Ask>,
-    /// When each was answered last.
-    answered: BTreeMap<DeviceKey, u64>,
+    /// With the epochs that they are sealed to.
+    waiting: Vec<(Ask, u64)>,
+    /// When each was answered last, by whether it was about keys.
+    answered: BTreeMap<(DeviceKey, bool), u64>,
 }
 
 impl Client {
@@ -45,6 +52,7 @@ impl Client {
         // Who said in an epoch that it goes, says nothing in another.
         let wanted = seat.wanted.take().map(|wanted| Change { leaves: Vec::new(), ..wanted });
         self.keep_lost(id, wanted.filter(|wanted| !wanted.is_empty()), complaint);
+        self.open_gap(id);
     }
 
     fn keep_lost(&mut self, id: RoomId, wanted: Option<Change>, complaint: Option<Complaint>) {
@@ -90,7 +98,7 @@ impl Client {
             return;
         };
         let Ok(to) = XWingPublic::from_bytes(&lost.xwing) else { return };
-        let ask = Ask::new(id, lost.name, &me.identity);
+        let ask = Ask::new(id, lost.name, Wants::Place, &me.identity);
         let from = (lost.asked as usize).wrapping_mul(ASKED_AT_ONCE) % lost.members.len();
         let inboxes = lost.members.iter().cycle().skip(from).take(ASKED_AT_ONCE.min(lost.members.len()));
         let at = (lost.epoch, lost.authenticator);
@@ -107,7 +115,7 @@ impl Client {
         }
     }
 
-    fn post_letter(&mut self, inbox: RoomId, envelope: Bytes, now_ms: u64) {
+    pub(super) fn post_letter(&mut self, inbox: RoomId, envelope: Bytes, now_ms: u64) {
         let letter = self.letter(Letter::Envelope(envelope), now_ms);
         people::post(self, inbox, letter);
     }
@@ -117,57 +125,87 @@ impl Client {
         let (Some(me), Ok(header)) = (&self.me, Header::parse(envelope)) else { return };
         if header.epoch == 0 {
             let (with, public) = (me.identity.inbox(), me.identity.inbox_public());
-            let open = |lost: &LostRecord| Answer::open(with, public, &lost.name, envelope).ok();
-            let answer = self.rooms.iter().find_map(|(id, room)| Some((*id, open(room.lost.as_ref()?)?)));
-            if let Some((id, answer)) = answer.filter(|(id, answer)| answer.room == *id) {
-                self.on_answer(id, &answer, now_ms);
+            let open = |name: &[u8; 32]| Answer::open(with, public, name, envelope).ok();
+            let names = |room: &super::Room| room.lost.iter().map(|lost| lost.name).chain(room.asks()).collect::<Vec<_>>();
+            let answer = self.rooms.iter().find_map(|(id, room)| Some((*id, names(room).iter().find_map(open)?)));
+            match answer.filter(|(id, answer)| answer.room == *id) {
+                Some((id, Answer { by, given: Given::Place { access, way }, .. })) => {
+                    self.on_place(id, &by, access, &way, now_ms)
+                }
+                Some((id, Answer { by, given: Given::Keys(keys), .. })) => self.on_keys(id, by.device, keys, now_ms),
+                None => {}
             }
             return;
         }
         let inbox = me.identity.inbox_id();
         let open = |epoch: Epoch| Ask::open(&epoch, inbox, envelope).ok();
         let ask = self.rooms.values().find_map(|room| room.epoch(header.epoch).and_then(open));
-        let Some(ask) = ask else { return };
+        let Some(ask) = ask else { return self.keep_letter(envelope) };
         let id = ask.room;
         if let Some(room) = self.rooms.get_mut(&id) {
-            room.asked.waiting.retain(|other| other.asking.device != ask.asking.device);
+            let about = |ask: &Ask| (ask.asking.device, ask.wants == Wants::Place);
+            room.asked.waiting.retain(|(other, _)| about(other) != about(&ask));
             if room.asked.waiting.len() < ASKS_MAX {
-                room.asked.waiting.push(ask);
+                room.asked.waiting.push((ask, header.epoch));
             }
         }
         self.answer_asks(id, now_ms);
     }
 
-    /// Answers those who asked for their place and have one, once this device knows what there is.
-    pub(super) fn answer_asks(&mut self, id: RoomId, now_ms: u64) {
-        let Some(room) = self.rooms.get_mut(&id).filter(|room| room.up_to_date() && !room.reborn) else { return };
-        for ask in core::mem::take(&mut room.asked.waiting) {
-            self.answer_ask(id, &ask, now_ms);
+    /// One that does not open may be of an epoch that this device has not read yet.
+    fn keep_letter(&mut self, envelope: &Bytes) {
+        let behind = self.rooms.values().any(|room| room.record.stage == Stage::Joined && !room.up_to_date());
+        if behind && self.letters.len() < LETTERS_MAX {
+            self.letters.push(envelope.clone());
         }
     }
 
-    fn answer_ask(&mut self, id: RoomId, ask: &Ask, now_ms: u64) {
+    /// This device knows another epoch.
+    pub(super) fn open_letters(&mut self, now_ms: u64) {
+        for letter in core::mem::take(&mut self.letters) {
+            self.on_letter(&letter, now_ms);
+        }
+    }
+
+    /// Answers those who asked and have a place, once this device knows what there is.
+    pub(super) fn answer_asks(&mut self, id: RoomId, now_ms: u64) {
+        let Some(room) = self.rooms.get_mut(&id).filter(|room| room.up_to_date() && !room.reborn) else { return };
+        for (ask, epoch) in core::mem::take(&mut room.asked.waiting) {
+            self.answer_ask(id, &ask, epoch, now_ms);
+        }
+    }
+
+    fn answer_ask(&mut self, id: RoomId, ask: &Ask, epoch: u64, now_ms: u64) {
         let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
         let Some(seat) = room.place.seat() else { return };
         let asking = &ask.asking;
         // Who was removed has no place to come back to.
         let is_in = seat.roster.values().any(|who| (who.device, who.user) == (asking.device, asking.user));
-        let lately = room.asked.answered.get(&asking.device).is_some_and(|at_ms| now_ms < at_ms.saturating_add(ANSWER_AGAIN_MS));
+        let about = (asking.device, ask.wants != Wants::Place);
+        let again_ms = if about.1 { KEYS_AGAIN_MS } else { ANSWER_AGAIN_MS };
+        let lately = room.asked.answered.get(&about).is_some_and(|at_ms| now_ms < at_ms.saturating_add(again_ms));
         if !is_in || lately || asking.device == me.identity.device() {
             return;
         }
-        let way = match room.live_link() {
-            Some(link) => Some(Way::Link { seed: link.seed, host: link.host }),
-            None => {
+        let given = match (ask.wants, room.live_link()) {
+            (Wants::Keys { after }, _) => {
+                let who = Who { device: asking.device, user: asking.user };
+                Some(Given::Keys(room.keys_of(who, after, epoch))).filter(|given| *given != Given::Keys(Vec::new()))
+            }
+            (Wants::Place, Some(link)) => {
+                Some(Given::Place { access: room.record.access, way: Way::Link { seed: link.seed, host: link.host } })
+            }
+            (Wants::Place, None) => {
                 let info = seat.group.group_info(&me.identity, &mut self.rng).ok();
-                info.map(|info| Way::Group { handshake: room.timeline.handshake(), info: info.encode().into() })
+                let way = info.map(|info| Way::Group { handshake: room.timeline.handshake(), info: info.encode().into() });
+                way.map(|way| Given::Place { access: room.record.access, way })
             }
         };
-        let Some(way) = way else { return };
-        match Answer::seal(ask, room.record.access, way, &me.identity, &mut self.rng) {
+        let Some(given) = given else { return };
+        match Answer::seal(ask, given, &me.identity, &mut self.rng) {
             Ok((inbox, envelope)) => {
                 room.asked.answered.retain(|_, at_ms| now_ms < at_ms.saturating_add(ANSWER_AGAIN_MS));
-                room.asked.answered.insert(asking.device, now_ms);
+                room.asked.answered.insert(about, now_ms);
                 self.post_letter(inbox, envelope, now_ms);
             }
             // The tree of a large room fits into no envelope: where this device may, it makes a link, and answers the next ask with it.
@@ -177,12 +215,12 @@ impl Client {
     }
 
     /// A member says what opens the room now.
-    fn on_answer(&mut self, id: RoomId, answer: &Answer, now_ms: u64) {
+    fn on_place(&mut self, id: RoomId, by: &Certificate, access: [u8; 32], way: &Way, now_ms: u64) {
         let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
         // An answer of somebody whom this device never met says nothing.
-        let known = room.lost.as_ref().is_some_and(|lost| lost.members.iter().any(|(device, _)| *device == answer.by.device));
-        if known && room.record.stage == Stage::Joined {
-            (room.record.access, room.record.access_at) = (answer.access, u64::MAX);
+        let known = room.lost.as_ref().is_some_and(|lost| lost.members.iter().any(|(device, _)| *device == by.device));
+        if known && room.record.stage == Stage::Joined && !matches!(room.place, Place::Joining(_)) {
+            (room.record.access, room.record.access_at) = (access, u64::MAX);
             room.lost = None;
             self.persist(lost_key(id), None);
             self.persist_room(id);
@@ -192,7 +230,7 @@ impl Client {
         if !known || !is_out || !room.handshakes.is_empty() {
             return;
         }
-        let joining = match &answer.way {
+        let joining = match way {
             Way::Link { .. } => None,
             Way::Group { handshake, info } => {
                 let joining = GroupInfo::decode(info).and_then(|info| info.join(id, None, now_ms, &me.identity, &mut self.rng));
@@ -200,15 +238,15 @@ impl Client {
                 Some((joining, *handshake))
             }
         };
-        (room.record.access, room.record.access_at) = (answer.access, u64::MAX);
-        if let Way::Link { seed, host } = answer.way {
+        (room.record.access, room.record.access_at) = (access, u64::MAX);
+        if let Way::Link { seed, host } = *way {
             room.set_link(Some(KnownLink { seed, host }));
         }
         self.persist_room(id);
         match joining {
             None => self.begin(id),
             Some((joining, after)) => {
-                self.enter(id, u64::MAX, &answer.access);
+                self.enter(id, u64::MAX, &access);
                 self.come_in(id, joining, after, now_ms);
             }
         }

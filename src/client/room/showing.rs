@@ -78,8 +78,13 @@ impl Room {
         };
         let meanwhile = match self.timeline.sealed_count() {
             0 => None,
-            1 => Some("1 message from while this device was out of the room, or could not follow it".to_owned()),
-            count => Some(format!("{count} messages from while this device was out of the room, or could not follow it")),
+            1 => {
+                Some(format!("1 message from while this device was out of the room, or could not follow it{}", self.gap_words()))
+            }
+            count => Some(format!(
+                "{count} messages from while this device was out of the room, or could not follow it{}",
+                self.gap_words()
+            )),
         };
         let parts: Vec<_> = before.into_iter().chain(meanwhile).collect();
         (!parts.is_empty()).then(|| parts.join("; ").into())

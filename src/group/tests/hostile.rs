@@ -81,7 +81,7 @@ impl Forged {
         let access = self.rotates.unwrap_or(!self.remove.is_empty()).then(|| access_of(&epoch));
         let before = Window { keys: self.down.iter().flat_map(|(_, keys)| keys.clone()).collect(), ..Window::default() };
         let sender = Sender::Member(group.mls.own_leaf_index());
-        let proposed = proposed(&group.mls, staged, &sender, None).unwrap();
+        let proposed = proposed(group.mls.public_group(), staged, &sender, None).unwrap();
         let down = self.down.as_ref().map(|(days, _)| {
             let rung = group.steps(&proposed).unwrap().rung;
             (Steps { rung, days: *days }, &before, 0)
@@ -97,14 +97,14 @@ impl Forged {
 }
 
 /// Alice (owner), Bob and Carol.
-struct Three {
+pub(super) struct Three {
     people: [Identity; 3],
-    groups: [Group; 3],
-    rng: Rng,
+    pub(super) groups: [Group; 3],
+    pub(super) rng: Rng,
 }
 
 impl Three {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let mut rng = Rng(seed);
         let ((alice, mut one), (bob, mut two)) = pair(Suite::X25519, &mut rng);
         let carol = identity(&mut rng);
@@ -136,7 +136,29 @@ impl Three {
         assert_together(&[one, two, three], &self.people[0], &mut self.rng);
     }
 
-    fn change(&mut self, by: usize, change: Change) -> Record {
+    /// Commits of Bob's that he may not make, and one of Alice's that somebody else seals.
+    pub(super) fn forge_for_onlookers(&mut self) -> (Vec<(Record, Invalid)>, Record) {
+        let takes_out = self.forge(1, &Forged { remove: vec![0], ..Forged::default() });
+        let locks = self.forge(1, &Forged { rotates: Some(true), ..Forged::default() });
+        let good = self.forge(0, &Forged::default());
+        let handshake = self.groups[1].view().open(&good).unwrap().0;
+        let mallory = identity(&mut self.rng);
+        let commit = seal_handshake(self.groups[1].epoch(), 0, &mallory, &handshake.encode(), &mut self.rng).unwrap();
+        (vec![(takes_out, forbidden(Forbidden::Remove)), (locks, Invalid::Access)], Record { commit, ..good })
+    }
+
+    /// A commit that only its maker follows, and the epoch that it begins for them.
+    pub(super) fn alone(&mut self, by: usize) -> (Record, (Digest, EpochSecrets)) {
+        let group = &mut self.groups[by];
+        let storage = group.storage.clone();
+        let forged = Forged::default();
+        let bundle = forged.stage(group, &Provider::new(&storage, &mut self.rng), &self.people[by]);
+        let (secrets, authenticator, _) = exported(group.mls.pending_commit().unwrap(), &mut self.rng).unwrap();
+        let record = forged.wrap(group, &bundle, &self.people[by], &mut self.rng);
+        (record, (authenticator, secrets))
+    }
+
+    pub(super) fn change(&mut self, by: usize, change: Change) -> Record {
         let [one, two, three] = &mut self.groups;
         commit(&mut [one, two, three], by, change, &self.people[by], &mut self.rng)
     }
@@ -271,7 +293,7 @@ fn a_link_is_proven_for_one_device_in_one_epoch() {
     let info = GroupInfo::open(ROOM, &listed, &link).unwrap();
     let (good, thief) = (identity(&mut world.rng), identity(&mut world.rng));
     let proven = info.join(ROOM, Some(&link), 0, &good, &mut world.rng).unwrap();
-    let opened = world.groups[0].open(proven.record()).unwrap().0;
+    let opened = world.groups[0].view().open(proven.record()).unwrap().0;
     // A member that opens the commit takes the proof out of it, for a device of its own choosing.
     let stolen = Handshake { joiner: Some(Joiner { device: thief.device(), ..opened.joiner.clone().unwrap() }), ..opened };
     let (_, to) = XWingPrivate::from_seed(&world.groups[0].epoch().secrets().xwing);
@@ -297,7 +319,7 @@ proptest! {
         });
         let rng = &mut Rng(80);
         let mut group = Group::restore(kept, rng).unwrap();
-        let mut handshake = group.open(record).unwrap().0;
+        let mut handshake = group.view().open(record).unwrap().0;
         let mut bytes = handshake.commit.to_vec();
         for (at, difference) in &edits {
             let at = usize::from(*at) % bytes.len();

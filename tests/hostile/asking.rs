@@ -1,0 +1,164 @@
+//! Devices that missed something, and members that give them less, more or something else than they should.
+
+use bytes::Bytes;
+use waxwing::{
+    client::{
+        records::{GroupRecord, IdentityRecord, group_key},
+        view::{Check, Command, RoomState},
+    },
+    core::id::RoomId,
+    group::Group,
+    seal::{
+        epoch::EpochSecrets,
+        hpke::XWingPrivate,
+        identity::Identity,
+        returning::{Answer, Ask, EpochKeys, Given, Wants},
+    },
+};
+
+use super::{
+    person::{Person, Rng},
+    returning::{bob_changes_the_link, key_of},
+    server::Server,
+    stage,
+};
+
+/// What a device has: its place in the group as it keeps it, and its keys.
+struct Device {
+    group: Group,
+    identity: Identity,
+    rng: Rng,
+}
+
+impl Device {
+    fn of(person: &Person, room: RoomId) -> Self {
+        let mut rng = Rng(78);
+        let group: GroupRecord = postcard::from_bytes(&person.stored[&group_key(room)]).unwrap();
+        let me: IdentityRecord = postcard::from_bytes(&person.stored["identity"]).unwrap();
+        let group = Group::restore(&group.snapshot, &mut rng).unwrap();
+        Self { group, identity: Identity::certify(me.secrets, me.not_after_ms, me.counter).named(&me.name), rng }
+    }
+
+    fn inbox_of(&self, person: &Person) -> RoomId {
+        self.group.inboxes().into_iter().find(|(device, _)| Some(*device) == person.device).unwrap().1
+    }
+
+    /// Asks `person` for the keys of epochs, in the one that this device is in. Returns whether that was answered.
+    fn asks(&mut self, server: &mut Server, person: &mut Person, after: u64) -> bool {
+        let epoch = self.group.epoch();
+        let (_, to) = XWingPrivate::from_seed(&epoch.secrets().xwing);
+        let ask = Ask::new(epoch.room, waxwing::seal::Random::bytes(&mut self.rng), Wants::Keys { after }, &self.identity);
+        let (at, inbox) = ((epoch.number, epoch.authenticator), self.inbox_of(person));
+        let letter = ask.seal(&to, at, inbox, &self.identity, &mut self.rng).unwrap();
+        server.logs.entry(inbox).or_default().push(letter);
+        let own = self.identity.inbox_id();
+        let before = server.log(own).len();
+        person.now_ms += 60_000;
+        person.run(server);
+        server.log(own).len() > before
+    }
+}
+
+/// Ann takes Bob out, says something, and Bob comes in again by a new link.
+fn out_and_in_again(server: &mut Server, ann: &mut Person, bob: &mut Person, room: RoomId) {
+    ann.client.command(Command::Remove { room: room.to_string(), user: key_of(ann, "Bob") }, ann.now_ms);
+    ann.run(server);
+    ann.say(server, "without Bob");
+    ann.client.command(Command::MakeLink { room: room.to_string() }, ann.now_ms);
+    ann.run(server);
+    bob.run(server);
+    assert_eq!(bob.room.as_ref().unwrap().reason.as_deref(), Some("this device was removed from the room"));
+    bob.client.command(Command::Join { link: ann.room.as_ref().unwrap().link.clone() }, bob.now_ms);
+    bob.run(server);
+    ann.run(server);
+    ann.say(server, "with Bob again");
+    bob.run(server);
+    assert_eq!(bob.texts().last().unwrap(), "with Bob again");
+}
+
+#[test]
+fn who_was_removed_and_let_in_again_is_told_nothing_of_the_time_out() {
+    let (mut server, mut ann, mut bob, room) = stage();
+    let mut before = bob_changes_the_link(&mut server, &mut ann, &mut bob, room);
+    let was_in = Device::of(&bob, room).group.epoch().number;
+    out_and_in_again(&mut server, &mut ann, &mut bob, room);
+    // Whatever Bob's device asks for, it gets what it had: the epoch before it was taken out, and none between.
+    let mut device = Device::of(&bob, room);
+    let now = device.group.epoch().number;
+    assert!(now > was_in + 2, "{was_in} {now}");
+    let given: Vec<_> = (was_in - 1..=now).filter(|after| device.asks(&mut server, &mut ann, *after)).collect();
+    assert_eq!(given, [was_in - 1], "of epochs up to {now}; out from {}", was_in + 1);
+    // A copy of before reads up to there, and says of the rest that it was out.
+    for _ in 0..4 {
+        for person in [&mut before, &mut ann] {
+            person.now_ms += 60_000;
+            person.client.tick(person.now_ms);
+            person.run(&mut server);
+        }
+    }
+    let known = before.room.as_ref().unwrap();
+    assert_eq!((known.state, known.integrity.contradicts), (RoomState::Open, 0), "{:?}", before.warnings);
+    assert_eq!(before.texts(), ["one", "two", "three", "a new link"]);
+    assert!(known.closed.as_ref().unwrap().ends_with("from while this device was out of the room, or could not follow it"));
+}
+
+#[test]
+fn who_is_not_back_in_the_group_is_told_no_keys() {
+    let (mut server, mut ann, mut bob, room) = stage();
+    let before = bob_changes_the_link(&mut server, &mut ann, &mut bob, room);
+    // A thief, with all that Bob's device had before it got new keys, asks as it, in the epoch that it knows.
+    let mut thief = Device::of(&before, room);
+    let known = thief.group.epoch().number;
+    assert!(
+        (known - 1..=known + 1).all(|after| !thief.asks(&mut server, &mut ann, after)),
+        "what follows {known} is not the thief's"
+    );
+    let mut device = Device::of(&bob, room);
+    ann.client.command(Command::Refresh { room: room.to_string() }, ann.now_ms);
+    ann.run(&mut server);
+    bob.run(&mut server);
+    assert!(!device.asks(&mut server, &mut ann, known), "nor is what follows it asked for in the next one");
+    let mut device = Device::of(&bob, room);
+    assert!(device.asks(&mut server, &mut ann, known), "who is in is told");
+}
+
+#[test]
+fn a_member_that_gives_wrong_keys_is_passed_over() {
+    let (mut server, mut ann, mut bob_of_then, room) = stage();
+    let mut cy = Person::new("Cy", 3);
+    cy.client.command(Command::Join { link: ann.room.as_ref().unwrap().link.clone() }, 5);
+    cy.run(&mut server);
+    ann.run(&mut server);
+    let mut bob = bob_changes_the_link(&mut server, &mut ann, &mut bob_of_then, room);
+    cy.run(&mut server);
+    ann.say(&mut server, "meanwhile");
+    // Bob's device is told of its place; then it asks for what it missed.
+    let mut device = Device::of(&cy, room);
+    let (bobs, cys) = (device.inbox_of(&bob_of_then), device.inbox_of(&cy));
+    bob.run(&mut server);
+    ann.run(&mut server);
+    let asked = server.log(cys).len();
+    bob.run(&mut server);
+    assert!(bob.room.as_ref().unwrap().closed.as_ref().unwrap().ends_with("and none has answered yet"), "{:?}", bob.room);
+    cy.run(&mut server);
+    device = Device::of(&cy, room);
+    let letter: Bytes = server.log(cys)[asked].clone();
+    let ask = Ask::open(device.group.epoch(), cys, &letter).unwrap();
+    let Wants::Keys { after } = ask.wants else { panic!("{ask:?}") };
+    // Cy's own answer is already there, and taken away.
+    server.logs.get_mut(&bobs).unwrap().pop();
+    let newest = (1..).zip(server.log(room)).filter(|(seq, _)| *seq < server.newest_change(room)).map(|(_, record)| record);
+    let change = newest.filter(|record| record[1] == 4).last().unwrap();
+    let record = waxwing::core::chain::digest(&change);
+    let keys = EpochKeys { epoch: after + 1, record, authenticator: record, secrets: EpochSecrets::random(&mut device.rng) };
+    let answer = Answer::seal(&ask, Given::Keys(vec![keys]), &device.identity, &mut device.rng).unwrap();
+    server.logs.get_mut(&bobs).unwrap().push(answer.1);
+    bob.run(&mut server);
+    assert_eq!((bob.alarms.len(), bob.texts().contains(&"meanwhile".into())), (0, false));
+    // It asks the others at once.
+    ann.now_ms += 60_000;
+    ann.run(&mut server);
+    bob.run(&mut server);
+    assert_eq!(bob.texts(), ann.texts());
+    assert_eq!((bob.alarms.len(), bob.checks(Check::Matches)), (0, bob.messages.len()), "{:?}", bob.messages);
+}
