@@ -150,24 +150,20 @@ impl Control {
 
     /// Waits until the client has sent so many more packets.
     pub async fn until_sent(&self, more: u64) {
-        let packets = || self.link.lock().count(End::Client).packets;
-        let enough = packets() + more;
-        loop {
-            let sent = self.link.sent.notified();
-            if packets() >= enough {
-                return;
-            }
-            sent.await;
-        }
+        self.until(more, |link| link.count(End::Client).packets).await;
     }
 
     /// Waits until so many more packets of the server's did not pass because the link is cut.
     pub async fn until_cut(&self, more: u64) {
-        let cut = || self.link.lock().count(End::Server).cut;
-        let enough = cut() + more;
+        self.until(more, |link| link.count(End::Server).cut).await;
+    }
+
+    async fn until(&self, more: u64, count: impl Fn(&Link) -> u64) {
+        let counted = || count(&self.link.lock());
+        let enough = counted() + more;
         loop {
             let sent = self.link.sent.notified();
-            if cut() >= enough {
+            if counted() >= enough {
                 return;
             }
             sent.await;
