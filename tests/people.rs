@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use waxwing::{
     client::{
         native::{self, Choice, Handle, Options},
-        view::{Command, Event, Identity, Invitation, Level, Message, MessageKind, Role, Room, RoomState},
+        view::{Command, Event, History, Identity, Invitation, Level, Message, MessageKind, Role, Room, RoomState},
     },
     core::limits::Limits,
     transport::{Kind, Trust},
@@ -226,6 +226,56 @@ async fn somebody_who_is_away_is_brought_in_and_reads_when_both_are_back() {
     bob.reads(&room, "goodbye").await;
     assert!(bob.requests.is_empty());
     place.edge.stop().await;
+}
+
+/// Whoever is brought in while away reads what was before as who comes by a link does: with nobody there, and although another key opens the
+/// room at the server by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_brought_in_while_away_reads_what_newcomers_read() {
+    for history in [History::Everything, History::Days(30)] {
+        let place = Place::new().await;
+        let mut ann = place.person("Ann").await;
+        let mut bob = place.person("Bob").await;
+        let harbour = ann.create("Harbour").await;
+        bob.ask(Command::Join { link: ann.rooms[&harbour].link.clone() }).await;
+        bob.is_in("Harbour", &["Ann", "Bob"]).await;
+        ann.is_in("Harbour", &["Ann", "Bob"]).await;
+        bob.go().await;
+        let room = ann.create("Boathouse").await;
+        ann.say(&room, "before the policy").await;
+        ann.ask(Command::SetHistory { room: room.clone(), history }).await;
+        ann.until("the policy", |ann| ann.open("Boathouse").is_some_and(|room| room.history == history)).await;
+        ann.say(&room, "one").await;
+        let mut cy = place.person("Cy").await;
+        cy.ask(Command::Join { link: ann.rooms[&room].link.clone() }).await;
+        cy.is_in("Boathouse", &["Ann", "Cy"]).await;
+        cy.say(&room, "two").await;
+        ann.reads(&room, "two").await;
+        ann.invite(&room, bob.user()).await;
+        ann.is_in("Boathouse", &["Ann", "Bob", "Cy"]).await;
+        ann.say(&room, "three").await;
+        ann.ask(Command::Remove { room: room.clone(), user: cy.user() }).await;
+        ann.is_in("Boathouse", &["Ann", "Bob"]).await;
+        ann.say(&room, "four").await;
+        ann.go().await;
+        cy.go().await;
+        let texts = ["one", "two", "three", "four"];
+        for _ in 0..2 {
+            bob.come(&place);
+            bob.is_in("Boathouse", &["Ann", "Bob"]).await;
+            bob.reads(&room, "four").await;
+            assert_eq!(bob.texts(&room), texts, "{history:?}");
+            let closed = bob.rooms[&room].closed.clone().unwrap();
+            assert!(closed.contains("from before this device came in"), "{closed}");
+            let told = bob.messages[&room].iter().map(|message| (message.kind, message.author.name.as_str()));
+            let told: Vec<_> = told.filter(|(kind, _)| *kind != MessageKind::Text).collect();
+            for line in [(MessageKind::Join, "Cy"), (MessageKind::Added, "Ann"), (MessageKind::Removed, "Ann")] {
+                assert!(told.contains(&line), "{line:?} of {told:?}");
+            }
+            bob.go().await;
+        }
+        place.edge.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

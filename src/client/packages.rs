@@ -19,7 +19,7 @@ use crate::{
         frame::{self, ClientFrame},
         id::{RoomId, UnixMillis},
     },
-    group::{Applied, Group, JoinError, KeyPackages, Record, SnapshotError, Suite},
+    group::{Entrance, Group, JoinError, Joining, KeyPackages, Record, SnapshotError, Suite},
     seal::{
         hpke::XWingPublic,
         identity::{Identity, Statement},
@@ -132,11 +132,12 @@ impl Shelf {
         record: &Record,
         by: Who,
         rng: &mut ClientRandom,
-    ) -> Result<(Group, Applied), JoinError> {
+    ) -> Result<Joining, JoinError> {
         let mut keys = self.keys.clone();
-        let (group, applied) = Group::welcomed(room, record, &mut keys, rng)?;
-        let is_theirs = group.members().iter().any(|member| (member.device, member.user) == (by.device, by.user));
-        if applied.by != by.device || !is_theirs {
+        let joining = Group::welcomed(room, record, &mut keys, rng)?;
+        let members = joining.group().members();
+        let is_theirs = members.iter().any(|member| (member.device, member.user) == (by.device, by.user));
+        if joining.entrance() != (Entrance::Added { by: by.device }) || !is_theirs {
             return Err(JoinError::Group);
         }
         if keys.count() == self.keys.count() {
@@ -144,7 +145,7 @@ impl Shelf {
             self.resort = None;
         }
         self.keys = keys;
-        Ok((group, applied))
+        Ok(joining)
     }
 
     /// What is missing when the server has `left`: packages to publish, and whether they replace the others.

@@ -32,7 +32,7 @@ use crate::{
         chain,
         id::{DeviceKey, Digest, LogId, MessageId, ProducerId, RoomId, Seq, UnixMillis},
     },
-    group::{Change, History, Roster, RungKey},
+    group::{Change, Entrance, History, Roster, RungKey},
     seal::{
         body::{Body, Complaint, Content, Seen, SharedDropBox},
         devices::DeviceList,
@@ -214,10 +214,10 @@ impl core::fmt::Debug for LostRecord {
 /// A commit by which this device comes in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoiningRecord {
-    /// The record, as it is given to the log.
+    /// The record, as the log has it or is given it.
     pub record: Bytes,
-    /// Whether it takes its own place again.
-    pub rejoins: bool,
+    /// How it comes in.
+    pub entrance: Entrance,
 }
 
 impl core::fmt::Debug for GroupRecord {

@@ -170,10 +170,10 @@ impl Group {
         keys: &mut KeyPackages,
         rng: &mut (impl Random + Send),
     ) -> Result<Self, JoinError> {
-        Self::welcomed(room, record, keys, rng).map(|(group, _)| group)
+        Self::welcomed(room, record, keys, rng).map(|joining| joining.group)
     }
 
-    /// As [`Group::join`], and what the record did as far as it concerns this device: who added it.
+    /// As [`Group::join`], for who reads what was before: in the log the record is still to come.
     ///
     /// # Errors
     /// [`JoinError`].
@@ -182,7 +182,7 @@ impl Group {
         record: &Record,
         keys: &mut KeyPackages,
         rng: &mut (impl Random + Send),
-    ) -> Result<(Self, Applied), JoinError> {
+    ) -> Result<Joining, JoinError> {
         let welcome = record.welcome.as_deref().ok_or(JoinError::NotForUs)?;
         let message = MlsMessageIn::tls_deserialize_exact_bytes(welcome).map_err(|_| JoinError::NotForUs)?;
         let MlsMessageBodyIn::Welcome(welcome) = message.extract() else { return Err(JoinError::NotForUs) };
@@ -200,11 +200,9 @@ impl Group {
         let rest = storage.split_key_packages();
         let mut group = Self::with(room, mls, storage, record.digest(), rng)?;
         group.window = record.window(room, &group.ladder).unwrap_or_default();
-        let members = group.members();
-        let at = |leaf: u32| members.iter().find(|member| member.leaf == leaf).copied().ok_or(JoinError::Group);
-        let (by, added) = (at(by)?.device, Event::Added(at(group.leaf())?));
+        let by = group.members().into_iter().find(|member| member.leaf == by).ok_or(JoinError::Group)?.device;
         keys.storage = rest;
-        Ok((group, Applied { epoch: record.epoch, by, events: vec![added], rebase: None }))
+        Ok(Joining { group, record: record.clone(), entrance: Entrance::Added { by } })
     }
 
     /// The group info, for a device of the group that cannot follow it any more. It is in the clear: to be sealed to that device.
@@ -353,7 +351,8 @@ impl GroupInfo {
         })?;
         let mut group = Group::with(room, mls, storage, Digest([0; 32]), rng)?;
         group.window = record.window(room, &ladder).unwrap_or_default();
-        Ok(Joining { group, record, rejoins: proof.is_none() })
+        let entrance = if proof.is_some() { Entrance::Link } else { Entrance::Again };
+        Ok(Joining { group, record, entrance })
     }
 
     /// The link's secret for this epoch and device: (link, encapsulation, secret).
@@ -374,12 +373,26 @@ impl GroupInfo {
     }
 }
 
-/// A commit by which a device comes in, until the log has ordered it.
+/// How a device comes in. postcard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entrance {
+    /// By a link, with a commit of its own.
+    Link,
+    /// With a commit of its own that takes its own place again.
+    Again,
+    /// With a member's commit.
+    Added {
+        /// That member's device.
+        by: DeviceKey,
+    },
+}
+
+/// A commit by which a device comes in, until it is read in the log.
 #[derive(Debug)]
 pub struct Joining {
     group: Group,
     record: Record,
-    rejoins: bool,
+    entrance: Entrance,
 }
 
 impl Joining {
@@ -407,10 +420,10 @@ impl Joining {
         self.group.snapshot()
     }
 
-    /// Whether the device takes its own place again.
+    /// How the device comes in.
     #[must_use]
-    pub const fn rejoins(&self) -> bool {
-        self.rejoins
+    pub const fn entrance(&self) -> Entrance {
+        self.entrance
     }
 
     /// As kept.
@@ -420,10 +433,10 @@ impl Joining {
     pub fn restore(
         snapshot: &[u8],
         record: Record,
-        rejoins: bool,
+        entrance: Entrance,
         rng: &mut (impl Random + Send),
     ) -> Result<Self, SnapshotError> {
-        Ok(Self { group: Group::restore(snapshot, rng)?, record, rejoins })
+        Ok(Self { group: Group::restore(snapshot, rng)?, record, entrance })
     }
 
     /// The log's record for that epoch: the group if it is this one's.
@@ -437,8 +450,12 @@ impl Joining {
         let mut group = self.group;
         group.began = record.digest();
         let me = group.members().into_iter().find(|member| member.leaf == group.leaf()).ok_or(JoinError::Group)?;
-        let event = if self.rejoins { Event::Rejoined(me) } else { Event::Joined(me) };
-        let applied = Applied { epoch: group.epoch.number, by: me.device, events: vec![event], rebase: None };
+        let (by, event) = match self.entrance {
+            Entrance::Link => (me.device, Event::Joined(me)),
+            Entrance::Again => (me.device, Event::Rejoined(me)),
+            Entrance::Added { by } => (by, Event::Added(me)),
+        };
+        let applied = Applied { epoch: group.epoch.number, by, events: vec![event], rebase: None };
         Ok((group, applied))
     }
 }

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     commit::{Change, CommitError},
     device::{KeyPackage, KeyPackageError, KeyPackages, VerifiedKeyPackage},
-    join::{GroupInfo, JoinError, Joining},
+    join::{Entrance, GroupInfo, JoinError, Joining},
     ladder::{Former, Place, Roster, Rung},
     onlooker::Onlooker,
     policy::{

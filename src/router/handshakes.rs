@@ -55,7 +55,7 @@ impl Room {
     ) {
         self.in_flight -= 1;
         match result {
-            _ if !self.may(conn.id) => fail(ctx, conn, self.id, Operation::Handshake, Refusal::NoAccess),
+            _ if !self.may_read(conn.id, seq) => fail(ctx, conn, self.id, Operation::Handshake, Refusal::NoAccess),
             Ok(records) => {
                 self.log.adopt(&records.state);
                 let page = self.only(seq, self.page_of(&records));

@@ -260,7 +260,7 @@ impl Room {
                 true => self.seek(conn, request, time_ms, permit, ctx),
                 false => fail(ctx, conn, self.id, Operation::Seek, Refusal::NoAccess),
             },
-            Action::Handshake { request, before } => match self.may(conn.id) {
+            Action::Handshake { request, before } => match self.may_read(conn.id, before.saturating_sub(1)) {
                 true => self.handshake(conn, request, before, permit, ctx),
                 false => fail(ctx, conn, self.id, Operation::Handshake, Refusal::NoAccess),
             },
@@ -309,6 +309,11 @@ impl Room {
     /// that replaced it.
     pub(super) fn may(&self, conn: ConnId) -> bool {
         self.members.get(&conn).is_some_and(|member| self.log.until(member.since) == Seq::MAX)
+    }
+
+    /// Whether the session may have the record at `seq`, wherever it has read to.
+    pub(super) fn may_read(&self, conn: ConnId, seq: Seq) -> bool {
+        self.members.get(&conn).is_some_and(|member| seq <= self.log.until(member.since))
     }
 
     /// Has a session leave that was given the record which replaced the access key that it had proved.

@@ -7,7 +7,7 @@ use waxwing::{
     client::{
         Choice, Client, Output, Transport,
         records::{Handed, PACKAGES_KEY, RoomInvitation, encode},
-        view::{Command, RoomState},
+        view::{Command, History, RoomState},
     },
     core::{
         chain,
@@ -198,6 +198,35 @@ fn an_invitation_survives_a_crash_at_every_turn() {
         crashes += 1;
     }
     assert!(crashes >= 4, "asking, committing, reading it, telling: {crashes}");
+}
+
+#[test]
+fn coming_in_and_reading_what_was_before_survives_a_crash_at_every_turn() {
+    let mut crashes = 0;
+    loop {
+        let (mut server, mut ann, _, room) = stage();
+        let command = Command::SetHistory { room: room.to_string(), history: History::Everything };
+        ann.client.command(command, ann.now_ms);
+        ann.run(&mut server);
+        ann.say(&mut server, "before Cy");
+        ann.client.command(Command::Refresh { room: room.to_string() }, ann.now_ms);
+        ann.run(&mut server);
+        let mut cy = online("Cy", 3, &mut server);
+        assert_eq!(invites(&mut ann, &cy, &mut server), 3);
+        ann.say(&mut server, "hello Cy");
+        cy.run(&mut server);
+        cy.client.command(Command::Accept { room: room.to_string() }, cy.now_ms);
+        let ended = run_turns(&mut cy, &mut server, crashes);
+        let mut cy = again(&cy, 92);
+        cy.run(&mut server);
+        assert_eq!(cy.texts(), ["before Cy", "hello Cy"], "after turn {crashes}: {:?} {:?}", cy.room, cy.warnings);
+        assert!(cy.alarms.is_empty() && cy.warnings.is_empty(), "{:?} {:?}", cy.alarms, cy.warnings);
+        if ended {
+            break;
+        }
+        crashes += 1;
+    }
+    assert!(crashes >= 4, "entering, opening the welcome, and two rungs: {crashes}");
 }
 
 #[test]

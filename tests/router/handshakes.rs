@@ -229,7 +229,10 @@ fn who_entered_by_a_former_key_is_given_the_record_that_replaced_it_and_put_out(
         world.enter_by(&former, ROOM, 1, &room_key(ROOM));
         let frames = world.read_all(&former);
         assert!(matches!(frames[..], [ServerFrame::Entered { handshake: 2, .. }]), "{frames:?}");
+        // Changes too, one by one, up to the one that replaced the key.
+        assert_eq!([3, 2, 1, 0].map(|before| newest(&mut world, &former, before)), [Some(2), None, None, None]);
         for (action, what) in [
+            (Action::Handshake { request: 1, before: 4 }, Operation::Handshake),
             (Action::Fetch { request: 1, before: 2, count_max: 9 }, Operation::Fetch),
             (Action::Handshake { request: 1, before: u64::MAX }, Operation::Handshake),
             (Action::Seek { request: 1, time_ms: 0 }, Operation::Seek),

@@ -37,9 +37,6 @@ impl Client {
                 return Ok(Entry::Known);
             }
         }
-        if self.is_added(id) {
-            return self.take_welcome(id, at, item, now_ms).ok_or(None);
-        }
         let Some(room) = self.rooms.get_mut(&id) else { return Err(None) };
         let (title, newest) = (room.timeline.title().to_owned(), room.timeline.handshake());
         match room.place.take(at, &item.envelope, (&title, newest), room.reborn, &mut self.rng) {

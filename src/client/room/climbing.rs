@@ -15,7 +15,7 @@ use crate::{
     },
     core::{
         chain,
-        frame::{ClientFrame, Page},
+        frame::Page,
         handshake::Trailer,
         id::{Digest, RoomId, Seq},
     },
@@ -178,12 +178,9 @@ impl Past {
 impl Client {
     /// Asks for the next change to go down to; `false` when there is nothing to go down.
     pub(super) fn climb(&mut self, id: RoomId) -> bool {
-        let Some(room) = self.rooms.get_mut(&id) else { return false };
-        let Some(before) = room.past.as_ref().and_then(Past::wants) else { return false };
-        room.knocks = room.knocks.wrapping_add(1);
-        let request = room.knocks;
-        self.send(&ClientFrame::Handshake { request, room: id, before });
-        true
+        let wanted = self.rooms.get(&id).and_then(|room| room.past.as_ref()?.wants());
+        wanted.into_iter().for_each(|before| self.ask_for_change(id, before));
+        wanted.is_some()
     }
 
     /// A change below the one that let this device in.

@@ -9,13 +9,14 @@ use super::place::{Place, Seat};
 use super::{Room, What};
 use crate::client::packages::Offer;
 use crate::client::records::{
-    Entry, Handed, InviteRecord, InvitesRecord, KnownLink, Letter, OfferRecord, PastRecord, RoomInvitation, RoomRecord, Stage,
+    Handed, InviteRecord, InvitesRecord, KnownLink, Letter, OfferRecord, PastRecord, RoomInvitation, RoomRecord, Stage,
     WelcomeRecord, Who, encode, invites_key, past_key,
 };
 use crate::client::view::Level;
 use crate::client::{Client, people};
+use crate::core::chain;
 use crate::core::close::Refusal;
-use crate::core::frame::{ClientFrame, Item};
+use crate::core::frame::{ClientFrame, Item, Page};
 use crate::core::id::{Digest, RoomId, Seq};
 use crate::group::{Change, JoinError, KeyPackage, Record, Role};
 use crate::seal::hpke::XWingPublic;
@@ -288,23 +289,12 @@ impl Client {
             if !outside || room.timeline.head() >= seq {
                 return;
             }
-            // What was written while it was out is in its chain, as what it cannot open.
-            match &mut room.past {
-                Some(past) => past.ends_at(seq),
-                None if room.timeline.head() > 0 => room.past = Some(Past::unknown(id, seq)),
-                None => {
-                    room.record.base = seq.saturating_sub(1);
-                    room.timeline.skip_to(room.record.base, None);
-                }
-            }
             room.set_link(link);
             room.shut_out = None;
             let former = room.record.clone();
             let stage = Stage::Added;
             room.record = RoomRecord { access, access_at, stage, leaving: false, renewed_ms: 0, direct, welcome, ..former };
             room.wire = super::RoomWire { asked: room.wire.asked, ..super::RoomWire::default() };
-            let past = room.past.as_ref().map(|past| encode(past.record()));
-            self.persist(past_key(id), past);
             self.persist_room(id);
         } else {
             let record = RoomRecord {
@@ -316,7 +306,7 @@ impl Client {
                 link,
                 stage: Stage::Added,
                 log: None,
-                base: if past { base } else { seq.saturating_sub(1) },
+                base: if past { base } else { 0 },
                 leaving: false,
                 // What is in a key package is as old as that: the device renews its keys as soon as it is in.
                 renewed_ms: 0,
@@ -336,43 +326,34 @@ impl Client {
         self.tell_room(id);
     }
 
-    /// Whether this device waits for the change that adds it, and takes it as its way in.
-    pub(super) fn is_added(&self, id: RoomId) -> bool {
-        self.rooms.get(&id).is_some_and(|room| room.record.stage == Stage::Added && matches!(room.place, Place::Out))
+    /// Asks for the change that added this device.
+    pub(super) fn ask_for_welcome(&mut self, id: RoomId) {
+        let welcome = self.rooms.get(&id).and_then(|room| room.record.welcome);
+        welcome.into_iter().for_each(|welcome| self.ask_for_change(id, welcome.seq.saturating_add(1)));
     }
 
-    /// A change of the group, while this device waits for the one that adds it. `None` when that does not let it in.
-    pub(super) fn take_welcome(&mut self, id: RoomId, at: (Seq, Digest), item: &Item, now_ms: u64) -> Option<Entry> {
-        let room = self.rooms.get_mut(&id)?;
-        let welcome = room.record.welcome?;
-        if at.0 < welcome.seq {
-            return Some(Entry::Known);
-        }
-        let opened = match Record::decode(&item.envelope) {
-            Ok(record) if at == (welcome.seq, welcome.record) => self.shelf.open_welcome(id, &record, welcome.by, &mut self.rng),
-            _ => Err(JoinError::Group),
-        };
+    /// What the server has in the place of the change that added this device.
+    pub(super) fn on_welcome(&mut self, id: RoomId, page: &Page, now_ms: u64) {
+        let Some(WelcomeRecord { seq, record, by }) = self.rooms.get(&id).and_then(|room| room.record.welcome) else { return };
+        let named = |item: &&Item| page.first == seq && chain::digest(&item.envelope) == record;
+        let added = page.items.first().filter(named).and_then(|item| Record::decode(&item.envelope).ok());
+        let opened = added.ok_or(JoinError::Group).and_then(|added| self.shelf.open_welcome(id, &added, by, &mut self.rng));
+        let Some(room) = self.rooms.get_mut(&id) else { return };
         match opened {
-            Ok((group, applied)) => {
-                let mut seat = Box::new(Seat::new(group));
-                let change = seat.note(at, "", &applied);
-                room.place = Place::In(seat);
+            Ok(joining) => {
+                room.place = Place::Joining(Box::new(joining));
                 room.record.welcome = None;
-                // Before the log's record, as with every change; and before the key package is forgotten.
+                // Before the key package is forgotten.
                 self.persist_place(id);
                 self.used_a_package();
-                self.set_stage(id, Stage::Joined);
-                Some(Entry::Change(change))
+                self.read_from(id, seq);
             }
-            Err(JoinError::NotForUs) => {
-                self.shelf.replace_all(now_ms);
-                self.look_at_packages();
+            Err(why) => {
+                if why == JoinError::NotForUs {
+                    self.shelf.replace_all(now_ms);
+                    self.look_at_packages();
+                }
                 self.missed(id);
-                None
-            }
-            Err(_) => {
-                self.missed(id);
-                None
             }
         }
     }
@@ -392,11 +373,5 @@ impl Client {
             self.notice(Level::Warn, text, Some(id));
         }
         self.tell_room(id);
-    }
-
-    /// The log begins behind the change that adds this device.
-    pub(super) fn welcome_is_gone(&self, id: RoomId, after: Seq) -> bool {
-        let welcome = self.rooms.get(&id).and_then(|room| room.record.welcome);
-        self.is_added(id) && welcome.is_some_and(|welcome| after >= welcome.seq)
     }
 }

@@ -1,6 +1,7 @@
 //! Coming into a room by its link: the newest change of the group holds what the link opens, and a commit of one's own lets this
 //! device in, with nobody online.
 
+use super::Room;
 use super::past::Past;
 use super::place::Place;
 use crate::client::Client;
@@ -18,10 +19,17 @@ const KNOCK_AGAIN_MS: u64 = 5_000;
 impl Client {
     /// Asks for the newest change of the group, unless this device's own commit is on its way.
     pub(in crate::client) fn knock(&mut self, id: RoomId) {
-        let Some(room) = self.rooms.get_mut(&id).filter(|room| room.handshakes.is_empty()) else { return };
+        if self.rooms.get(&id).is_some_and(|room| room.handshakes.is_empty()) {
+            self.ask_for_change(id, Seq::MAX);
+        }
+    }
+
+    /// Asks for the change of the group right before this seq, or for the newest.
+    pub(super) fn ask_for_change(&mut self, id: RoomId, before: Seq) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
         room.knocks = room.knocks.wrapping_add(1);
         let request = room.knocks;
-        self.send(&ClientFrame::Handshake { request, room: id, before: Seq::MAX });
+        self.send(&ClientFrame::Handshake { request, room: id, before });
     }
 
     /// The change that was asked for: whoever holds the link comes in by it.
@@ -30,13 +38,13 @@ impl Client {
         if self.is_of_gap(id, request) {
             return self.on_gap_page(request, page, now_ms);
         }
-        let Some(room) = self.rooms.get_mut(&id) else { return };
-        if room.record.stage == Stage::Joined && request == room.knocks {
-            return self.on_rung(id, page);
-        }
         // An answer to an earlier question may not be the newest change any more.
-        if room.record.stage != Stage::Invited || !room.handshakes.is_empty() || request != room.knocks {
-            return;
+        let Some(room) = self.rooms.get(&id).filter(|room| request == room.knocks) else { return };
+        match room.record.stage {
+            Stage::Joined => return self.on_rung(id, page),
+            Stage::Added => return self.on_welcome(id, page, now_ms),
+            Stage::Invited if room.handshakes.is_empty() => {}
+            _ => return,
         }
         let Some(record) = page.items.first().and_then(|item| Record::decode(&item.envelope).ok()) else {
             return self.stay_outside(id, "the room is not ready: whoever made it has not been online yet", now_ms);
@@ -90,10 +98,16 @@ impl Client {
 
     /// This device's commit is in the log at `seq`: from there on it reads.
     pub(in crate::client) fn on_let_in(&mut self, id: RoomId, seq: Seq) {
+        let is_under_way = |room: &&mut Room| room.record.stage == Stage::Invited && matches!(room.place, Place::Joining(_));
+        let Some(room) = self.rooms.get_mut(&id).filter(is_under_way) else { return };
+        // It may be there since long ago, and what opens the room may have been told since.
+        room.record.access_at = seq.max(room.wire.handshake);
+        self.read_from(id, seq);
+    }
+
+    /// The change at `seq` lets this device in: it reads from there on, and before that what newcomers read.
+    pub(super) fn read_from(&mut self, id: RoomId, seq: Seq) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
-        if room.record.stage != Stage::Invited {
-            return;
-        }
         let Place::Joining(joining) = &room.place else { return };
         let handed_over = room.past.as_mut().filter(|past| past.is_handed_over());
         match (handed_over, ClimbRecord::begin(joining)) {
@@ -105,8 +119,6 @@ impl Client {
             (None, None) if room.timeline.head() > 0 => room.past = Some(Past::unknown(id, seq)),
             (None, None) => room.record.base = seq.saturating_sub(1),
         }
-        // The commit may be in the log since long ago, and what opens the room may have been told since.
-        room.record.access_at = seq.max(room.wire.handshake);
         let past = room.past.as_ref().map(|past| encode(past.record()));
         if room.timeline.head() < room.record.base {
             room.timeline.skip_to(room.record.base, None);

@@ -260,7 +260,11 @@ impl Client {
                 self.enter(id, access_at, &access);
                 self.send(&ClientFrame::Delete { room: id });
             }
-            Stage::Joined | Stage::Added => self.enter_and_subscribe(id),
+            Stage::Added => {
+                self.enter(id, access_at, &access);
+                self.ask_for_welcome(id);
+            }
+            Stage::Joined => self.enter_and_subscribe(id),
             Stage::Deleted | Stage::Removed | Stage::Missed => {}
         }
     }

@@ -26,7 +26,7 @@ pub(super) enum Place {
     /// Outside.
     #[default]
     Out,
-    /// Its commit is on its way into the log.
+    /// What lets it in is on its way into the log, or still to be read there.
     Joining(Box<Joining>),
     /// In the group, or taken out of it.
     In(Box<Seat>),
@@ -187,9 +187,9 @@ impl Place {
     /// As kept.
     pub(super) fn restore(record: GroupRecord, rng: &mut ClientRandom) -> Result<Self, SnapshotError> {
         let GroupRecord { snapshot, joining, wanted, last, .. } = record;
-        if let Some(JoiningRecord { record, rejoins }) = joining {
+        if let Some(JoiningRecord { record, entrance }) = joining {
             let record = Record::decode(&record).map_err(|_| SnapshotError)?;
-            return Ok(Self::Joining(Box::new(Joining::restore(&snapshot, record, rejoins, rng)?)));
+            return Ok(Self::Joining(Box::new(Joining::restore(&snapshot, record, entrance, rng)?)));
         }
         let seat = Seat::new(Group::restore(&snapshot, rng)?);
         Ok(Self::In(Box::new(Seat { wanted, last, ..seat })))
@@ -200,7 +200,7 @@ impl Place {
         match self {
             Self::Out => None,
             Self::Joining(joining) => {
-                let record = JoiningRecord { record: joining.record().encode(), rejoins: joining.rejoins() };
+                let record = JoiningRecord { record: joining.record().encode(), entrance: joining.entrance() };
                 Some(GroupRecord { format: 2, snapshot: joining.snapshot(), joining: Some(record), wanted: None, last: None })
             }
             Self::In(seat) => Some(GroupRecord {

@@ -32,7 +32,7 @@ impl Client {
         }
         match room.record.log {
             // Whoever is on the way in has subscribed to nothing yet.
-            _ if room.record.stage == Stage::Invited => {
+            _ if matches!(room.record.stage, Stage::Invited | Stage::Added) => {
                 if let Some(known) = room.record.log.filter(|known| *known != position.log && room.timeline.head() > 0) {
                     self.log_changed(log, known, position.log);
                 }
@@ -155,10 +155,6 @@ impl Client {
         if lacks_change && room.place.seat().is_some() {
             return self.rejoin(log, None, now_ms);
         }
-        if self.welcome_is_gone(log, after) {
-            return self.missed(log);
-        }
-        let Some(room) = self.rooms.get_mut(&log) else { return };
         room.wire.subscribed = Some(position.head);
         self.up_to_date(log, now_ms);
         self.tell_room(log);
@@ -197,7 +193,7 @@ impl Client {
             Some(header) if header.kind == Kind::Handshake => match self.take_change(id, item, now_ms) {
                 Ok(entry) => entry,
                 Err(complaint) => {
-                    // Who did not even come in is outside already.
+                    // A room that is being deleted is not come into again.
                     if self.rooms.get(&id).is_some_and(|room| room.record.stage == Stage::Joined) {
                         self.rejoin(id, complaint, now_ms);
                     }
@@ -367,7 +363,7 @@ impl Client {
         }
         let Some(room) = self.rooms.get(&id) else { return };
         let (is_in, entered, has) = (room.record.stage == Stage::Joined, room.wire.entered, room.timeline.head());
-        let outside = room.record.stage == Stage::Invited;
+        let (outside, added) = (room.record.stage == Stage::Invited, room.record.stage == Stage::Added);
         match (what, why) {
             (Operation::Subscribe, Refusal::CursorAhead { head }) => {
                 let text = format!("the server has only {head} of the {has} messages that this device has seen");
@@ -387,6 +383,8 @@ impl Client {
             (Operation::Handshake, Refusal::NoAccess) if entered && outside => {
                 self.stay_outside(id, "what this device knows does not open the room any more: a member has to tell it", now_ms);
             }
+            // The change that this device was told of is none that it may read.
+            (Operation::Handshake, Refusal::NoAccess) if entered && added => self.missed(id),
             // The answer to the entering that failed says it.
             (Operation::Subscribe | Operation::Handshake, Refusal::NoAccess) => {}
             (Operation::Create, Refusal::RoomExists) => {}

@@ -83,6 +83,36 @@ fn whoever_comes_in_by_a_link_goes_down_every_rung_with_nobody_there() {
 }
 
 #[test]
+fn whoever_is_added_goes_down_as_far_as_who_comes_by_a_link() {
+    for suite in [Suite::XWing, Suite::X25519] {
+        let rng = &mut Rng(24);
+        let ((alice, mut one), (_, mut two)) = pair(suite, rng);
+        let mut records = vec![commit(&mut [&mut one, &mut two], 0, choose(History::Everything), &alice, rng)];
+        let mut known = vec![(one.epoch().number, one.epoch().secrets().clone())];
+        records.push(commit(&mut [&mut one, &mut two], 0, Change::default(), &alice, rng));
+        known.push((one.epoch().number, one.epoch().secrets().clone()));
+        for history in [History::Everything, History::FromJoin] {
+            let (carol, mut keys) = (identity(rng), KeyPackages::default());
+            let package = keys.make(&carol, suite, 1_000, false, rng).unwrap();
+            let record = commit(&mut [&mut one, &mut two], 0, Change { history: Some(history), ..add(package) }, &alice, rng);
+            records.push(record.clone());
+            // The way in is kept until the log has told of it.
+            let joining = Group::welcomed(ROOM, &record, &mut keys, rng).unwrap();
+            let joining = Joining::restore(&joining.snapshot(), record.clone(), joining.entrance(), rng).unwrap();
+            let (joined, applied) = joining.confirm(&record).unwrap();
+            let own = joined.members().into_iter().find(|member| member.device == carol.device()).unwrap();
+            assert_eq!((applied.by, applied.events), (alice.device(), vec![Event::Added(own)]));
+            let found = climb(&joined, &records);
+            match history {
+                History::FromJoin => assert_eq!(found, [], "by the commit that added her that was over"),
+                _ => assert!(found.iter().rev().eq(&known), "{} of {}", found.len(), known.len()),
+            }
+            known.push((one.epoch().number, one.epoch().secrets().clone()));
+        }
+    }
+}
+
+#[test]
 fn the_commit_that_ends_the_policy_ends_the_ladder() {
     let rng = &mut Rng(22);
     let ((alice, mut one), (_, mut two)) = pair(Suite::X25519, rng);
