@@ -32,6 +32,7 @@ use waxwing::{
         frame::{ClientFrame, KeyPackage, LogKind, Publish, ServerFrame},
         id::{DeviceKey, ProducerId, RoomId},
         log::PRODUCER_RING,
+        packages::Suite,
     },
     transport::Kind,
 };
@@ -312,7 +313,7 @@ async fn the_order_of_handshakes_survives_kills_and_restarts() {
 }
 
 async fn take(client: &mut Client, device: DeviceKey) -> Option<Bytes> {
-    client.send(&ClientFrame::TakeKeyPackage { request: 9, device }).await;
+    client.send(&ClientFrame::TakeKeyPackage { request: 9, device, suite: Suite::XWing }).await;
     match client.until(|frame| matches!(frame, ServerFrame::KeyPackage { .. })).await {
         ServerFrame::KeyPackage { request: 9, result } => result.unwrap(),
         other => panic!("{other:?}"),
@@ -326,7 +327,7 @@ async fn no_key_package_is_handed_out_twice_over_kills_and_restarts() {
     let mut owner = server.login(Kind::WebSocket, 1).await;
     let package = |number: u8| KeyPackage { expires_ms: u64::MAX, last_resort: number == 0, bytes: vec![number; 3_000].into() };
     let packages = (0..10).map(package).collect();
-    owner.send(&ClientFrame::PublishKeyPackages { request: 3, packages, replace: true }).await;
+    owner.send(&ClientFrame::PublishKeyPackages { request: 3, suite: Suite::XWing, packages, replace: true }).await;
     let answer = owner.until(|frame| matches!(frame, ServerFrame::KeyPackages { .. })).await;
     assert_eq!(answer, ServerFrame::KeyPackages { request: 3, result: Ok(9) });
     let device = common::device_of(&owner.key);

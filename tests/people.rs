@@ -278,6 +278,64 @@ async fn who_is_brought_in_while_away_reads_what_newcomers_read() {
     }
 }
 
+/// People come into large rooms, whose keys are of another suite, in the same ways as into others: while away, by the last resort, and with
+/// another device, where no link leads in.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_rooms_take_people_who_are_away_and_their_other_devices() {
+    let place = Place::new().await;
+    let mut ann = place.person("Ann").await;
+    let mut bob = place.person("Bob").await;
+    let harbour = ann.create("Harbour").await;
+    bob.ask(Command::Join { link: ann.rooms[&harbour].link.clone() }).await;
+    bob.is_in("Harbour", &["Ann", "Bob"]).await;
+    ann.is_in("Harbour", &["Ann", "Bob"]).await;
+    bob.go().await;
+    let mut rooms = Vec::new();
+    // One more than there are packages that are handed out once.
+    for number in 0..13 {
+        let title = format!("Fleet {number}");
+        ann.ask(Command::CreateLargeRoom { title: title.clone() }).await;
+        ann.until(&title, |ann| ann.open(&title).is_some()).await;
+        let room = ann.open(&title).unwrap().id.clone();
+        ann.invite(&room, bob.user()).await;
+        ann.is_in(&title, &["Ann", "Bob"]).await;
+        ann.say(&room, &title).await;
+        rooms.push((room, title));
+    }
+    assert!(place.edge.metric("waxwing_key_packages_last_resort_total") > 0.0);
+    bob.come(&place);
+    for (room, title) in &rooms {
+        assert_eq!(&bob.is_in(title, &["Ann", "Bob"]).await, room);
+        bob.reads(room, title).await;
+        assert!(!bob.rooms[room].post_quantum);
+    }
+    // His next device comes into them too; and into another one with him, while both are away.
+    bob.go().await;
+    let file = native::export(&bob.profile.as_path().into(), "a good passphrase").unwrap();
+    bob.come(&place);
+    let mut second = place.nobody("Bob's other device");
+    native::import(&second.profile.as_path().into(), &place.options().origin, &file, "a good passphrase").unwrap();
+    second.come(&place);
+    second.reads(&rooms[0].0, &rooms[0].1).await;
+    second.until("key packages", |person| person.identity.as_ref().is_some_and(|identity| identity.reachable)).await;
+    bob.until("two devices", |bob| bob.identity.as_ref().is_some_and(|identity| identity.devices.len() == 2)).await;
+    bob.go().await;
+    second.go().await;
+    ann.ask(Command::CreateLargeRoom { title: "Armada".into() }).await;
+    ann.until("the room", |ann| ann.open("Armada").is_some()).await;
+    let room = ann.open("Armada").unwrap().id.clone();
+    ann.invite(&room, bob.card()).await;
+    let devices = |person: &Person| person.rooms[&room].members.iter().map(|member| member.devices).sum::<u32>();
+    ann.until("all devices", |ann| ann.open("Armada").is_some() && devices(ann) == 3).await;
+    ann.say(&room, "all hands").await;
+    ann.go().await;
+    for person in [&mut second, &mut bob] {
+        person.come(&place);
+        person.reads(&room, "all hands").await;
+    }
+    place.edge.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_people_write_to_each_other_and_a_stranger_is_asked_first() {
     let place = Place::new().await;

@@ -154,7 +154,7 @@ pub struct Client {
     /// What is too old in rooms whose newcomers read the last days is looked for at this time.
     forget_next_ms: u64,
     /// The key packages of this device.
-    shelf: packages::Shelf,
+    shelves: packages::Shelves,
     /// Key packages of others that were asked for on this connection: into which room, and whose.
     takes: BTreeMap<u32, (RoomId, Who)>,
     /// People beyond the rooms.
@@ -196,7 +196,7 @@ struct Stored {
     contacts: BTreeMap<UserKey, ContactRecord>,
     former: Vec<(RoomId, String)>,
     ticket: Option<TicketRecord>,
-    shelf: Option<packages::Shelf>,
+    shelves: Option<packages::Shelves>,
     acquaintances: Option<AcquaintancesRecord>,
     invites: BTreeMap<RoomId, InvitesRecord>,
 }
@@ -226,7 +226,7 @@ impl Client {
             stored: Stored::default(),
             renew_next_ms: 0,
             forget_next_ms: 0,
-            shelf: packages::Shelf::default(),
+            shelves: packages::Shelves::default(),
             takes: BTreeMap::new(),
             acquaintances: AcquaintancesRecord::default(),
             letters: Vec::new(),
@@ -255,7 +255,7 @@ impl Client {
         self.former = core::mem::take(&mut stored.former);
         self.contacts = core::mem::take(&mut stored.contacts);
         stored.ticket.take().into_iter().for_each(|ticket| self.wire.load_ticket(ticket));
-        self.shelf = stored.shelf.take().unwrap_or_default();
+        self.shelves = stored.shelves.take().unwrap_or_default();
         self.acquaintances = stored.acquaintances.take().unwrap_or_default();
         self.restore(stored, now_ms);
         self.forget_due(now_ms);
@@ -392,7 +392,7 @@ impl Client {
         for outbox in self.posts.values_mut() {
             outbox.disconnected();
         }
-        self.shelf.disconnected();
+        self.shelves.disconnected();
         self.takes.clear();
         if let Some(me) = &mut self.me {
             me.inbox = people::InboxState::default();
@@ -479,7 +479,8 @@ impl Client {
     /// Asks to be called when the next thing is due.
     fn schedule(&mut self, now_ms: u64) {
         let retries = self.rooms.values().filter_map(Room::retry_at);
-        let due = self.code_expires_ms().into_iter().chain(self.shelf.look_at()).chain(self.renews_at()).chain(self.forgets_at());
+        let due =
+            self.code_expires_ms().into_iter().chain(self.shelves.look_at()).chain(self.renews_at()).chain(self.forgets_at());
         let next = retries.chain(self.wire.timeout(now_ms)).chain(due).min();
         if let Some(at_ms) = next.filter(|at_ms| self.timer_ms != Some(*at_ms)) {
             self.timer_ms = next;
@@ -526,7 +527,7 @@ impl Stored {
         match kind {
             "acquaintances" => self.acquaintances = Some(postcard::from_bytes(value).ok()?),
             "invites" => drop(self.invites.insert(id()?, postcard::from_bytes(value).ok()?)),
-            "packages" => self.shelf = Some(packages::Shelf::load(postcard::from_bytes(value).ok()?).ok()?),
+            "packages" => self.shelves = Some(packages::Shelves::load(postcard::from_bytes(value).ok()?).ok()?),
             "ticket" => self.ticket = Some(postcard::from_bytes(value).ok()?),
             "identity" => *me = Some(Me::new(postcard::from_bytes(value).ok()?)),
             "room" => self.rooms.push((id()?, postcard::from_bytes(value).ok()?)),

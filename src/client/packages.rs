@@ -1,8 +1,8 @@
 //! This device's key packages: with one of them others add it to a room while it is away. The server hands each out once; this
 //! device sees to it that there are some, and keeps what opens the welcomes.
 //!
-//! They are made when the server says that few are left, and all anew every few weeks, so that none is ever given out that is about
-//! to expire. Nothing is published before what opens it is kept. What the server handed out nobody tells; so the private halves
+//! For groups of each suite there is a shelf of them, looked after by itself. They are made when the server says that few are left, and all anew
+//! every few weeks, so that none is ever given out that is about to expire. Nothing is published before what opens it is kept. What the server handed out nobody tells; so the private halves
 //! stay until they are used or long expired, and only so many are made.
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Client, ClientRandom,
-    records::{PACKAGES_KEY, PackagesRecord, Who, encode},
+    records::{PACKAGES_KEY, PackagesRecord, ShelfRecord, Who, encode},
 };
 use crate::{
     core::{
@@ -30,7 +30,7 @@ use crate::{
 const FULL: u32 = 12;
 /// With fewer than so many, more are made.
 const FEW: u32 = 6;
-/// So many private halves are kept at most: whoever takes them all for nothing makes others use the last resort, and this
+/// So many private halves of a suite are kept at most: whoever takes them all for nothing makes others use the last resort, and this
 /// device no more work.
 const KEPT_MAX: usize = 128;
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -76,8 +76,77 @@ impl Offer {
 }
 
 /// The key packages of this device.
-#[derive(Debug, Default)]
-pub(super) struct Shelf {
+#[derive(Debug)]
+pub(super) struct Shelves([Shelf; 2]);
+
+impl Default for Shelves {
+    fn default() -> Self {
+        Self(Suite::ALL.map(Shelf::new))
+    }
+}
+
+impl Shelves {
+    /// As kept.
+    pub(super) fn load(record: PackagesRecord) -> Result<Self, SnapshotError> {
+        let mut shelves = Self::default();
+        for kept in record.shelves {
+            let ShelfRecord { suite, keys, made_ms, resort, resort_taken } = kept;
+            let loaded = Shelf { keys: KeyPackages::restore(&keys)?, made_ms, resort, resort_taken, ..Shelf::new(suite) };
+            if let Some(shelf) = shelves.0.iter_mut().find(|shelf| shelf.suite == suite) {
+                *shelf = loaded;
+            }
+        }
+        Ok(shelves)
+    }
+
+    fn record(&self) -> PackagesRecord {
+        PackagesRecord { format: 2, shelves: self.0.iter().map(Shelf::record).collect() }
+    }
+
+    /// Nothing that was asked is answered any more.
+    pub(super) fn disconnected(&mut self) {
+        self.0.iter_mut().for_each(|shelf| (shelf.asked, shelf.look_ms) = (None, None));
+    }
+
+    /// Whether the server has some of each.
+    pub(super) fn are_out(&self) -> bool {
+        self.0.iter().all(|shelf| shelf.resort_taken)
+    }
+
+    /// When to look the next time.
+    pub(super) fn look_at(&self) -> Option<u64> {
+        self.0.iter().filter_map(|shelf| shelf.look_ms).min()
+    }
+
+    /// A welcome does not open: this may be an older copy of a storage that has published others since, so all of them are to be
+    /// replaced. Once a day: the welcome may also be somebody's idea of a joke.
+    pub(super) fn replace_all(&mut self, now_ms: u64) {
+        let lately = |shelf: &Shelf| now_ms < shelf.made_ms.saturating_add(DAY_MS);
+        self.0.iter_mut().filter(|shelf| !lately(shelf)).for_each(|shelf| shelf.made_ms = 0);
+    }
+
+    /// Comes into a room by a record with which `by` adds this device. The key package is used up.
+    pub(super) fn open_welcome(
+        &mut self,
+        room: RoomId,
+        record: &Record,
+        by: Who,
+        rng: &mut ClientRandom,
+    ) -> Result<Joining, JoinError> {
+        for shelf in &mut self.0 {
+            match shelf.open_welcome(room, record, by, rng) {
+                Err(JoinError::NotForUs) => {}
+                opened => return opened,
+            }
+        }
+        Err(JoinError::NotForUs)
+    }
+}
+
+/// Those for groups of one suite.
+#[derive(Debug)]
+struct Shelf {
+    suite: Suite,
     /// Their private halves.
     keys: KeyPackages,
     made_ms: UnixMillis,
@@ -90,49 +159,16 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    /// As kept.
-    pub(super) fn load(record: PackagesRecord) -> Result<Self, SnapshotError> {
-        let PackagesRecord { keys, made_ms, resort, resort_taken, .. } = record;
-        Ok(Self { keys: KeyPackages::restore(&keys)?, made_ms, resort, resort_taken, ..Self::default() })
+    fn new(suite: Suite) -> Self {
+        Self { suite, keys: KeyPackages::default(), made_ms: 0, resort: None, resort_taken: false, asked: None, look_ms: None }
     }
 
-    fn record(&self) -> PackagesRecord {
-        let Self { made_ms, resort_taken, .. } = *self;
-        PackagesRecord { format: 1, keys: self.keys.snapshot(), made_ms, resort: self.resort.clone(), resort_taken }
+    fn record(&self) -> ShelfRecord {
+        let Self { suite, made_ms, resort_taken, .. } = *self;
+        ShelfRecord { suite, keys: self.keys.snapshot(), made_ms, resort: self.resort.clone(), resort_taken }
     }
 
-    /// Nothing that was asked is answered any more.
-    pub(super) const fn disconnected(&mut self) {
-        self.asked = None;
-        self.look_ms = None;
-    }
-
-    /// Whether the server has some.
-    pub(super) const fn is_out(&self) -> bool {
-        self.resort_taken
-    }
-
-    /// When to look the next time.
-    pub(super) const fn look_at(&self) -> Option<u64> {
-        self.look_ms
-    }
-
-    /// A welcome does not open: this may be an older copy of a storage that has published others since, so all of them are to be
-    /// replaced. Once a day: the welcome may also be somebody's idea of a joke.
-    pub(super) const fn replace_all(&mut self, now_ms: u64) {
-        if now_ms >= self.made_ms.saturating_add(DAY_MS) {
-            self.made_ms = 0;
-        }
-    }
-
-    /// Comes into a room by a record with which `by` adds this device. The key package is used up.
-    pub(super) fn open_welcome(
-        &mut self,
-        room: RoomId,
-        record: &Record,
-        by: Who,
-        rng: &mut ClientRandom,
-    ) -> Result<Joining, JoinError> {
+    fn open_welcome(&mut self, room: RoomId, record: &Record, by: Who, rng: &mut ClientRandom) -> Result<Joining, JoinError> {
         let mut keys = self.keys.clone();
         let joining = Group::welcomed(room, record, &mut keys, rng)?;
         let members = joining.group().members();
@@ -168,9 +204,9 @@ impl Shelf {
         if missing.min(room) == 0 && self.resort.is_some() && self.resort_taken {
             return Ok(None);
         }
-        let expires_ms = now_ms.saturating_add(LIFE_MS);
+        let (suite, expires_ms) = (self.suite, now_ms.saturating_add(LIFE_MS));
         let mut make = |keys: &mut KeyPackages, last_resort| {
-            let package = keys.make(identity, Suite::XWing, expires_ms, last_resort, rng)?;
+            let package = keys.make(identity, suite, expires_ms, last_resort, rng)?;
             Ok::<_, SnapshotError>(frame::KeyPackage { expires_ms, last_resort, bytes: Offer::encode(identity, package.0) })
         };
         let mut packages = Vec::new();
@@ -191,64 +227,75 @@ impl Shelf {
 }
 
 impl Client {
-    /// Asks the server how many key packages of this device it has left.
+    /// Asks the server how many key packages of this device it has left, where that is not asked yet.
     pub(super) fn look_at_packages(&mut self) {
-        let request = self.next_request();
-        self.shelf.look_ms = None;
-        self.shelf.asked = Some((request, false));
-        self.send(&ClientFrame::PublishKeyPackages { request, packages: Vec::new(), replace: false });
+        self.look_where(|shelf| shelf.asked.is_none());
+    }
+
+    /// It is time to look, if it is.
+    pub(super) fn packages_tick(&mut self, now_ms: u64) {
+        self.look_where(|shelf| shelf.look_ms.is_some_and(|at_ms| now_ms >= at_ms));
+    }
+
+    fn look_where(&mut self, is_due: impl Fn(&Shelf) -> bool) {
+        let Self { shelves, requests, .. } = self;
+        let mut asks = Vec::new();
+        for shelf in shelves.0.iter_mut().filter(|shelf| is_due(shelf)) {
+            *requests = requests.wrapping_add(1);
+            (shelf.look_ms, shelf.asked) = (None, Some((*requests, false)));
+            let (request, suite) = (*requests, shelf.suite);
+            asks.push(ClientFrame::PublishKeyPackages { request, suite, packages: Vec::new(), replace: false });
+        }
+        asks.iter().for_each(|ask| self.send(ask));
     }
 
     /// A package was used: there may be few left.
     pub(super) fn used_a_package(&mut self) {
         self.persist_packages();
-        if self.shelf.asked.is_none() {
-            self.look_at_packages();
-        }
-    }
-
-    /// It is time to look, if it is.
-    pub(super) fn packages_tick(&mut self, now_ms: u64) {
-        if self.shelf.look_ms.is_some_and(|at_ms| now_ms >= at_ms) {
-            self.look_at_packages();
-        }
+        self.look_at_packages();
     }
 
     /// The server says how many it has left, after it took what was published, if something was.
     pub(super) fn on_key_packages(&mut self, request: u32, result: Result<u32, Refusal>, now_ms: u64) {
-        let Some((_, published)) = self.shelf.asked.take_if(|(asked, _)| *asked == request) else { return };
+        let were_out = self.shelves.are_out();
+        let asked = |shelf: &&mut Shelf| shelf.asked.is_some_and(|(asked, _)| asked == request);
+        let Some(shelf) = self.shelves.0.iter_mut().find(asked) else { return };
+        let published = shelf.asked.take().is_some_and(|(_, published)| published);
         let wait_ms = if result.is_ok() { LOOK_EVERY_MS } else { LOOK_AGAIN_MS };
-        self.shelf.look_ms = Some(now_ms.saturating_add(wait_ms));
+        shelf.look_ms = Some(now_ms.saturating_add(wait_ms));
         match result {
             Ok(_) if published => {
-                let first = !core::mem::replace(&mut self.shelf.resort_taken, true);
+                shelf.resort_taken = true;
                 self.persist_packages();
-                if first {
+                if !were_out && self.shelves.are_out() {
                     self.tell_identity();
                     self.greet_own_devices(now_ms);
                 }
             }
-            Ok(left) => self.restock(left, now_ms),
+            Ok(left) => {
+                let suite = shelf.suite;
+                self.restock(suite, left, now_ms);
+            }
             Err(_) => {}
         }
     }
 
-    fn restock(&mut self, left: u32, now_ms: u64) {
-        let Some(me) = &self.me else { return };
+    fn restock(&mut self, suite: Suite, left: u32, now_ms: u64) {
+        let request = self.next_request();
+        let (Some(me), Some(shelf)) = (&self.me, self.shelves.0.iter_mut().find(|shelf| shelf.suite == suite)) else { return };
         // A store that is damaged makes none; what it had is of no use either.
-        let stock = match self.shelf.restock(left, &me.identity, now_ms, &mut self.rng) {
+        let stock = match shelf.restock(left, &me.identity, now_ms, &mut self.rng) {
             Ok(stock) => stock,
-            Err(SnapshotError) => return self.shelf = Shelf::default(),
+            Err(SnapshotError) => return *shelf = Shelf::new(suite),
         };
         let Some((packages, replace)) = stock else { return };
+        shelf.asked = Some((request, true));
         self.persist_packages();
-        let request = self.next_request();
-        self.shelf.asked = Some((request, true));
-        self.send(&ClientFrame::PublishKeyPackages { request, packages, replace });
+        self.send(&ClientFrame::PublishKeyPackages { request, suite, packages, replace });
     }
 
     pub(super) fn persist_packages(&mut self) {
-        let value = encode(&self.shelf.record());
+        let value = encode(&self.shelves.record());
         self.persist(PACKAGES_KEY.to_owned(), Some(value));
     }
 

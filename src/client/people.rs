@@ -99,7 +99,7 @@ impl Client {
             words: me.identity.user().words(),
             devices: self.own_devices(),
             card: self.card(),
-            reachable: self.shelf.is_out(),
+            reachable: self.shelves.are_out(),
         });
         self.outputs.push_back(super::Output::Event(Event::Identity { identity }));
     }

@@ -45,7 +45,7 @@ use crate::{
 pub use self::gap::{BackRecord, GapRecord, Over, gap_key};
 pub use self::inviting::{
     ACQUAINTANCES_KEY, AcquaintancesRecord, Handed, InviteRecord, InvitesRecord, OfferRecord, PACKAGES_KEY, PackagesRecord,
-    RequestRecord, RoomInvitation, invites_key,
+    RequestRecord, RoomInvitation, ShelfRecord, invites_key,
 };
 
 /// Who this device is.

@@ -11,6 +11,7 @@ use super::{
     close::{CloseCode, Refusal},
     id::{AccessKey, ClientSeq, DeviceKey, Digest, LogId, Nonce, ProducerId, RoomId, Seq, Signature, UnixMillis},
     limits::Limits,
+    packages::Suite,
 };
 
 /// The protocol version of the hello.
@@ -129,6 +130,8 @@ pub enum ClientFrame {
     PublishKeyPackages {
         /// Chosen by the client, echoed.
         request: u32,
+        /// For groups of which suite they are, all of them.
+        suite: Suite,
         /// They are handed out in this order.
         packages: Vec<KeyPackage>,
         /// Whether those that are there go first.
@@ -140,6 +143,8 @@ pub enum ClientFrame {
         request: u32,
         /// Whose.
         device: DeviceKey,
+        /// For a group of which suite.
+        suite: Suite,
     },
     /// Opens the room's drop-box, or puts this in the place of what it was opened with; for members.
     PutDropBox {
@@ -166,7 +171,7 @@ pub struct DropBoxOffer {
 pub struct KeyPackage {
     /// By the server's clock: it is not handed out from then on.
     pub expires_ms: UnixMillis,
-    /// Handed out again and again when there is no other (RFC 9750 §5.1 has what that costs). A device has one at most.
+    /// Handed out again and again when there is no other (RFC 9750 §5.1 has what that costs). A device has one at most for each suite.
     pub last_resort: bool,
     /// The package; the server does not look at it.
     pub bytes: Bytes,
@@ -349,7 +354,7 @@ pub enum ServerFrame {
     KeyPackages {
         /// The request.
         request: u32,
-        /// Packages that can be taken now, the last resort not counted; or why nothing has changed.
+        /// Packages of that suite that can be taken now, the last resort not counted; or why nothing has changed.
         result: Result<u32, Refusal>,
     },
     /// Answer to [`ClientFrame::TakeKeyPackage`].

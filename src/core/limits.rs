@@ -28,9 +28,9 @@ pub struct Limits {
     pub publish_burst_max: u32,
     /// Handshake records that one device may publish in a minute, and as many at once, over all of its sessions. Default 30.
     pub handshakes_per_minute_max: u32,
-    /// Key packages that one device may have, the last resort included. Default 50.
+    /// Key packages that one device may have for groups of one suite, the last resort included. Default 50.
     pub key_packages_max: u32,
-    /// Largest key package, in bytes. Default 16,384. All of a device together have 2 MiB at most.
+    /// Largest key package, in bytes. Default 16,384. All of a device and suite together have 2 MiB at most.
     pub key_package_bytes_max: u32,
     /// Requests about key packages, of its own and of others, that one device may make in a minute, and as many at once, over all of
     /// its sessions. Default 60.

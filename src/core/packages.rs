@@ -1,16 +1,46 @@
-//! The key packages of one device (RFC 9420 §10): with one of them others add it to a group while it is away. Each is handed out
-//! once; when none is left, the one that the device has marked as its last resort is handed out again and again. Pure: whoever
+//! The key packages of one device for groups of one suite (RFC 9420 §10): with one of them others add it to a group while it is away. Each is
+//! handed out once; when none is left, the one that the device has marked as its last resort is handed out again and again. Pure: whoever
 //! calls it makes the result durable before anybody hears of it.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{close::Refusal, frame::KeyPackage, id::UnixMillis, limits::Limits};
+use super::{
+    chain,
+    close::Refusal,
+    frame::KeyPackage,
+    id::{DeviceKey, UnixMillis},
+    limits::Limits,
+};
 
-/// Bytes that all packages of one device may have together.
+/// Bytes that all packages of one device and suite may have together.
 pub const PACKAGES_BYTES_MAX: usize = 2 << 20;
 
-/// The packages of one device, in the order in which they are handed out.
+/// The cryptography of a group, fixed when it is made. A server keeps key packages for each apart, and knows nothing else of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Suite {
+    /// X-Wing, AES-128-GCM, SHA-256, Ed25519 (`0x004F`, draft-ietf-mls-pq-ciphersuites): epochs that quantum computers do not open.
+    XWing,
+    /// X25519, AES-128-GCM, SHA-256, Ed25519 (`0x0001`, RFC 9420 §17.1).
+    X25519,
+}
+
+impl Suite {
+    /// All there are.
+    pub const ALL: [Self; 2] = [Self::XWing, Self::X25519];
+}
+
+/// The name under which an engine keeps a device's packages for groups of this suite: the device's own, and for the classical suite a hash, which
+/// no device has for a key.
+#[must_use]
+pub fn kept_under(device: DeviceKey, suite: Suite) -> DeviceKey {
+    match suite {
+        Suite::XWing => device,
+        Suite::X25519 => DeviceKey(chain::digest(&[&b"waxwing classical packages v1"[..], &device.0].concat()).0),
+    }
+}
+
+/// The packages of one device and suite, in the order in which they are handed out.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Packages(Vec<KeyPackage>);
 

@@ -8,6 +8,7 @@ use super::{
     id::{AccessKey, DeviceKey, Digest, Nonce, RoomId, Seq, Signature, UnixMillis},
     limits::{Limits, Rate, TokenBucket},
     login::{self, AGENT_LEN_MAX, AUTHORITY_LEN_MAX, TICKET_LEN_MAX, TOKEN_LEN_MAX, Transcript},
+    packages::Suite,
 };
 
 /// Requests other than publishes that a session may make per second for long, and at once: a client that comes back enters, subscribes
@@ -102,6 +103,8 @@ pub enum Action {
 pub struct PackagesRequest {
     /// Whose packages.
     pub device: DeviceKey,
+    /// For groups of which suite.
+    pub suite: Suite,
     /// Echoed.
     pub request: u32,
     /// What is to be done.
@@ -394,12 +397,12 @@ impl Open {
             }
             ClientFrame::Publish(publish) => return Ok(self.publish(publish, now_ms)),
             ClientFrame::Ephemeral { envelope } => return Ok(self.ephemeral(envelope, now_ms)),
-            ClientFrame::PublishKeyPackages { request, packages, replace } => {
+            ClientFrame::PublishKeyPackages { request, suite, packages, replace } => {
                 let (device, action) = (self.device, PackagesAction::Publish { packages, replace });
-                return Ok(self.packages(PackagesRequest { device, request, action }, now_ms));
+                return Ok(self.packages(PackagesRequest { device, suite, request, action }, now_ms));
             }
-            ClientFrame::TakeKeyPackage { request, device } => {
-                return Ok(self.packages(PackagesRequest { device, request, action: PackagesAction::Take }, now_ms));
+            ClientFrame::TakeKeyPackage { request, device, suite } => {
+                return Ok(self.packages(PackagesRequest { device, suite, request, action: PackagesAction::Take }, now_ms));
             }
             ClientFrame::Ping { token } => return Ok(Step::Send(ServerFrame::Pong { token })),
             ClientFrame::Close => return Ok(Step::Goodbye),

@@ -51,6 +51,7 @@ use self::{
     storage::Storage,
     window::{LadderSecret, Window},
 };
+pub use crate::core::packages::Suite;
 use crate::{
     core::id::{DeviceKey, Digest, RoomId},
     seal::{
@@ -59,15 +60,6 @@ use crate::{
         identity::{Identity, Statement},
     },
 };
-
-/// The cryptography of a group, fixed when it is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Suite {
-    /// X-Wing, AES-128-GCM, SHA-256, Ed25519 (`0x004F`, draft-ietf-mls-pq-ciphersuites): epochs that quantum computers do not open.
-    XWing,
-    /// X25519, AES-128-GCM, SHA-256, Ed25519 (`0x0001`, RFC 9420 §17.1).
-    X25519,
-}
 
 impl Suite {
     /// How many devices a group of it may have.

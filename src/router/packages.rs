@@ -18,7 +18,7 @@ use crate::{
         close::Refusal,
         frame::ServerFrame,
         id::DeviceKey,
-        packages::{Packages, Taken},
+        packages::{Packages, Taken, kept_under},
         session::{PackagesAction, PackagesRequest},
     },
     engine::{Answer, Failure, Request},
@@ -29,7 +29,7 @@ const WAITING_MAX: usize = 64;
 
 type Asked = (Arc<Conn>, PackagesRequest, Permit);
 
-/// The devices of which something is asked.
+/// The devices of which something is asked, under the names by which an engine keeps their packages of a suite.
 #[derive(Debug, Default)]
 pub(super) struct Directory(HashMap<DeviceKey, Slot>);
 
@@ -61,7 +61,7 @@ fn load(device: DeviceKey, ctx: &mut Context) -> Result<(), Refusal> {
 impl Directory {
     /// A session asks.
     pub(super) fn ask(&mut self, asked: Asked, ctx: &mut Context) {
-        let device = asked.1.device;
+        let device = kept_under(asked.1.device, asked.1.suite);
         let may = match self.0.get(&device) {
             _ if let Err(why) = asked.0.usage.packages(ctx.now_ms, &ctx.limits) => Err(why),
             Some(slot) if slot.waiting.len() >= WAITING_MAX => Err(Refusal::Overloaded),

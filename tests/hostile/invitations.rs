@@ -6,7 +6,7 @@ use bytes::Bytes;
 use waxwing::{
     client::{
         Choice, Client, Output, Transport,
-        records::{Handed, PACKAGES_KEY, RoomInvitation, encode},
+        records::{GroupRecord, Handed, PACKAGES_KEY, RoomInvitation, encode, group_key},
         view::{Command, History, RoomState},
     },
     core::{
@@ -14,6 +14,7 @@ use waxwing::{
         frame::{ClientFrame, ServerFrame},
         id::{Digest, RoomId},
     },
+    group::Group,
     seal::{
         hpke::XWingPublic,
         identity::{Identity, inbox_id},
@@ -29,7 +30,8 @@ use super::{
 
 /// What precedes the rest in a published package: format, length and bytes of the inbox key.
 const INBOX: core::ops::Range<usize> = 3..3 + 1216;
-const MONTH_MS: u64 = 31 * 24 * 3600 * 1000;
+const DAY_MS: u64 = 24 * 3600 * 1000;
+const MONTH_MS: u64 = 31 * DAY_MS;
 
 fn online(name: &str, seed: u64, server: &mut Server) -> Person {
     let mut person = Person::new(name, seed);
@@ -38,7 +40,7 @@ fn online(name: &str, seed: u64, server: &mut Server) -> Person {
 }
 
 fn published(person: &Person, server: &Server) -> Bytes {
-    server.packages[&person.device.unwrap()][0].bytes.clone()
+    server.packages[&person.device.unwrap()][0].1.bytes.clone()
 }
 
 fn inbox(person: &Person, server: &Server) -> XWingPublic {
@@ -227,6 +229,41 @@ fn coming_in_and_reading_what_was_before_survives_a_crash_at_every_turn() {
         crashes += 1;
     }
     assert!(crashes >= 4, "entering, opening the welcome, and two rungs: {crashes}");
+}
+
+/// The present epoch's secret, as the device has kept it.
+fn psk(person: &Person, room: RoomId) -> [u8; 32] {
+    let record: GroupRecord = postcard::from_bytes(&person.stored[&group_key(room)]).unwrap();
+    Group::restore(&record.snapshot, &mut Rng(1)).unwrap().epoch().secrets().psk
+}
+
+#[test]
+fn who_is_brought_in_reads_the_days_before_that_and_deletes_their_keys_in_time() {
+    let (mut server, mut ann, _, room) = stage();
+    ann.run(&mut server);
+    let mut cy = online("Cy", 3, &mut server);
+    let id = room.to_string();
+    ann.client.command(Command::SetHistory { room: id.clone(), history: History::Days(3) }, ann.now_ms);
+    ann.run(&mut server);
+    let mut epochs = Vec::new();
+    for text in ["too old", "of these days", "new"] {
+        ann.say(&mut server, text);
+        epochs.push(psk(&ann, room));
+        ann.now_ms += 2 * DAY_MS;
+        ann.client.command(Command::Refresh { room: id.clone() }, ann.now_ms);
+        ann.run(&mut server);
+    }
+    assert_eq!(invites(&mut ann, &cy, &mut server), 3);
+    // She comes a week later: what she reads ends three days before she was added, and the keys are too old by then.
+    cy.now_ms = ann.now_ms + 7 * DAY_MS;
+    cy.run(&mut server);
+    cy.client.command(Command::Accept { room: id }, cy.now_ms);
+    cy.run(&mut server);
+    assert_eq!((cy.texts(), cy.alarms.len()), (vec!["of these days".to_owned(), "new".to_owned()], 0), "{:?}", cy.warnings);
+    assert_ne!(psk(&cy, room), epochs[2]);
+    for epoch in epochs {
+        assert!(cy.stored.values().all(|kept| !kept.windows(32).any(|part| part == epoch)));
+    }
 }
 
 #[test]

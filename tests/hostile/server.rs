@@ -11,6 +11,7 @@ use waxwing::core::{
     handshake::new_access,
     id::{DeviceKey, Digest, LogId, Nonce, RoomId},
     limits::Limits,
+    packages::Suite,
 };
 
 /// A server as small as can be: logs of envelopes, and what a test makes of them.
@@ -31,7 +32,7 @@ pub struct Server {
     /// Who names a change to enter by, as who knows a former key does, is not let into these rooms.
     pub forgotten: Vec<RoomId>,
     /// Key packages of devices, and what it gives instead of any.
-    pub packages: BTreeMap<DeviceKey, Vec<KeyPackage>>,
+    pub packages: BTreeMap<DeviceKey, Vec<(Suite, KeyPackage)>>,
     pub gives: Option<Option<Bytes>>,
     /// What it makes of tickets.
     pub tickets: Tickets,
@@ -107,14 +108,18 @@ impl Server {
         cursors: &mut BTreeMap<RoomId, u64>,
     ) -> Vec<ServerFrame> {
         match (device, frame) {
-            (Some(device), ClientFrame::PublishKeyPackages { request, packages, .. }) => {
+            (Some(device), ClientFrame::PublishKeyPackages { request, suite, packages, .. }) => {
                 let shelf = self.packages.entry(device).or_default();
-                shelf.extend(packages);
-                let left = shelf.iter().filter(|package| !package.last_resort).count();
+                shelf.extend(packages.into_iter().map(|package| (suite, package)));
+                let left = shelf.iter().filter(|(of, package)| *of == suite && !package.last_resort).count();
                 vec![ServerFrame::KeyPackages { request, result: Ok(u32::try_from(left).unwrap()) }]
             }
-            (_, ClientFrame::TakeKeyPackage { request, device }) => {
-                let honest = || Some(self.packages.get_mut(&device)?.remove(0).bytes);
+            (_, ClientFrame::TakeKeyPackage { request, device, suite }) => {
+                let honest = || {
+                    let shelf = self.packages.get_mut(&device)?;
+                    let at = shelf.iter().position(|(of, _)| *of == suite)?;
+                    Some(shelf.remove(at).1.bytes)
+                };
                 let result = Ok(self.gives.clone().unwrap_or_else(honest));
                 vec![ServerFrame::KeyPackage { request, result }]
             }

@@ -10,6 +10,7 @@ use waxwing::{
         frame::{KeyPackage, ServerFrame},
         id::DeviceKey,
         limits::Limits,
+        packages::Suite,
         session::{PackagesAction, PackagesRequest},
     },
     engine::Failure,
@@ -26,8 +27,12 @@ fn package(number: u8) -> KeyPackage {
 }
 
 fn ask(world: &mut World, conn: &Arc<Conn>, device: DeviceKey, request: u32, action: PackagesAction) {
+    ask_for(Suite::XWing, world, conn, device, request, action);
+}
+
+fn ask_for(suite: Suite, world: &mut World, conn: &Arc<Conn>, device: DeviceKey, request: u32, action: PackagesAction) {
     let (conn, permit) = (Arc::clone(conn), Permit::new(&conn.outbox, 10));
-    let request = PackagesRequest { device, request, action };
+    let request = PackagesRequest { device, suite, request, action };
     world.shard.handle(Message::Packages { conn, request, permit }, world.now_ms);
 }
 
@@ -107,6 +112,35 @@ fn requests_are_limited_and_a_device_has_so_many_packages() {
     ask(&mut other, &conn, conn.device, 1, PackagesAction::Take);
     assert_eq!(taken(&other.read_all(&conn)), [Err(Refusal::Overloaded)]);
     assert_eq!(other.shard.directory_len(), 0);
+}
+
+#[test]
+fn packages_of_each_suite_are_kept_apart() {
+    let mut world = World::new(Limits { key_packages_max: 2, ..limits() });
+    let owner = world.connect(device_of(&key(1)));
+    let publish_for = |world: &mut World, conn: &Arc<Conn>, suite, numbers: &[u8], replace| {
+        let packages = numbers.iter().map(|number| package(*number)).collect();
+        ask_for(suite, world, conn, conn.device, 1, PackagesAction::Publish { packages, replace });
+        let frames = world.read_all(conn);
+        let [ServerFrame::KeyPackages { request: 1, result }] = frames[..] else { panic!("{frames:?}") };
+        result
+    };
+    let take_for = |world: &mut World, conn: &Arc<Conn>, suite| {
+        ask_for(suite, world, conn, conn.device, 2, PackagesAction::Take);
+        taken(&world.read_all(conn))[0]
+    };
+    let [large, small] = [Suite::X25519, Suite::XWing];
+    assert_eq!(publish_for(&mut world, &owner, small, &[1, 99], false), Ok(1));
+    assert_eq!(take_for(&mut world, &owner, large), Ok(None), "nor the other suite's last resort");
+    assert_eq!(publish_for(&mut world, &owner, large, &[3, 4, 5], false), Err(Refusal::TooManyPackages { max: 2 }));
+    assert_eq!(publish_for(&mut world, &owner, large, &[3, 99], false), Ok(1), "each has all the room there is");
+    assert_eq!(publish_for(&mut world, &owner, small, &[], false), Ok(1));
+    world.crash();
+    let owner = world.connect(owner.device);
+    assert_eq!([0; 3].map(|_| take_for(&mut world, &owner, large)), [Ok(Some(3)), Ok(Some(99)), Ok(Some(99))]);
+    assert_eq!(publish_for(&mut world, &owner, large, &[6], true), Ok(1), "what was there is replaced, of that suite");
+    assert_eq!([0; 2].map(|_| take_for(&mut world, &owner, small)), [Ok(Some(1)), Ok(Some(99))]);
+    assert_eq!([0; 2].map(|_| take_for(&mut world, &owner, large)), [Ok(Some(6)), Ok(None)]);
 }
 
 proptest! {

@@ -9,6 +9,7 @@ use waxwing::core::{
     },
     id::{AccessKey, DeviceKey, Digest, LogId, Nonce, ProducerId, RoomId, Signature},
     limits::Limits,
+    packages::Suite,
 };
 
 const ROOM: RoomId = RoomId([0x11; 16]);
@@ -86,6 +87,7 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
             "publish key packages",
             ClientFrame::PublishKeyPackages {
                 request: 7,
+                suite: Suite::XWing,
                 packages: vec![
                     KeyPackage { expires_ms: 1_700_000_000_000, last_resort: false, bytes: bytes("first") },
                     KeyPackage { expires_ms: u64::MAX, last_resort: true, bytes: bytes("last") },
@@ -93,7 +95,7 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
                 replace: true,
             },
         ),
-        ("take key package", ClientFrame::TakeKeyPackage { request: 7, device: DEVICE }),
+        ("take key package", ClientFrame::TakeKeyPackage { request: 7, device: DEVICE, suite: Suite::X25519 }),
         (
             "put drop-box",
             ClientFrame::PutDropBox {

@@ -8,7 +8,7 @@ use crate::{
         frame,
         id::{Digest, RoomId, Seq, UnixMillis},
     },
-    group::KeyPackage,
+    group::{KeyPackage, Suite},
     seal::identity::UserKey,
 };
 
@@ -104,10 +104,19 @@ impl core::fmt::Debug for RoomInvitation {
 }
 
 /// The key packages of this device: with one of them others add it to a room while it is away.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackagesRecord {
-    /// Format of this record: 1.
+    /// Format of this record: 2.
     pub format: u8,
+    /// Of each suite once.
+    pub shelves: Vec<ShelfRecord>,
+}
+
+/// Those for groups of one suite.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShelfRecord {
+    /// Which.
+    pub suite: Suite,
     /// Their private halves ([`crate::group::KeyPackages::snapshot`]).
     pub keys: Vec<u8>,
     /// When all were made anew the last time; 0 when none were made.
@@ -118,9 +127,9 @@ pub struct PackagesRecord {
     pub resort_taken: bool,
 }
 
-impl core::fmt::Debug for PackagesRecord {
+impl core::fmt::Debug for ShelfRecord {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("PackagesRecord").field("made_ms", &self.made_ms).finish_non_exhaustive()
+        f.debug_struct("ShelfRecord").field("made_ms", &self.made_ms).finish_non_exhaustive()
     }
 }
 

@@ -124,16 +124,15 @@ impl Client {
     pub(in crate::client) fn ask_for_packages(&mut self, id: RoomId) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         room.ask_again_ms = None;
-        if !self.wire.is_attached() || !room.up_to_date() || room.place.seat().is_none() {
-            return;
-        }
+        let Some(seat) = room.place.seat().filter(|_| self.wire.is_attached() && room.up_to_date()) else { return };
+        let suite = seat.group.suite();
         let missing = room.invites.iter().filter(|invite| invite.offer.is_none()).map(|invite| invite.who);
         let asked = |who: &Who| self.takes.values().any(|taken| *taken == (id, *who));
         let ask: Vec<_> = missing.filter(|who| !asked(who)).collect();
         for who in ask {
             let request = self.next_request();
             self.takes.insert(request, (id, who));
-            self.send(&ClientFrame::TakeKeyPackage { request, device: who.device });
+            self.send(&ClientFrame::TakeKeyPackage { request, device: who.device, suite });
         }
     }
 
@@ -337,7 +336,7 @@ impl Client {
         let Some(WelcomeRecord { seq, record, by }) = self.rooms.get(&id).and_then(|room| room.record.welcome) else { return };
         let named = |item: &&Item| page.first == seq && chain::digest(&item.envelope) == record;
         let added = page.items.first().filter(named).and_then(|item| Record::decode(&item.envelope).ok());
-        let opened = added.ok_or(JoinError::Group).and_then(|added| self.shelf.open_welcome(id, &added, by, &mut self.rng));
+        let opened = added.ok_or(JoinError::Group).and_then(|added| self.shelves.open_welcome(id, &added, by, &mut self.rng));
         let Some(room) = self.rooms.get_mut(&id) else { return };
         match opened {
             Ok(joining) => {
@@ -350,7 +349,7 @@ impl Client {
             }
             Err(why) => {
                 if why == JoinError::NotForUs {
-                    self.shelf.replace_all(now_ms);
+                    self.shelves.replace_all(now_ms);
                     self.look_at_packages();
                 }
                 self.missed(id);

@@ -6,22 +6,31 @@ use crate::{
         Choice, Client,
         records::{PACKAGES_KEY, PackagesRecord},
     },
-    core::frame::{ClientFrame, KeyPackage},
-    group::KeyPackages,
+    core::{
+        frame::{ClientFrame, KeyPackage},
+        packages::{Suite, Taken},
+    },
+    group::{self, KeyPackages},
 };
 use bytes::Bytes;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-/// What was published since the last call, and whether in the place of what was there.
-fn published(world: &mut World) -> Vec<(Vec<KeyPackage>, bool)> {
+/// What was published for rooms of this suite since the last call, and whether in the place of what was there.
+fn published_for(wanted: Suite, world: &mut World) -> Vec<(Vec<KeyPackage>, bool)> {
     let frames = core::mem::take(&mut world.arrived).into_iter();
     let packages = frames.filter_map(|(_, frame)| match frame {
-        ClientFrame::PublishKeyPackages { packages, replace, .. } if !packages.is_empty() => Some((packages, replace)),
+        ClientFrame::PublishKeyPackages { suite, packages, replace, .. } if suite == wanted && !packages.is_empty() => {
+            Some((packages, replace))
+        }
         _ => None,
     });
     packages.collect()
+}
+
+fn published(world: &mut World) -> Vec<(Vec<KeyPackage>, bool)> {
+    published_for(Suite::XWing, world)
 }
 
 fn counts(published: &[(Vec<KeyPackage>, bool)]) -> Vec<(usize, usize, bool)> {
@@ -29,9 +38,14 @@ fn counts(published: &[(Vec<KeyPackage>, bool)]) -> Vec<(usize, usize, bool)> {
     published.iter().map(|(packages, replace)| (packages.len() - resorts(packages), resorts(packages), *replace)).collect()
 }
 
-fn kept(world: &World) -> usize {
+fn kept_for(suite: Suite, world: &World) -> usize {
     let record: PackagesRecord = postcard::from_bytes(&world.stored[PACKAGES_KEY]).unwrap();
-    KeyPackages::restore(&record.keys).unwrap().count()
+    let shelf = record.shelves.iter().find(|shelf| shelf.suite == suite).unwrap();
+    KeyPackages::restore(&shelf.keys).unwrap().count()
+}
+
+fn kept(world: &World) -> usize {
+    kept_for(Suite::XWing, world)
 }
 
 /// The device starts again with what it has stored, and the server with what it has.
@@ -45,7 +59,7 @@ fn again(world: World) -> World {
         client.load(key, value).unwrap();
     }
     let mut next = World::with(client);
-    (next.stored, next.packages, next.now_ms) = (world.stored, world.packages, world.now_ms);
+    (next.stored, next.packages, next.classical, next.now_ms) = (world.stored, world.packages, world.classical, world.now_ms);
     next.client.start(next.now_ms);
     next.settle();
     next
@@ -119,4 +133,33 @@ fn whoever_takes_them_all_makes_the_device_no_work_without_end() {
     }
     assert!((100..=128).contains(&kept(&world)), "{}", kept(&world));
     assert!(world.packages.take(world.now_ms).is_some_and(|taken| !taken.is_gone), "the last resort is still there");
+}
+
+#[test]
+fn large_rooms_have_a_shelf_of_their_own_that_is_looked_after_like_the_other() {
+    let mut world = World::only_websocket(4);
+    let published = published_for(Suite::X25519, &mut world);
+    assert_eq!(counts(&published), [(12, 1, true)]);
+    // What is on it adds the device to a large room, and to no other.
+    let rng = &mut Rng(5);
+    for package in &published[0].0 {
+        let offer = crate::client::packages::Offer::decode(&package.bytes).unwrap();
+        let package = group::KeyPackage(offer.package);
+        assert_eq!(package.verify(Suite::XWing, rng).map(|_| ()), Err(group::KeyPackageError::Suite));
+        assert!(package.verify(Suite::X25519, rng).is_ok());
+    }
+    take(&mut world, 7);
+    let mut world = again(world);
+    assert_eq!(counts(&published_for(Suite::X25519, &mut world)), [], "only the other one was emptied");
+    let mut taken: Vec<Taken> = (0..7).map(|_| world.classical.take(world.now_ms).unwrap()).collect();
+    let mut world = again(world);
+    let more = published_for(Suite::X25519, &mut world);
+    assert_eq!((counts(&more), kept_for(Suite::X25519, &world), kept(&world)), (vec![(7, 1, false)], 20, 20));
+    world.now_ms += 21 * DAY_MS;
+    let mut world = again(world);
+    assert_eq!(counts(&published_for(Suite::X25519, &mut world)), [(12, 1, true)], "before they expire");
+    taken.extend((0..14).map(|_| world.classical.take(world.now_ms).unwrap()));
+    let resorts: Vec<_> = taken.iter().filter(|taken| !taken.is_gone).collect();
+    assert!(resorts.len() == 2 && resorts[0] == resorts[1], "the last resort is handed out when there is no other");
+    assert!((0..taken.len() - 1).all(|one| !taken[one + 1..taken.len() - 1].contains(&taken[one])), "and all others once");
 }

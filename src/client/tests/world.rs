@@ -18,7 +18,7 @@ use crate::core::{
     frame::{ClientFrame, DropBoxOffer, Hello, Item, Page, Position, Publish, Resume, ServerFrame},
     id::{DeviceKey, Digest, LogId, Nonce, RoomId},
     limits::Limits,
-    packages::Packages,
+    packages::{Packages, Suite},
     session::{Action, Admission, PackagesAction, PackagesRequest, RoomRequest, Session, Setup, Step},
 };
 
@@ -101,8 +101,9 @@ pub(super) struct World {
     pub(super) opens: Vec<(u64, Transport)>,
     /// What might have been said while they were opened.
     pub(super) earlies: Vec<(Transport, Option<Resume>)>,
-    /// The device's key packages, and whether answers to what it published are lost.
+    /// The device's key packages, those for large rooms, and whether answers to what it published are lost.
     pub(super) packages: Packages,
+    pub(super) classical: Packages,
     pub(super) silent: bool,
     /// Frames that arrived, by link.
     pub(super) arrived: Vec<(LinkId, ClientFrame)>,
@@ -132,6 +133,7 @@ impl World {
             opens: Vec::new(),
             earlies: Vec::new(),
             packages: Packages::default(),
+            classical: Packages::default(),
             silent: false,
             arrived: Vec::new(),
             rooms: None,
@@ -235,14 +237,15 @@ impl World {
         }
     }
 
-    fn shelve(&mut self, PackagesRequest { request, action, .. }: PackagesRequest) -> ServerFrame {
+    fn shelve(&mut self, PackagesRequest { request, suite, action, .. }: PackagesRequest) -> ServerFrame {
+        let shelf = if suite == Suite::XWing { &mut self.packages } else { &mut self.classical };
         match action {
             PackagesAction::Publish { packages, replace } => {
-                let result = self.packages.publish(&packages, replace, self.now_ms, &Limits::default());
-                ServerFrame::KeyPackages { request, result: result.map(|()| self.packages.left(self.now_ms)) }
+                let result = shelf.publish(&packages, replace, self.now_ms, &Limits::default());
+                ServerFrame::KeyPackages { request, result: result.map(|()| shelf.left(self.now_ms)) }
             }
             PackagesAction::Take => {
-                let taken = self.packages.take(self.now_ms).map(|taken| taken.bytes);
+                let taken = shelf.take(self.now_ms).map(|taken| taken.bytes);
                 ServerFrame::KeyPackage { request, result: Ok(taken) }
             }
         }
