@@ -145,9 +145,10 @@ impl Client {
             self.on_let_in(id, seq);
             self.persist_all(persist);
         } else {
-            // The message stays in sight until it comes back in the log.
+            // The message stays in sight until it comes back in the log; after a crash it may be there already.
             let Some(message) = room.outbox.named(producer, client_seq) else { return };
-            let view = room.sent_view(&me.identity, &me.record.name, message, seq);
+            let sent = || room.sent_view(&me.identity, &me.record.name, message, seq);
+            let view = if seq > room.timeline.head() { sent() } else { room.message_view(&me.identity, seq) };
             let acked = room.outbox.acked(producer, client_seq);
             self.persist_all(acked.map(|(_, persist)| persist).unwrap_or_default());
             if let Some(message) = view {
