@@ -176,8 +176,9 @@ fn room_envelope(epoch: u64, fill: u8) -> Bytes {
 fn change(after: Seq, fill: u8) -> Bytes {
     let mut bytes = room_envelope(EPOCH, fill).to_vec();
     bytes[1] = Kind::Handshake as u8;
-    bytes.extend_from_slice(&[fill; 5]);
-    bytes.extend_from_slice(&Trailer { after, access: None, welcome_len: 2, group_info_len: 3 }.to_bytes());
+    bytes.extend_from_slice(&[fill; 6]);
+    let trailer = Trailer { after, access: None, welcome_len: 2, group_info_len: 3, beside_len: 1, is_outline: false };
+    bytes.extend_from_slice(&trailer.to_bytes());
     bytes.into()
 }
 

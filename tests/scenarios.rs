@@ -19,6 +19,7 @@ use waxwing::{
         close::{CloseCode, Refusal},
         envelope::Kind as EnvelopeKind,
         frame::{ClientFrame, Hello, LogKind, Operation, Publish, ServerFrame},
+        handshake::outline,
         id::{ProducerId, RoomId},
         limits::Limits,
         log::PRODUCER_RING,
@@ -388,7 +389,7 @@ async fn handshakes_of_any_size_reach_everybody_over_every_transport() {
     for (seq, kind) in (1..).zip(Kind::ALL) {
         let mut client = Client::enter(&edge, kind, &key(2), ROOM).await;
         // As large as it may be.
-        let record = common::handshake(ROOM, seq - 1, None, b"", (1 << 20, (2 << 20) - 48 - 48 - 48));
+        let record = common::handshake(ROOM, seq - 1, None, b"", (1 << 20, (2 << 20) - 48 - 48 - 52));
         let (producer, envelope) = (ProducerId([1; 16]), record.clone());
         let publish = Publish { room: ROOM, producer, client_seq: seq, handshake: seq - 1, envelope };
         client.send(&ClientFrame::Publish(publish)).await;
@@ -408,6 +409,6 @@ async fn handshakes_of_any_size_reach_everybody_over_every_transport() {
         let ServerFrame::Deliver(page) = reader.until(|frame| matches!(frame, ServerFrame::Deliver(_))).await else { panic!() };
         seen.extend(page.items.into_iter().map(|item| item.envelope));
     }
-    assert_eq!(seen, records);
+    assert_eq!(seen, records.iter().map(outline).collect::<Vec<_>>(), "without what only who comes in needs");
     edge.stop().await;
 }

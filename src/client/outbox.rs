@@ -10,9 +10,9 @@ use bytes::Bytes;
 use super::records::{Letter, OutRecord, OutboxRecord, Sealed, encode, out_key, outbox_key};
 use crate::{
     core::{
-        chain,
         close::Refusal,
         frame::Publish,
+        handshake,
         id::{Digest, MessageId, ProducerId, RoomId, Seq},
     },
     seal::body::Content,
@@ -125,7 +125,7 @@ impl Outbox {
         if let Some(last) = items.iter().filter_map(|item| item.out.sealed.as_ref()).max_by_key(|sealed| sealed.client_seq)
             && last.client_seq >= record.next
         {
-            (record.next, record.previous) = (last.client_seq.saturating_add(1), chain::digest(&last.envelope));
+            (record.next, record.previous) = (last.client_seq.saturating_add(1), handshake::entry(&last.envelope));
         }
         let proof = Proof::Owed(record.next);
         Self { name, log, record, items, acked_here: 0, outdated: false, proof }
@@ -208,7 +208,7 @@ impl Outbox {
                 };
                 match envelope {
                     Ok(Some(envelope)) => {
-                        self.record.previous = chain::digest(&envelope);
+                        self.record.previous = handshake::entry(&envelope);
                         self.record.next += 1;
                         item.out.sealed = Some(Sealed { client_seq: next, handshake, envelope });
                     }
@@ -254,7 +254,7 @@ impl Outbox {
                 self.proof = Proof::Given;
             }
             if *client_seq > self.record.acked_seq {
-                (self.record.acked, self.record.acked_seq) = (chain::digest(envelope), *client_seq);
+                (self.record.acked, self.record.acked_seq) = (handshake::entry(envelope), *client_seq);
             }
             // First, so that a crash between the two leaves a message that is sent again, and none that the next one does not know of.
             persist.push(self.persist_record());
@@ -405,7 +405,7 @@ impl Outbox {
             .is_some_and(|(_, counter)| counter >= next || (counter.checked_add(1) == Some(next) && digest != previous));
         let is_it = |item: &&Item| item.out.message == message;
         let sealed = self.items.iter().find(is_it).and_then(|item| item.out.sealed.as_ref());
-        by_number || sealed.is_some_and(|sealed| chain::digest(&sealed.envelope) != digest)
+        by_number || sealed.is_some_and(|sealed| handshake::entry(&sealed.envelope) != digest)
     }
 
     /// Takes out a message that is in the log already. Returns what to persist.

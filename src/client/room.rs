@@ -18,6 +18,7 @@ mod renewing;
 mod retelling;
 mod returning;
 mod showing;
+mod way_in;
 mod writing;
 
 use self::asking::Gap;
@@ -169,6 +170,8 @@ struct RoomWire {
     listed: u64,
     /// In which epoch it said that it goes.
     said_goodbye: Option<u64>,
+    /// The question for the newest change, to see whether it leaves a way in.
+    way_in: Option<u32>,
     /// The server contradicted this device's copy: nothing more is taken from it.
     stopped: bool,
 }

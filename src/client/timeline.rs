@@ -15,6 +15,7 @@ use crate::{
         chain,
         envelope::{Header, Kind},
         frame::{Item, Page},
+        handshake,
         id::{DeviceKey, Digest, LogId, MessageId, ProducerId, RoomId, Seq},
     },
     seal::{
@@ -356,7 +357,7 @@ impl Timeline {
     /// The next item's record.
     #[must_use]
     pub fn record(&self, item: &Item, entry: Entry) -> LogRecord {
-        let digest = chain::digest(&item.envelope);
+        let digest = handshake::entry(&item.envelope);
         let seq = self.head.saturating_add(1);
         let before = self.chain_at(self.head).unwrap_or(Digest([0; 32]));
         LogRecord {

@@ -1,11 +1,13 @@
 //! The hash chain of a room's log: what makes a dropped, reordered or injected record visible.
 //!
-//! `chain(n) = SHA-256("waxwing chain v1" ‖ room ‖ chain(n−1) ‖ n as u64 LE ‖ SHA-256(envelope n))`, and
-//! `chain(0) = SHA-256("waxwing chain v1" ‖ room)`.
+//! `chain(n) = SHA-256("waxwing chain v1" ‖ room ‖ chain(n−1) ‖ n as u64 LE ‖ entry n)`, and
+//! `chain(0) = SHA-256("waxwing chain v1" ‖ room)`. The entry is the record's SHA-256, of a change of the group that of its outline
+//! ([`handshake::entry`]).
 
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    handshake,
     id::{Digest, RoomId, Seq},
     log::Record,
 };
@@ -18,21 +20,21 @@ pub fn start(room: RoomId) -> Digest {
     Digest(Sha256::new().chain_update(LABEL).chain_update(room.0).finalize().into())
 }
 
-/// The chain value after the record `seq` with these envelope bytes, given the value before it.
+/// The chain value after the record `seq` with these bytes, whole or in outline, given the value before it.
 #[must_use]
 pub fn next(room: RoomId, before: Digest, seq: Seq, envelope: &[u8]) -> Digest {
-    next_hashed(room, before, seq, digest(envelope))
+    next_hashed(room, before, seq, handshake::entry(envelope))
 }
 
-/// As [`next`], for an envelope whose SHA-256 is already known.
+/// As [`next`], for a record whose entry is already known.
 #[must_use]
-pub fn next_hashed(room: RoomId, before: Digest, seq: Seq, envelope: Digest) -> Digest {
+pub fn next_hashed(room: RoomId, before: Digest, seq: Seq, entry: Digest) -> Digest {
     let hash = Sha256::new()
         .chain_update(LABEL)
         .chain_update(room.0)
         .chain_update(before.0)
         .chain_update(seq.to_le_bytes())
-        .chain_update(envelope.0);
+        .chain_update(entry.0);
     Digest(hash.finalize().into())
 }
 

@@ -6,24 +6,36 @@
 //! | … | the commit's envelope, kind 4, beginning with the 48-byte header |
 //! | … | the welcome for who is added; may be empty |
 //! | … | the sealed group info for who comes in by a link; may be empty |
+//! | … | what opens it, and what leads to the time before; may be empty |
 //! | 8 | `after`, u64 LE: the seq of the last record of kind 4 that the committer had processed; 0 when none |
 //! | 32 | the room's new access key; zero when it stays |
 //! | 4 | length of the welcome, u32 LE |
-//! | 4 | length of the group info, u32 LE |
+//! | 4 | length of the group info, u32 LE, its highest bit set in an outline |
+//! | 4 | length of what stands behind it, u32 LE |
+//!
+//! The group info has the whole tree, which grows with the group, and only who comes in needs it. So members are brought the record's *outline*, in which
+//! the SHA-256 of the group info stands in its place; and the outline is what the chain has of the record ([`entry`]), so that both are
+//! the same record. A record without a group info is its own outline.
 
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 
 use super::{
+    chain,
     envelope::{EnvelopeError, Header, Kind, is_handshake},
-    id::{AccessKey, Seq},
+    id::{AccessKey, Digest, Seq},
 };
 
-/// Bytes of what follows the three parts.
-pub const TRAILER_LEN: usize = 48;
+/// Bytes of what follows the parts.
+pub const TRAILER_LEN: usize = 52;
 /// Largest envelope of a commit, in bytes.
 pub const COMMIT_LEN_MAX: usize = 1 << 20;
 /// Largest record, in bytes.
 pub const RECORD_LEN_MAX: usize = 3 << 20;
+
+/// Of the group info's length: its hash stands in its place.
+const OUTLINE: u32 = 1 << 31;
+const HASH_LEN: usize = 32;
 
 /// What ends a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +46,25 @@ pub struct Trailer {
     pub access: Option<AccessKey>,
     /// Bytes of the welcome.
     pub welcome_len: u32,
-    /// Bytes of the sealed group info.
+    /// Bytes of the sealed group info, wherever they are.
     pub group_info_len: u32,
+    /// Bytes of what stands behind it.
+    pub beside_len: u32,
+    /// Whether this is the record's outline.
+    pub is_outline: bool,
+}
+
+/// The parts of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parts {
+    /// The commit's envelope.
+    pub commit: Bytes,
+    /// For who is added.
+    pub welcome: Bytes,
+    /// For who comes in by a link; its SHA-256 in an outline.
+    pub group_info: Bytes,
+    /// What opens it, and what leads to the time before.
+    pub beside: Bytes,
 }
 
 /// Why bytes are no record of a change.
@@ -60,7 +89,7 @@ pub enum HandshakeError {
 }
 
 impl Trailer {
-    /// Reads header and trailer of `record`, and checks that the parts fit.
+    /// Reads header and trailer of `record`, or of its outline, and checks that the parts fit.
     ///
     /// # Errors
     /// [`HandshakeError`], by the first check that fails.
@@ -70,14 +99,24 @@ impl Trailer {
         }
         let (parts, trailer) = record.split_last_chunk::<TRAILER_LEN>().ok_or(HandshakeError::Truncated)?;
         let field = |from: usize, to: usize| trailer.get(from..to).unwrap_or_default();
+        let number = |from: usize| u32::from_le_bytes(field(from, from + 4).try_into().unwrap_or_default());
         let access: [u8; 32] = field(8, 40).try_into().unwrap_or_default();
+        let group_info = number(44);
         let trailer = Self {
             after: u64::from_le_bytes(field(0, 8).try_into().unwrap_or_default()),
             access: (access != [0; 32]).then_some(AccessKey(access)),
-            welcome_len: u32::from_le_bytes(field(40, 44).try_into().unwrap_or_default()),
-            group_info_len: u32::from_le_bytes(field(44, 48).try_into().unwrap_or_default()),
+            welcome_len: number(40),
+            group_info_len: group_info & !OUTLINE,
+            beside_len: number(48),
+            is_outline: group_info & OUTLINE != 0,
         };
-        let beside = (trailer.welcome_len as usize).checked_add(trailer.group_info_len as usize);
+        if trailer.is_outline && trailer.group_info_len == 0 {
+            // It would be spelled in two ways.
+            return Err(HandshakeError::Truncated);
+        }
+        let beside = (trailer.welcome_len as usize)
+            .checked_add(trailer.group_info_here())
+            .and_then(|beside| beside.checked_add(trailer.beside_len as usize));
         let commit_len = beside.and_then(|beside| parts.len().checked_sub(beside)).ok_or(HandshakeError::Truncated)?;
         if commit_len > COMMIT_LEN_MAX {
             return Err(HandshakeError::CommitTooLarge(commit_len));
@@ -86,24 +125,97 @@ impl Trailer {
         if header.kind == Kind::Handshake { Ok((header, trailer)) } else { Err(HandshakeError::Kind(header.kind)) }
     }
 
-    /// The 48 bytes.
+    /// The 52 bytes.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; TRAILER_LEN] {
         let mut bytes = [0; TRAILER_LEN];
+        let group_info = self.group_info_len | if self.is_outline { OUTLINE } else { 0 };
         bytes[..8].copy_from_slice(&self.after.to_le_bytes());
         bytes[8..40].copy_from_slice(&self.access.map_or([0; 32], |key| key.0));
         bytes[40..44].copy_from_slice(&self.welcome_len.to_le_bytes());
-        bytes[44..].copy_from_slice(&self.group_info_len.to_le_bytes());
+        bytes[44..48].copy_from_slice(&group_info.to_le_bytes());
+        bytes[48..].copy_from_slice(&self.beside_len.to_le_bytes());
         bytes
     }
 
-    /// The parts of the record that this one ends: commit, welcome, group info.
+    /// The parts of the record that this one ends.
     #[must_use]
-    pub fn split(&self, record: &Bytes) -> (Bytes, Bytes, Bytes) {
-        let end = record.len().saturating_sub(TRAILER_LEN);
-        let info = end.saturating_sub(self.group_info_len as usize);
-        let welcome = info.saturating_sub(self.welcome_len as usize);
-        (record.slice(..welcome), record.slice(welcome..info), record.slice(info..end))
+    pub fn split(&self, record: &Bytes) -> Parts {
+        let (welcome, group_info, beside, end) = self.places(record.len());
+        Parts {
+            commit: record.slice(..welcome),
+            welcome: record.slice(welcome..group_info),
+            group_info: record.slice(group_info..beside),
+            beside: record.slice(beside..end),
+        }
+    }
+
+    /// Where the parts behind the commit begin, and where the last one ends.
+    const fn places(&self, len: usize) -> (usize, usize, usize, usize) {
+        let end = len.saturating_sub(TRAILER_LEN);
+        let beside = end.saturating_sub(self.beside_len as usize);
+        let group_info = beside.saturating_sub(self.group_info_here());
+        let welcome = group_info.saturating_sub(self.welcome_len as usize);
+        (welcome, group_info, beside, end)
+    }
+
+    /// Bytes that are there of the group info, or for it.
+    const fn group_info_here(&self) -> usize {
+        if self.is_outline { HASH_LEN } else { self.group_info_len as usize }
+    }
+}
+
+/// A record that has a group info: what stands before that, the group info's SHA-256, what stands behind it, and the trailer of the outline.
+fn outlined(record: &[u8]) -> Option<[Part<'_>; 4]> {
+    if !is_handshake(record) {
+        return None;
+    }
+    let (_, trailer) = Trailer::parse(record).ok()?;
+    if trailer.is_outline || trailer.group_info_len == 0 {
+        return None;
+    }
+    let (_, group_info, beside, end) = trailer.places(record.len());
+    let hash = chain::digest(record.get(group_info..beside)?);
+    let trailer = Trailer { is_outline: true, ..trailer };
+    Some([
+        Part::Of(record.get(..group_info)?),
+        Part::Hash(hash),
+        Part::Of(record.get(beside..end)?),
+        Part::Trailer(trailer.to_bytes()),
+    ])
+}
+
+enum Part<'a> {
+    Of(&'a [u8]),
+    Hash(Digest),
+    Trailer([u8; TRAILER_LEN]),
+}
+
+impl AsRef<[u8]> for Part<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Of(bytes) => bytes,
+            Self::Hash(hash) => &hash.0,
+            Self::Trailer(bytes) => bytes,
+        }
+    }
+}
+
+/// What members are brought of a record of any kind: the outline of a change of the group, and everything else as it is.
+#[must_use]
+pub fn outline(record: &Bytes) -> Bytes {
+    match outlined(record) {
+        Some(parts) => parts.iter().flat_map(AsRef::as_ref).copied().collect::<Vec<u8>>().into(),
+        None => record.clone(),
+    }
+}
+
+/// What the chain has of a record of any kind: SHA-256 of its bytes, and of a change of the group, whole or in outline, that of its outline.
+#[must_use]
+pub fn entry(record: &[u8]) -> Digest {
+    match outlined(record) {
+        Some(parts) => Digest(parts.iter().fold(Sha256::new(), Sha256::chain_update).finalize().into()),
+        None => chain::digest(record),
     }
 }
 
@@ -131,51 +243,96 @@ mod tests {
         bytes
     }
 
-    fn record(commit: &[u8], welcome: usize, info: usize, trailer: Trailer) -> Bytes {
-        [commit, &vec![2; welcome], &vec![3; info], &trailer.to_bytes()].concat().into()
+    fn record(commit: &[u8], trailer: Trailer) -> Bytes {
+        let part = |byte: u8, len: u32| vec![byte; len as usize];
+        let Trailer { welcome_len, group_info_len, beside_len, .. } = trailer;
+        let parts = [part(2, welcome_len), part(3, group_info_len), part(4, beside_len)].concat();
+        [commit, &parts, &trailer.to_bytes()].concat().into()
+    }
+
+    fn trailer(welcome_len: u32, group_info_len: u32, beside_len: u32) -> Trailer {
+        Trailer { after: 1, access: None, welcome_len, group_info_len, beside_len, is_outline: false }
     }
 
     proptest! {
         #[test]
-        fn parts_come_back(after in any::<u64>(), rotates in any::<bool>(), sizes in (0usize..50, 0u32..50, 0u32..50)) {
+        fn parts_come_back(after in any::<u64>(), rotates in any::<bool>(), sizes in (0usize..50, 0u32..50, 0u32..50, 0u32..50)) {
             let access = rotates.then_some(AccessKey([5; 32]));
-            let trailer = Trailer { after, access, welcome_len: sizes.1, group_info_len: sizes.2 };
+            let trailer = Trailer { after, access, ..trailer(sizes.1, sizes.2, sizes.3) };
             let commit = commit(Kind::Handshake, sizes.0);
-            let record = record(&commit, sizes.1 as usize, sizes.2 as usize, trailer);
-            let (header, read) = Trailer::parse(&record).unwrap();
+            let whole = record(&commit, trailer);
+            let (header, read) = Trailer::parse(&whole).unwrap();
             prop_assert_eq!((header.epoch, read), (7, trailer));
-            let parts = trailer.split(&record);
-            prop_assert_eq!((&parts.0[..], parts.1.len(), parts.2.len()), (&commit[..], sizes.1 as usize, sizes.2 as usize));
+            let parts = trailer.split(&whole);
+            prop_assert_eq!(&parts.commit, &commit);
+            let lens = [&parts.welcome, &parts.group_info, &parts.beside].map(|part| u32::try_from(part.len()).unwrap());
+            prop_assert_eq!(lens, [sizes.1, sizes.2, sizes.3]);
+
+            let outline = outline(&whole);
+            let (header, read) = Trailer::parse(&outline).unwrap();
+            prop_assert_eq!((header.epoch, read), (7, Trailer { is_outline: sizes.2 > 0, ..trailer }));
+            let outlined = read.split(&outline);
+            if sizes.2 > 0 {
+                prop_assert_eq!(&outlined.group_info[..], &chain::digest(&parts.group_info).0[..]);
+            }
+            prop_assert_eq!(&outlined, &Parts { group_info: outlined.group_info.clone(), ..parts });
+            prop_assert_eq!(entry(&whole), chain::digest(&outline));
+            prop_assert_eq!((entry(&outline), super::outline(&outline)), (entry(&whole), outline));
         }
 
         #[test]
         fn any_bytes_give_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let bytes = Bytes::from(bytes);
             if let Ok((_, trailer)) = Trailer::parse(&bytes) {
-                let _ = trailer.split(&bytes.into());
+                let _ = trailer.split(&bytes);
             }
+            prop_assert_eq!(entry(&bytes), chain::digest(&outline(&bytes)));
         }
     }
 
     #[test]
+    fn every_part_counts() {
+        let good = record(&commit(Kind::Handshake, 0), trailer(4, 5, 6));
+        for at in 0..good.len() {
+            let mut other = good.to_vec();
+            other[at] ^= 1;
+            assert_ne!(entry(&other), entry(&good), "byte {at}");
+        }
+        let message = Bytes::from(commit(Kind::Room, 60));
+        assert_eq!((entry(&message), outline(&message)), (chain::digest(&message), message.clone()));
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
-        let trailer = Trailer { after: 1, access: None, welcome_len: 4, group_info_len: 5 };
+        let fits = trailer(4, 5, 0);
         let commit_of = |kind| commit(kind, 0);
-        let good = record(&commit_of(Kind::Handshake), 4, 5, trailer);
+        let good = record(&commit_of(Kind::Handshake), fits);
+        let with = |kind, trailer: Trailer| {
+            let mut bytes = record(&commit_of(kind), fits).to_vec();
+            let at = bytes.len() - TRAILER_LEN;
+            bytes[at..].copy_from_slice(&trailer.to_bytes());
+            bytes
+        };
         assert!(Trailer::parse(&good).is_ok());
         assert_eq!(Trailer::parse(&good[..40]), Err(HandshakeError::Truncated));
-        for lens in [(u32::MAX, u32::MAX), (4, u32::MAX), (200, 0)] {
-            let trailer = Trailer { welcome_len: lens.0, group_info_len: lens.1, ..trailer };
-            assert_eq!(Trailer::parse(&record(&commit_of(Kind::Handshake), 4, 5, trailer)), Err(HandshakeError::Truncated));
+        let max = u32::MAX >> 1;
+        for (welcome_len, group_info_len, beside_len) in [(u32::MAX, max, u32::MAX), (4, max, 0), (200, 0, 0), (0, 0, 200)] {
+            let trailer = trailer(welcome_len, group_info_len, beside_len);
+            assert_eq!(Trailer::parse(&with(Kind::Handshake, trailer)), Err(HandshakeError::Truncated));
         }
-        let foreign = record(&commit_of(Kind::Room), 4, 5, trailer);
+        // An outline of nothing, and one without the hash.
+        for group_info_len in [0, 5] {
+            let trailer = Trailer { group_info_len, is_outline: true, ..trailer(200, 0, 0) };
+            assert_eq!(Trailer::parse(&with(Kind::Handshake, trailer)), Err(HandshakeError::Truncated));
+        }
+        let foreign = record(&commit_of(Kind::Room), fits);
         assert_eq!(Trailer::parse(&foreign), Err(HandshakeError::Kind(Kind::Room)));
         // The parts eat into the commit: what is left is no envelope.
-        let trailer = Trailer { welcome_len: 12, ..trailer };
         assert!(matches!(
-            Trailer::parse(&record(&commit_of(Kind::Handshake), 4, 5, trailer)),
+            Trailer::parse(&with(Kind::Handshake, trailer(12, 5, 0))),
             Err(HandshakeError::Envelope(EnvelopeError::Truncated { .. }))
         ));
-        let large = record(&commit(Kind::Handshake, COMMIT_LEN_MAX), 4, 5, Trailer { welcome_len: 4, ..trailer });
+        let large = record(&commit(Kind::Handshake, COMMIT_LEN_MAX), fits);
         assert!(matches!(Trailer::parse(&large), Err(HandshakeError::CommitTooLarge(_))));
         assert_eq!(Trailer::parse(&vec![0; RECORD_LEN_MAX + 1]), Err(HandshakeError::TooLarge(RECORD_LEN_MAX + 1)));
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     access::FormerKeys,
     envelope,
-    frame::{LogKind, Position},
+    frame::{Item, LogKind, Position},
     handshake,
     id::{AccessKey, ClientSeq, DeviceKey, Digest, LogId, ProducerId, RoomId, Seq, UnixMillis},
 };
@@ -182,6 +182,14 @@ pub struct Record {
     pub time_ms: UnixMillis,
     /// The sealed bytes.
     pub envelope: Bytes,
+}
+
+impl Record {
+    /// What members are brought of it.
+    #[must_use]
+    pub fn item(&self) -> Item {
+        Item { time_ms: self.time_ms, envelope: handshake::outline(&self.envelope) }
+    }
 }
 
 /// Consecutive records and where the log stood when they were read.

@@ -65,19 +65,19 @@ impl Recent {
     /// Puts records that were read in front, newest first, as many as `bytes_max` has room for; nothing unless the last of
     /// them is the one before the first item. `before` is the chain value before the first of them.
     pub(super) fn put_before(&mut self, room: RoomId, before: Digest, records: &[Record], bytes_max: usize) {
-        let Some(last) = records.last().filter(|last| last.seq == self.after) else { return };
-        if self.bytes + last.envelope.len() > bytes_max {
+        if records.last().is_none_or(|last| last.seq != self.after) {
             return;
         }
         let chains: Vec<Digest> = chain::along(room, before, records).collect();
         let befores = std::iter::once(&before).chain(&chains);
         let mut linked: Vec<_> = records.iter().zip(befores).zip(&chains).collect();
         while let Some(((record, before), chain)) = linked.pop() {
-            if self.bytes + record.envelope.len() > bytes_max {
+            let item = record.item();
+            if self.bytes + item.envelope.len() > bytes_max {
                 return;
             }
-            self.bytes += record.envelope.len();
-            self.items.push_front((Item { time_ms: record.time_ms, envelope: record.envelope.clone() }, *chain));
+            self.bytes += item.envelope.len();
+            self.items.push_front((item, *chain));
             self.after -= 1;
             self.before = *before;
         }

@@ -19,7 +19,7 @@ use super::{
     dropbox,
     envelope::{self, Header, Kind},
     frame::{Item, LogKind, Page, Position, Publish},
-    handshake::{COMMIT_LEN_MAX, HandshakeError, Trailer},
+    handshake::{COMMIT_LEN_MAX, HandshakeError, Trailer, entry, outline},
     id::{AccessKey, ClientSeq, DeviceKey, Digest, RoomId, Seq, UnixMillis},
     limits::Limits,
     log::{Append, EnvelopeHash, LoadedLog, LogMeta, LogState, Producer, ProducerState, Records, Stored},
@@ -140,7 +140,7 @@ impl RoomLog {
             return Verdict::Refused(Refusal::OutcomeUnknown);
         }
         let producer = Producer { device, id: publish.producer };
-        let digest = chain::digest(&publish.envelope);
+        let digest = entry(&publish.envelope);
         let hash = hash_of(digest);
         if let Some(verdict) = self.recognise(&producer, publish.client_seq, hash) {
             return verdict;
@@ -306,7 +306,7 @@ impl RoomLog {
         if let Some(access) = append.new_access() {
             self.former.replace(&mut self.meta.access, append.seq, access);
         }
-        let item = Item { time_ms: append.time_ms, envelope: append.envelope.clone() };
+        let item = Item { time_ms: append.time_ms, envelope: outline(&append.envelope) };
         self.recent.push(item, append.chain, recent_bytes_max as usize);
         Some(append)
     }
@@ -445,10 +445,10 @@ fn parse(envelope: &[u8]) -> Result<Header, Refusal> {
     Header::parse(envelope).map_err(|_| Refusal::BadEnvelope)
 }
 
-/// The header of a handshake record whose parts fit, and which says the same as the frame of what its sender had processed.
+/// The header of a whole handshake record whose parts fit, and which says the same as the frame of what its sender had processed.
 fn handshake(publish: &Publish) -> Result<Header, Refusal> {
     match Trailer::parse(&publish.envelope) {
-        Ok((header, trailer)) if trailer.after == publish.handshake => Ok(header),
+        Ok((header, trailer)) if trailer.after == publish.handshake && !trailer.is_outline => Ok(header),
         Err(HandshakeError::CommitTooLarge(_)) => {
             Err(Refusal::TooLarge { max: u32::try_from(COMMIT_LEN_MAX).unwrap_or(u32::MAX) })
         }

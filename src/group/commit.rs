@@ -125,7 +125,7 @@ impl Group {
         let provider = Provider::new(&self.storage, rng);
         // What a commit covers is in it; what it does not cover is in nobody's hands.
         self.mls.clear_pending_proposals(provider.storage())?;
-        let made = made.and_then(|(bundle, leaves)| self.wrap(&bundle, leaves, now_ms, identity, rng));
+        let made = made.and_then(|(bundle, leaves)| self.wrap(&bundle, leaves, now_ms, identity, |ladder| ladder, rng));
         match made {
             Ok(record) => {
                 self.pending = Some(Pending { change, record: record.hash() });
@@ -214,13 +214,31 @@ impl Group {
         Ok((bundle, leaves.into_iter().map(|(_, leave)| leave).collect()))
     }
 
-    /// Puts a commit that waits into its record.
+    /// A commit that changes nothing, with a group info under a secret that is not the epoch's, as a member can make one who wants nobody to come
+    /// in by a link. The group stays as it was.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    #[cfg(any(test, feature = "test-utils"))]
+    pub fn commit_without_a_way_in(
+        &mut self,
+        identity: &Identity,
+        rng: &mut (impl Random + Send),
+    ) -> Result<Record, CommitError> {
+        let (bundle, _) = self.stage(&Change::default(), identity, rng)?;
+        let record = self.wrap(&bundle, Vec::new(), 0, identity, |_| LadderSecret([9; 32]), rng);
+        self.mls.clear_pending_commit(&self.storage)?;
+        record
+    }
+
+    /// Puts a commit that waits into its record; what is beside it is sealed `under` another secret than the epoch's by who lies.
     fn wrap(
         &self,
         bundle: &CommitMessageBundle,
         leaves: Vec<Bytes>,
         now_ms: UnixMillis,
         identity: &Identity,
+        under: impl FnOnce(LadderSecret) -> LadderSecret,
         rng: &mut (impl Random + Send),
     ) -> Result<Record, CommitError> {
         let staged = self.mls.pending_commit().ok_or(CommitError::Mls)?;
@@ -231,6 +249,7 @@ impl Group {
         })?;
         policy::check(&self.policy(), &self.members(), self.suite().members_max(), &proposed)?;
         let (epoch, ladder) = epoch_after(self, staged, rng).ok_or(CommitError::Mls)?;
+        let ladder = under(ladder);
         let access = policy::rotates(&proposed).then(|| access_of(&epoch));
         let steps = self.steps(&proposed).map(|steps| (steps, &self.window, now_ms));
         let after = proposed.policy.unwrap_or_else(|| self.policy());

@@ -6,7 +6,7 @@ use openmls::{
     group::{MlsGroup, ProposalStore, PublicGroup, StagedWelcome},
     messages::group_info::VerifiableGroupInfo,
     prelude::{
-        GroupContext, LeafNodeParameters, MlsMessageBodyIn, MlsMessageIn, PreSharedKeyProposal, ProcessedWelcome,
+        LeafNodeParameters, MlsMessageBodyIn, MlsMessageIn, PreSharedKeyProposal, ProcessedWelcome,
         tls_codec::DeserializeBytes as _,
     },
     schedule::PreSharedKeyId,
@@ -22,7 +22,7 @@ use super::{
     epoch_of, group_id, join_config,
     ladder::{Before, Place, Roster, Steps, is_due, open_sealed, seal_padded},
     policy_in,
-    record::{GroupInfoBody, Handshake, Joiner},
+    record::{GroupInfoBody, Handshake, Info, Joiner},
     window::{LadderSecret, Window, context as bound_to},
 };
 use crate::{
@@ -97,27 +97,7 @@ pub(super) fn seal_group_info(
         let (enc, ciphertext) = seal_xwing(&to, &key_info(&context, id), &[], rng, |_, _| ladder.0.to_vec())?;
         keys.push(SealedKey { link: id, enc: enc.into(), ciphertext: ciphertext.into() });
     }
-    Ok(SealedGroupInfo { keys, info, ..SealedGroupInfo::default() })
-}
-
-/// Whether a sealed group info is the epoch's, for every link that is live. That the keys for links open can be seen only by
-/// who holds them.
-pub(super) fn group_info_matches(
-    sealed: &SealedGroupInfo,
-    (epoch, ladder): (&Epoch, &LadderSecret),
-    policy: &Policy,
-    context: &GroupContext,
-) -> bool {
-    let links = policy.links().iter().map(super::LiveLink::id);
-    let for_all = links.eq(sealed.keys.iter().map(|key| key.link));
-    let aad = bound_to(epoch.room, epoch.number);
-    let Some(body) = open_sealed::<GroupInfoBody>(&ladder.info_key(&aad), &aad, &sealed.info) else { return false };
-    let (_, xwing) = XWingPrivate::from_seed(&epoch.secrets().xwing);
-    let keys = body.x25519 == epoch.public().to_bytes() && body.xwing == xwing.to_bytes();
-    for_all
-        && keys
-        && body.former == for_newcomers(epoch, policy)
-        && verifiable(&body.group_info).is_some_and(|info| info.group_context() == context)
+    Ok(SealedGroupInfo { info: Some(Info::Whole(info)), keys, ..SealedGroupInfo::default() })
 }
 
 fn verifiable(message: &[u8]) -> Option<VerifiableGroupInfo> {
@@ -205,6 +185,27 @@ impl Group {
         Ok(Joining { group, record: record.clone(), entrance: Entrance::Added { by } })
     }
 
+    /// Whether who has a link comes in by this record, which began the epoch: whether its group info is this group's. That the keys for links open
+    /// can be seen only by who holds them; and members who have the outline only rely on its committer, who can keep
+    /// people out in other ways too.
+    #[must_use]
+    pub fn lets_in(&self, record: &Record) -> bool {
+        let (epoch, policy) = (&self.epoch, self.policy());
+        let info = record.group_info.as_ref().and_then(|beside| beside.info.as_ref()?.whole());
+        let aad = bound_to(epoch.room, epoch.number);
+        let body = info.and_then(|info| open_sealed::<GroupInfoBody>(&self.ladder.info_key(&aad), &aad, info));
+        let (_, xwing) = XWingPrivate::from_seed(&epoch.secrets().xwing);
+        body.is_some_and(|body| {
+            let info = verifiable(&body.group_info);
+            let tree = info.as_ref().and_then(|info| Some(info.extensions().ratchet_tree()?.ratchet_tree().clone()));
+            body.x25519 == epoch.public().to_bytes()
+                && body.xwing == xwing.to_bytes()
+                && body.former == for_newcomers(epoch, &policy)
+                && info.is_some_and(|info| info.group_context() == self.mls.public_group().group_context())
+                && tree == Some(self.mls.export_ratchet_tree().into())
+        })
+    }
+
     /// The group info, for a device of the group that cannot follow it any more. It is in the clear: to be sealed to that device.
     ///
     /// # Errors
@@ -241,7 +242,8 @@ impl GroupInfo {
         let opened = open_xwing(&link.xwing.0, &for_link.enc, &info, &[], &for_link.ciphertext);
         let (ladder, _) = opened.map_err(|_| JoinError::NotForUs)?;
         let ladder = LadderSecret(ladder.try_into().map_err(|_| JoinError::NotForUs)?);
-        let body = open_sealed(&ladder.info_key(&context), &context, &sealed.info);
+        let whole = sealed.info.as_ref().and_then(Info::whole).ok_or(JoinError::NotForUs)?;
+        let body = open_sealed(&ladder.info_key(&context), &context, whole);
         let mut body: GroupInfoBody = body.ok_or(JoinError::NotForUs)?;
         body.former.iter_mut().for_each(|former| former.began = record.digest());
         let window = record.window(room, &ladder).ok_or(JoinError::NotForUs)?;

@@ -21,10 +21,7 @@ use super::{
     window::{self, LadderSecret, RungKey, Window, context},
 };
 use crate::{
-    core::{
-        chain,
-        id::{DeviceKey, Digest, RoomId, UnixMillis},
-    },
+    core::id::{DeviceKey, Digest, RoomId, UnixMillis},
     seal::{
         derive,
         epoch::{Epoch, EpochSecrets},
@@ -222,12 +219,6 @@ impl Record {
             Some(beside) if !beside.window.is_empty() => Window::open(ladder, &context(room, self.epoch), &beside.window),
             _ => Some(Window::default()),
         }
-    }
-
-    /// SHA-256 of the bytes that the log keeps.
-    #[must_use]
-    pub fn digest(&self) -> Digest {
-        chain::digest(&self.encode())
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     crypto::Crypto,
     device::{Provider, capabilities, lifetime, member},
     epoch_of, epoch_secrets,
-    join::{group_info_matches, link_info, link_psk},
+    join::{link_info, link_psk},
     policy::{self, Committer, Proposed},
     policy_in,
     record::{Handshake, Joiner},
@@ -109,8 +109,8 @@ pub enum Invalid {
     /// Somebody goes and the room's access key does not change to the new epoch's, or it changes and nobody goes.
     #[error("the room's access key is not the new epoch's")]
     Access,
-    /// The group info for links is missing, or another group's.
-    #[error("the group info is not the new epoch's")]
+    /// The group info for links is missing, or not for all of them, or there although none is live.
+    #[error("the group info is not for the links that are live")]
     GroupInfo,
     /// What opens the time before is missing, or another one, or there where newcomers are not to read it; or it would open more of it again.
     #[error("the rung is not the former epoch's")]
@@ -230,8 +230,8 @@ impl Group {
         }
     }
 
-    /// A link that is live after the commit needs the group info, and a ladder its rung; where neither is, there is nothing. The same holds for
-    /// the access key when somebody goes.
+    /// A link that is live after the commit needs a group info and its key, and a ladder its rung; where neither is, there is nothing. The same
+    /// holds for the access key when somebody goes. Whether the group info is the new epoch's is no rule: members have its hash only.
     fn check_beside(
         &self,
         record: &Record,
@@ -247,11 +247,10 @@ impl Group {
         let after = proposed.policy.clone().unwrap_or_else(|| self.policy());
         let steps = self.steps(proposed);
         let (live, beside) = (!after.links().is_empty(), record.group_info.as_ref());
-        let info = match beside.filter(|beside| !beside.info.is_empty() || !beside.keys.is_empty()) {
-            Some(info) => live && group_info_matches(info, (&epoch, &ladder), &after, staged.group_context()),
-            None => !live,
-        };
-        if !info || beside.is_some() != (live || steps.is_some()) {
+        let has_info = beside.is_some_and(|beside| beside.info.is_some());
+        let links = after.links().iter().map(super::LiveLink::id);
+        let for_all = links.eq(beside.into_iter().flat_map(|beside| &beside.keys).map(|key| key.link));
+        if has_info != live || !for_all || beside.is_some() != (live || steps.is_some()) {
             return Err(Invalid::GroupInfo.into());
         }
         let good = match (steps, beside) {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{ladder::Former, policy::LinkId};
 use crate::core::{
     chain,
-    handshake::{HandshakeError, Trailer},
+    handshake::{self, HandshakeError, Parts, Trailer},
     id::{AccessKey, DeviceKey, Digest, Seq},
 };
 
@@ -30,17 +30,51 @@ pub struct Record {
 }
 
 /// The group's tree and context (RFC 9420 §12.4.3), sealed under a key of the new epoch, and that key for each live link; and the former epoch's
-/// secrets, under another one. postcard, in this order.
+/// secrets, under another one. All but the first is postcard, in this order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedGroupInfo {
+    /// AES-256-GCM of a `GroupInfoBody`; absent when no link is live after the commit.
+    #[serde(skip)]
+    pub info: Option<Info>,
     /// The key, sealed to each link, in the order in which they are listed.
     pub keys: Vec<SealedKey>,
-    /// AES-256-GCM of a `GroupInfoBody`; empty when no link is live after the commit.
-    pub info: Bytes,
     /// AES-256-GCM of a [`super::Rung`]; empty when newcomers read from their join.
     pub rung: Bytes,
     /// AES-256-GCM of the window's keys; empty unless newcomers read the last days.
     pub window: Bytes,
+}
+
+/// A part of a record, or what stands for it in the record's outline: its length and its SHA-256.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Info {
+    /// All of it.
+    Whole(Bytes),
+    /// That there is one.
+    Hash(u32, Digest),
+}
+
+impl Info {
+    fn hash(&self) -> Digest {
+        match self {
+            Self::Whole(bytes) => chain::digest(bytes),
+            Self::Hash(_, hash) => *hash,
+        }
+    }
+
+    /// The bytes, which an outline does not have.
+    pub(super) fn whole(&self) -> Option<&[u8]> {
+        match self {
+            Self::Whole(bytes) => Some(bytes),
+            Self::Hash(..) => None,
+        }
+    }
+
+    fn encode(&self) -> (u32, Bytes) {
+        match self {
+            Self::Whole(bytes) => (u32::try_from(bytes.len()).unwrap_or(u32::MAX), bytes.clone()),
+            Self::Hash(len, hash) => (*len, Bytes::copy_from_slice(&hash.0)),
+        }
+    }
 }
 
 /// A group info's key, for who holds a link.
@@ -76,7 +110,7 @@ pub(super) struct Handshake {
     pub leaves: Vec<Bytes>,
     /// SHA-256 of the record's welcome.
     pub welcome: Option<Digest>,
-    /// SHA-256 of the record's encoded group info.
+    /// [`SealedGroupInfo::hash`] of the record's.
     pub group_info: Option<Digest>,
     /// When the committer is not a member.
     pub joiner: Option<Joiner>,
@@ -111,20 +145,34 @@ impl Record {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let welcome = self.welcome.clone().unwrap_or_default();
-        let info = self.group_info.as_ref().map(SealedGroupInfo::encode).unwrap_or_default();
+        let info = self.group_info.as_ref().and_then(|beside| beside.info.as_ref());
+        let is_outline = info.is_some_and(|info| info.whole().is_none());
+        let (group_info_len, info) = info.map(Info::encode).unwrap_or_default();
+        let beside = self.group_info.as_ref().map(SealedGroupInfo::encode).unwrap_or_default();
         let len = |part: &[u8]| u32::try_from(part.len()).unwrap_or(u32::MAX);
-        let trailer = Trailer { after: self.after, access: self.access, welcome_len: len(&welcome), group_info_len: len(&info) };
-        [&self.commit[..], &welcome, &info, &trailer.to_bytes()].concat().into()
+        let (welcome_len, beside_len) = (len(&welcome), len(&beside));
+        let trailer = Trailer { after: self.after, access: self.access, welcome_len, group_info_len, beside_len, is_outline };
+        [&self.commit[..], &welcome, &info, &beside, &trailer.to_bytes()].concat().into()
     }
 
-    /// Reads one.
+    /// Reads one, or its outline.
     ///
     /// # Errors
     /// [`RecordError`].
     pub fn decode(bytes: &Bytes) -> Result<Self, RecordError> {
         let (header, trailer) = Trailer::parse(bytes)?;
-        let (commit, welcome, info) = trailer.split(bytes);
-        let group_info = (!info.is_empty()).then(|| SealedGroupInfo::decode(&info).ok_or(RecordError::GroupInfo)).transpose()?;
+        let Parts { commit, welcome, group_info, beside } = trailer.split(bytes);
+        let info = match trailer.is_outline {
+            true => {
+                Some(Info::Hash(trailer.group_info_len, Digest(group_info[..].try_into().map_err(|_| RecordError::GroupInfo)?)))
+            }
+            false => (!group_info.is_empty()).then_some(Info::Whole(group_info)),
+        };
+        let group_info = match (info, beside.is_empty()) {
+            (None, true) => None,
+            (Some(_), true) => return Err(RecordError::GroupInfo),
+            (info, false) => Some(SealedGroupInfo { info, ..SealedGroupInfo::decode(&beside).ok_or(RecordError::GroupInfo)? }),
+        };
         Ok(Self {
             epoch: header.epoch.checked_add(1).ok_or(RecordError::Epoch)?,
             after: trailer.after,
@@ -135,10 +183,28 @@ impl Record {
         })
     }
 
-    /// Names the change: SHA-256 of all that its committer made.
+    /// Names the change, whole or in outline: the digest of all that its committer made.
     #[must_use]
     pub fn hash(&self) -> Digest {
-        chain::digest(&Self { after: 0, ..self.clone() }.encode())
+        Self { after: 0, ..self.clone() }.digest()
+    }
+
+    /// Whether it has everything that its committer made, and is not in outline.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.group_info.as_ref().and_then(|beside| beside.info.as_ref()).is_none_or(|info| info.whole().is_some())
+    }
+
+    /// The same bytes, with the SHA-256 of the group info in its place.
+    #[cfg(test)]
+    pub(super) fn outline(&self) -> Self {
+        Self::decode(&handshake::outline(&self.encode())).expect("the outline of a record is one")
+    }
+
+    /// What the log's chain has of it ([`handshake::entry`]): whole, or in outline.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        handshake::entry(&self.encode())
     }
 }
 
@@ -149,17 +215,20 @@ impl Handshake {
 }
 
 impl SealedGroupInfo {
+    /// All but the group info itself.
     fn encode(&self) -> Vec<u8> {
         postcard::to_allocvec(self).expect("a group info encodes into memory")
     }
 
-    /// Reads one that is spelled in the one way that there is.
+    /// Reads what is spelled in the one way that there is.
     fn decode(bytes: &[u8]) -> Option<Self> {
         let info: Self = postcard::from_bytes(bytes).ok()?;
         (info.encode() == bytes).then_some(info)
     }
 
+    /// SHA-256 of the group info's SHA-256, if there is one, and of all else.
     pub(super) fn hash(&self) -> Digest {
-        chain::digest(&self.encode())
+        let info = self.info.as_ref().map(|info| info.hash().0);
+        chain::digest(&[info.as_ref().map_or(&[][..], |hash| hash), &self.encode()].concat())
     }
 }

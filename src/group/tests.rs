@@ -64,12 +64,13 @@ pub(super) fn identity(rng: &mut Rng) -> Identity {
     Identity::generate(rng, 0)
 }
 
-/// Makes the commit, and gives it to everybody of `groups`, the maker included.
+/// Makes the commit, and gives its outline to everybody of `groups`, the maker included.
 fn commit(groups: &mut [&mut Group], maker: usize, change: Change, identity: &Identity, rng: &mut Rng) -> Record {
     let record = groups[maker].commit(change, 0, identity, rng).unwrap();
     let record = Record::decode(&record.encode()).unwrap();
+    assert_eq!((record.outline().hash(), record.outline().digest()), (record.hash(), record.digest()));
     for group in groups {
-        group.process(&record, rng).unwrap();
+        group.process(&record.outline(), rng).unwrap();
     }
     record
 }

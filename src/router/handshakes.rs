@@ -27,16 +27,14 @@ impl Room {
     pub(super) fn handshake(&mut self, conn: &Arc<Conn>, request: u32, before: Seq, permit: Permit, ctx: &mut Context) {
         let newest = self.log.durable().handshake;
         let seq = if before > newest { newest } else { before.saturating_sub(1) };
-        let (room, life, before) = (self.id, self.life, seq + 1);
-        // Trimmed or not: the engine may have done that without this room's having heard of it.
-        let is_newest = seq != 0 && seq == newest;
-        let is_kept = is_newest && seq < self.log.durable().floor;
-        if !is_kept && let Some(page) = self.log.recent_before(before, 1, 1) {
-            return self.fetched_page(conn, request, self.only(seq, page), ctx);
+        if seq == 0 {
+            return self.fetched_page(conn, request, self.empty_page(), ctx);
         }
-        let read = match is_newest {
+        let (room, life) = (self.id, self.life);
+        let read = match seq == newest {
+            // Trimmed or not.
             true => engine::Request::ReadHandshake { room, seq },
-            false => engine::Request::ReadBefore { room, before, count_max: 1, bytes_max: 1 },
+            false => engine::Request::ReadBefore { room, before: seq + 1, count_max: 1, bytes_max: 1 },
         };
         match ctx.submit(read, Op::Handshake { room, life, conn: Arc::clone(conn), request, seq, permit }) {
             Ok(()) => self.in_flight += 1,
@@ -58,16 +56,20 @@ impl Room {
             _ if !self.may_read(conn.id, seq) => fail(ctx, conn, self.id, Operation::Handshake, Refusal::NoAccess),
             Ok(records) => {
                 self.log.adopt(&records.state);
-                let page = self.only(seq, self.page_of(&records));
-                self.fetched_page(conn, request, page, ctx);
+                self.fetched_page(conn, request, self.whole(seq, &records), ctx);
             }
             Err(failure) => fail(ctx, conn, self.id, Operation::Handshake, refusal(failure)),
         }
     }
 
-    /// The page, if it is the handshake record `seq`; else an empty one.
-    fn only(&self, seq: Seq, page: Page) -> Page {
-        let [item] = page.items.as_slice() else { return self.empty_page() };
-        if page.first == seq && envelope::is_handshake(&item.envelope) { page } else { self.empty_page() }
+    /// The handshake record `seq`, if that is what was read; else nothing.
+    fn whole(&self, seq: Seq, records: &Records) -> Page {
+        let mut page = self.page_of(records);
+        let read = records.records.first().filter(|record| record.seq == seq && envelope::is_handshake(&record.envelope));
+        match (page.items.as_mut_slice(), read) {
+            ([item], Some(record)) => item.envelope = record.envelope.clone(),
+            _ => return self.empty_page(),
+        }
+        page
     }
 }

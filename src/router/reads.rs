@@ -24,7 +24,7 @@ use crate::{
     core::{
         chain,
         close::Refusal,
-        frame::{Item, Operation, Page, ServerFrame},
+        frame::{Operation, Page, ServerFrame},
         id::{Digest, RoomId, Seq, UnixMillis},
         lane::Lane,
         log::{Record, Records},
@@ -146,10 +146,6 @@ impl Held {
         self.chains.extend(chain::along(room, last, missing));
         skip.checked_sub(1).and_then(|index| self.chains.get(index)).copied().unwrap_or(self.before)
     }
-}
-
-fn item(record: &Record) -> Item {
-    Item { time_ms: record.time_ms, envelope: record.envelope.clone() }
 }
 
 impl Room {
@@ -291,7 +287,7 @@ impl Room {
             Some((cursor, page)) if *cursor == after => page.clone(),
             _ => {
                 let upto = usize::try_from(self.shown.min(self.log.page_end(after)) - after).unwrap_or(usize::MAX);
-                let items = held.records.iter().skip(held.skip(after)).take(upto).map(item).collect();
+                let items = held.records.iter().skip(held.skip(after)).take(upto).map(Record::item).collect();
                 let (position, chain) = (self.log.position(), held.chain_at(self.id, after, ctx));
                 let page = Encoded::new(Page { room: self.id, position, first: after + 1, chain, items }, ctx);
                 held.encoded = Some((after, page.clone()));
@@ -403,7 +399,7 @@ impl Room {
         page.position.head = page.position.head.max(records.state.head);
         if let Some(first) = records.records.first() {
             (page.first, page.chain) = (first.seq, records.before);
-            page.items = records.records.iter().map(item).collect();
+            page.items = records.records.iter().map(Record::item).collect();
         }
         page
     }

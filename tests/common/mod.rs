@@ -76,7 +76,8 @@ pub fn handshake(room: RoomId, after: Seq, access: Option<AccessKey>, payload: &
     let mut bytes = envelope(Kind::Handshake, room, payload).to_vec();
     let (welcome_len, group_info_len) = beside;
     bytes.resize(bytes.len() + (welcome_len + group_info_len) as usize, 0xee);
-    bytes.extend_from_slice(&Trailer { after, access, welcome_len, group_info_len }.to_bytes());
+    let trailer = Trailer { after, access, welcome_len, group_info_len, beside_len: 0, is_outline: false };
+    bytes.extend_from_slice(&trailer.to_bytes());
     bytes.into()
 }
 

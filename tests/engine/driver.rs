@@ -14,7 +14,7 @@ use waxwing::{
         access::FormerKeys,
         chain,
         frame::LogKind,
-        handshake::{TRAILER_LEN, Trailer},
+        handshake::{self, TRAILER_LEN, Trailer},
         id::{AccessKey, DeviceKey, Digest, LogId, ProducerId, RoomId},
         log::{Append, LoadedLog, LogMeta, Producer, Records},
     },
@@ -116,7 +116,8 @@ pub(crate) fn filled(byte: u8, len: usize) -> Vec<u8> {
         envelope.iter_mut().zip([1, 4, 1, 0]).for_each(|(to, from)| *to = from);
         if let Some(end) = envelope.last_chunk_mut::<TRAILER_LEN>().filter(|_| byte.is_multiple_of(16) && len > 200) {
             let access = Some(AccessKey([byte | 1; 32]));
-            *end = Trailer { after: 0, access, welcome_len: 3, group_info_len: 0 }.to_bytes();
+            let trailer = Trailer { after: 0, access, welcome_len: 3, group_info_len: 20, beside_len: 4, is_outline: false };
+            *end = trailer.to_bytes();
         }
     }
     envelope
@@ -143,7 +144,7 @@ impl Log {
     /// The next append, of one producer.
     pub(crate) fn next(&mut self, envelope: Vec<u8>) -> Append {
         let seq = self.appends.len() as u64 + 1;
-        let digest = chain::digest(&envelope);
+        let digest = handshake::entry(&envelope);
         self.chain = chain::next_hashed(self.room, self.chain, seq, digest);
         let append = Append {
             room: self.room,

@@ -149,7 +149,7 @@ fn a_member_that_gives_wrong_keys_is_passed_over() {
     server.logs.get_mut(&bobs).unwrap().pop();
     let newest = (1..).zip(server.log(room)).filter(|(seq, _)| *seq < server.newest_change(room)).map(|(_, record)| record);
     let change = newest.filter(|record| record[1] == 4).last().unwrap();
-    let record = waxwing::core::chain::digest(&change);
+    let record = waxwing::core::handshake::entry(&change);
     let keys = EpochKeys { epoch: after + 1, record, authenticator: record, secrets: EpochSecrets::random(&mut device.rng) };
     let answer = Answer::seal(&ask, Given::Keys(vec![keys]), &device.identity, &mut device.rng).unwrap();
     server.logs.get_mut(&bobs).unwrap().push(answer.1);

@@ -10,8 +10,8 @@ use waxwing::{
         view::{Command, History, RoomState},
     },
     core::{
-        chain,
         frame::{ClientFrame, ServerFrame},
+        handshake,
         id::{Digest, RoomId},
     },
     group::Group,
@@ -90,7 +90,7 @@ fn a_welcome_is_taken_only_from_who_invited() {
     assert_eq!(honest.len(), 1);
     let seq = server.newest_change(room);
     let mallory = Identity::generate(&mut Rng(9), 0).named("Ann");
-    let record = chain::digest(&server.logs[&room][usize::try_from(seq).unwrap() - 1]);
+    let record = handshake::entry(&server.logs[&room][usize::try_from(seq).unwrap() - 1]);
     let say = |record: Digest, seq: u64| {
         let invitation = RoomInvitation {
             room,

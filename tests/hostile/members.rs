@@ -151,3 +151,31 @@ fn two_messages_under_one_number_contradict_once_their_readers_hear_of_each_othe
     assert_eq!(cy.texts().last().unwrap(), "so it is yes");
     assert!(cy.checks(Check::Contradicts) == 1 && cy.alarms.len() == 1, "{:?}", cy.alarms);
 }
+
+#[test]
+fn a_change_that_leaves_no_way_in_is_followed_by_one_that_does() {
+    let (mut server, mut ann, mut bob, room) = stage();
+    bob.run(&mut server);
+    ann.run(&mut server);
+    let mut cheat = Cheat::of(&bob, room);
+    let mut record = cheat.group.commit_without_a_way_in(&cheat.identity, &mut cheat.rng).unwrap();
+    record.after = server.newest_change(room);
+    server.logs.get_mut(&room).unwrap().push(record.encode());
+    let bad = server.newest_change(room);
+    ann.run(&mut server);
+    assert!(ann.warnings.iter().any(|warning| warning.contains("no way in")) && ann.alarms.is_empty(), "{:?}", ann.warnings);
+    assert!(server.newest_change(room) > bad, "Ann's device, the first in the tree, has made another one");
+    let mut cy = Person::new("Cy", 3);
+    cy.client.command(Command::Join { link: ann.room.as_ref().unwrap().link.clone() }, 5);
+    cy.run(&mut server);
+    ann.run(&mut server);
+    cy.run(&mut server);
+    cy.say(&mut server, "here I am");
+    ann.run(&mut server);
+    assert_eq!(ann.texts().last().unwrap(), "here I am");
+    // Nobody looks twice.
+    let asked = server.changes_asked;
+    ann.reconnect();
+    ann.run(&mut server);
+    assert_eq!(server.changes_asked, asked);
+}

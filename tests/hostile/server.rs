@@ -8,7 +8,7 @@ use waxwing::core::{
     close::Refusal,
     envelope::{Header, Kind},
     frame::{ClientFrame, Item, KeyPackage, Operation, Page, Position, Publish, ServerFrame},
-    handshake::new_access,
+    handshake::{new_access, outline},
     id::{DeviceKey, Digest, LogId, Nonce, RoomId},
     limits::Limits,
     packages::Suite,
@@ -42,6 +42,8 @@ pub struct Server {
     pub forgets_subscription: bool,
     /// Frames that it dropped meanwhile.
     pub dropped: usize,
+    /// How often somebody asked for one change of a group.
+    pub changes_asked: usize,
 }
 
 /// What a server makes of tickets.
@@ -82,7 +84,7 @@ impl Server {
             .into_iter()
             .skip(usize::try_from(after).unwrap())
             .take_while(|envelope| !core::mem::replace(&mut ended, new_access(envelope).is_some()))
-            .map(|envelope| Item { time_ms: 5, envelope })
+            .map(|envelope| Item { time_ms: 5, envelope: outline(&envelope) })
             .collect();
         Page { room, position: self.position(room), first: after + 1, chain: self.chain(room, after), items }
     }
@@ -168,11 +170,15 @@ impl Server {
                 let first = last.saturating_sub(u64::from(count_max)).max(1);
                 let mut page = self.page(room, first - 1);
                 let log = self.log(room).into_iter().skip(usize::try_from(first - 1).unwrap());
-                let items = log.take(usize::try_from(last - first).unwrap()).map(|envelope| Item { time_ms: 5, envelope });
+                let log = log.take(usize::try_from(last - first).unwrap());
+                let items = log.map(|envelope| Item { time_ms: 5, envelope: outline(&envelope) });
                 page.items = items.collect();
                 vec![ServerFrame::Fetched { request, page }]
             }
-            ClientFrame::Handshake { request, room, before } => vec![self.change_before(request, room, before)],
+            ClientFrame::Handshake { request, room, before } => {
+                self.changes_asked += 1;
+                vec![self.change_before(request, room, before)]
+            }
             ClientFrame::Subscribe { room, after } => {
                 let position = self.position(room);
                 if after > position.head {

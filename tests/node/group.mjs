@@ -50,15 +50,18 @@ async function enter(next) {
   return {epoch: Number(number), members, ...Object.fromEntries(Object.entries(secrets).map(([name, value]) => [name, hex(value)]))};
 }
 
-// A record: the commit's envelope, welcome, group info, trailer.
+// A record: the commit's envelope, welcome, group info, what opens it, trailer.
 function readRecord(bytes) {
-  const trailer = new Reader(bytes.slice(-48));
-  const [, access, lengths] = [trailer.raw(8), trailer.raw(32), trailer.raw(8)];
-  const [welcomeLength, infoLength] = [0, 4].map((at) => Buffer.from(lengths).readUInt32LE(at));
-  const reader = new Reader(bytes.slice(0, -48));
+  const trailer = new Reader(bytes.slice(-52));
+  const [, access, lengths] = [trailer.raw(8), trailer.raw(32), trailer.raw(12)];
+  const [welcomeLength, infoLength, besideLength] = [0, 4, 8].map((at) => Buffer.from(lengths).readUInt32LE(at));
+  const reader = new Reader(bytes.slice(0, -52));
   const part = (length) => length > 0 ? reader.raw(length) : undefined;
-  const commit = reader.raw(reader.rest.length - welcomeLength - infoLength);
-  return {commit, welcome: part(welcomeLength), groupInfo: part(infoLength), access: access.some((byte) => byte !== 0) ? access : undefined};
+  const commit = reader.raw(reader.rest.length - welcomeLength - infoLength - besideLength);
+  const [welcome, info, beside] = [part(welcomeLength), part(infoLength), part(besideLength)];
+  // What the committer signs of both.
+  const groupInfo = beside && concat(info ? sha256(info) : new Uint8Array(), beside);
+  return {commit, welcome, groupInfo, access: access.some((byte) => byte !== 0) ? access : undefined};
 }
 
 function readHandshake(bytes) {
@@ -80,7 +83,7 @@ async function record(keys, header, commit, {joiner, access = new Uint8Array(32)
   const none = postcard.option();
   const handshake = concat(postcard.bytes(commit), postcard.list([]), none, none, postcard.option(joiner));
   const envelope = await seal(keys, me.seed, {kind: 4, room, message: randomBytes(16), ...header}, handshake);
-  return hex(concat(envelope, u64(0), access, u64(0)));
+  return hex(concat(envelope, u64(0), access, new Uint8Array(12)));
 }
 
 // The room's access key that an epoch's secrets give.

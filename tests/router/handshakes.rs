@@ -6,10 +6,11 @@ use bytes::Bytes;
 use waxwing::{
     core::{
         access::FORMER_KEYS_MAX,
+        chain,
         close::Refusal,
         envelope::Kind,
         frame::{LogKind, Operation, Publish, ServerFrame},
-        handshake::RECORD_LEN_MAX,
+        handshake::{RECORD_LEN_MAX, outline},
         id::{ProducerId, RoomId, Seq},
         limits::Limits,
         session::Action,
@@ -127,9 +128,9 @@ fn large_ones_reach_those_who_are_there_and_those_who_come() {
     world.enter(&live, ROOM);
     world.ask(&live, ROOM, Action::Subscribe { after: 0 });
     world.read_all(&live);
-    let largest = handshake(ROOM, 0, None, b"", (1 << 20, (2 << 20) - 48 - 48 - 48));
+    let largest = handshake(ROOM, 0, None, b"", (1 << 20, (2 << 20) - 48 - 48 - 52));
     assert_eq!(largest.len(), RECORD_LEN_MAX);
-    let over = handshake(ROOM, 0, None, b"x", (1 << 20, (2 << 20) - 48 - 48 - 48));
+    let over = handshake(ROOM, 0, None, b"x", (1 << 20, (2 << 20) - 48 - 48 - 52));
     let frames = ask(&mut world, &conn, publish(1, 0, over));
     assert_eq!(why(&frames), [(None, Refusal::TooLarge { max: 3 << 20 })]);
     assert_eq!(acked(&mut world, &conn, publish(1, 0, largest.clone())), 1);
@@ -141,9 +142,16 @@ fn large_ones_reach_those_who_are_there_and_those_who_come() {
         let frames = world.read_all(reader);
         let pages = frames.iter().filter_map(|frame| if let ServerFrame::Deliver(page) = frame { Some(page) } else { None });
         let items: Vec<_> = pages.flat_map(|page| &page.items).collect();
-        assert_eq!((items.len(), &items[0].envelope), (2, &largest));
+        assert_eq!((items.len(), &items[0].envelope), (2, &outline(&largest)), "the group info is not brought to members");
     }
-    assert_eq!(newest(&mut world, &conn, u64::MAX), Some(1));
+    let Some(ServerFrame::Fetched { page, .. }) =
+        ask(&mut world, &conn, Action::Handshake { request: 1, before: u64::MAX }).pop()
+    else {
+        panic!("no answer")
+    };
+    assert_eq!((page.first, &page.items[0].envelope), (1, &largest), "all of it for who asks");
+    let value = chain::next(ROOM, page.chain, 1, &largest);
+    assert_eq!(value, chain::next(ROOM, page.chain, 1, &outline(&largest)), "and both are the chain's record");
 }
 
 #[test]

@@ -95,7 +95,7 @@ pub(crate) fn append(driver: &mut Driver, log: &mut Log, count: u64, len: usize)
             envelope.rotate_right(4);
             envelope[..4].copy_from_slice(&[1, 4, 1, 0]);
             let access = Some(AccessKey([log.room.0[0]; 32]));
-            let trailer = Trailer { after: 0, access, welcome_len: 0, group_info_len: 9 };
+            let trailer = Trailer { after: 0, access, welcome_len: 0, group_info_len: 9, beside_len: 1, is_outline: false };
             envelope[len - TRAILER_LEN..].copy_from_slice(&trailer.to_bytes());
         }
         driver.done(Request::Append(log.next(envelope))).unwrap();

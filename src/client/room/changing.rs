@@ -5,8 +5,8 @@ use super::place::{Place, Taken};
 use crate::client::records::{ChangeRecord, Entry, FORMER_ACCESS_MAX, KnownLink, Letter, Stage, Who};
 use crate::client::view::{History as ViewHistory, Level, Role as ViewRole};
 use crate::client::{Client, room::making::LINK_LIFE_MS};
-use crate::core::chain;
 use crate::core::frame::Item;
+use crate::core::handshake;
 use crate::core::id::{DeviceKey, RoomId};
 use crate::group::{Change, DAYS_MAX, History, LinkKeys, LiveLink, Role};
 use crate::seal::Random as _;
@@ -27,7 +27,7 @@ impl Client {
     /// This device cannot follow; and what it has to complain about, if anything.
     pub(in crate::client) fn take_change(&mut self, id: RoomId, item: &Item, now_ms: u64) -> Result<Entry, Option<Complaint>> {
         let Some(room) = self.rooms.get_mut(&id) else { return Err(None) };
-        let at = (room.timeline.head().saturating_add(1), chain::digest(&item.envelope));
+        let at = (room.timeline.head().saturating_add(1), handshake::entry(&item.envelope));
         if let Some(past) = room.past.as_mut().filter(|past| past.covers(at.0)) {
             if let Some(change) = past.change(&item.envelope) {
                 return Ok(Entry::Change(change));

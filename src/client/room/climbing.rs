@@ -14,9 +14,8 @@ use crate::{
         records::{ChangeRecord, ClimbRecord, PastRecord, Who, encode, past_key, room_key},
     },
     core::{
-        chain,
-        frame::Page,
-        handshake::Trailer,
+        frame::{ClientFrame, Page},
+        handshake::{self, Trailer},
         id::{Digest, RoomId, Seq},
     },
     group::{Joining, Place, Record, Roster, Rung, RungKey},
@@ -137,7 +136,7 @@ impl Past {
             changes.push((here.began, here.lowest()));
             return Step::End(here.at.saturating_sub(1));
         };
-        if chain::digest(envelope) != here.began {
+        if handshake::entry(envelope) != here.began {
             // Rubbish that every member has skipped; it names the one before it.
             let before = Trailer::parse(envelope).ok().map(|(_, trailer)| trailer.after).filter(|after| *after < here.at);
             return match before.filter(|after| *after > 0) {
@@ -178,9 +177,13 @@ impl Past {
 impl Client {
     /// Asks for the next change to go down to; `false` when there is nothing to go down.
     pub(super) fn climb(&mut self, id: RoomId) -> bool {
-        let wanted = self.rooms.get(&id).and_then(|room| room.past.as_ref()?.wants());
-        wanted.into_iter().for_each(|before| self.ask_for_change(id, before));
-        wanted.is_some()
+        let Some(room) = self.rooms.get_mut(&id) else { return false };
+        let Some(before) = room.past.as_ref().and_then(Past::wants) else { return false };
+        room.knocks = room.knocks.wrapping_add(1);
+        let request = room.knocks;
+        // What leads down is in the outline.
+        self.send(&ClientFrame::Fetch { request, room: id, before, count_max: 1 });
+        true
     }
 
     /// A change below the one that let this device in.

@@ -14,6 +14,7 @@ use crate::{
     core::{
         chain,
         envelope::{Header, Kind, Suite},
+        handshake,
         id::{DeviceKey, Digest, Seq},
     },
     group::{Applied, History, Onlooker, Record, Roster},
@@ -88,7 +89,7 @@ impl Reading {
         if self.next == back.seq {
             return self.meet(gap, &back, envelope, rng);
         }
-        let (seq, digest) = (self.next, chain::digest(envelope));
+        let (seq, digest) = (self.next, handshake::entry(envelope));
         let room = self.onlooker.epoch().room;
         self.chain = chain::next_hashed(room, self.chain, seq, digest);
         self.next = seq.saturating_add(1);

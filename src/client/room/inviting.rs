@@ -14,9 +14,9 @@ use crate::client::records::{
 };
 use crate::client::view::Level;
 use crate::client::{Client, people};
-use crate::core::chain;
 use crate::core::close::Refusal;
 use crate::core::frame::{ClientFrame, Item, Page};
+use crate::core::handshake;
 use crate::core::id::{Digest, RoomId, Seq};
 use crate::group::{Change, JoinError, KeyPackage, Record, Role};
 use crate::seal::hpke::XWingPublic;
@@ -334,7 +334,7 @@ impl Client {
     /// What the server has in the place of the change that added this device.
     pub(super) fn on_welcome(&mut self, id: RoomId, page: &Page, now_ms: u64) {
         let Some(WelcomeRecord { seq, record, by }) = self.rooms.get(&id).and_then(|room| room.record.welcome) else { return };
-        let named = |item: &&Item| page.first == seq && chain::digest(&item.envelope) == record;
+        let named = |item: &&Item| page.first == seq && handshake::entry(&item.envelope) == record;
         let added = page.items.first().filter(named).and_then(|item| Record::decode(&item.envelope).ok());
         let opened = added.ok_or(JoinError::Group).and_then(|added| self.shelves.open_welcome(id, &added, by, &mut self.rng));
         let Some(room) = self.rooms.get_mut(&id) else { return };

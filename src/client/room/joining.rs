@@ -38,6 +38,9 @@ impl Client {
         if self.is_of_gap(id, request) {
             return self.on_gap_page(request, page, now_ms);
         }
+        if self.on_way_in(request, page, now_ms) {
+            return;
+        }
         // An answer to an earlier question may not be the newest change any more.
         let Some(room) = self.rooms.get(&id).filter(|room| request == room.knocks) else { return };
         match room.record.stage {

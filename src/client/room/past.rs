@@ -12,8 +12,8 @@ use crate::{
         timeline::Reader,
     },
     core::{
-        chain,
         envelope::{Header, Kind},
+        handshake,
         id::{Digest, RoomId, Seq},
     },
     seal::epoch::Epoch,
@@ -72,7 +72,7 @@ impl Past {
 
     /// A change of the group, if it is one that this device, or its other one, took.
     pub(super) fn change(&mut self, envelope: &Bytes) -> Option<ChangeRecord> {
-        let digest = chain::digest(envelope);
+        let digest = handshake::entry(envelope);
         let at = self.record.changes.iter().position(|(known, _)| *known == digest)?;
         if at >= self.taken {
             self.go_to(at);

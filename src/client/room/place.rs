@@ -12,7 +12,7 @@ use crate::{
     },
     core::{
         envelope::Header,
-        id::{Digest, Seq},
+        id::{DeviceKey, Digest, Seq},
     },
     group::{
         Applied, Change, Event, Group, Joining, KeyPackage, LinkId, LiveLink, Member, Policy, Record, Skipped, SnapshotError,
@@ -45,6 +45,8 @@ pub(super) struct Seat {
     pub(super) wanted: Option<Change>,
     /// The newest change that was taken.
     last: Option<(Seq, Digest, ChangeRecord)>,
+    /// Nobody has looked yet whether it leaves a way in.
+    unlooked: bool,
 }
 
 /// What a record of the log did to the group.
@@ -116,7 +118,8 @@ impl ChangeRecord {
 impl Seat {
     pub(super) fn new(group: Group) -> Self {
         let policy = group.policy();
-        let mut seat = Self { group, roster: BTreeMap::new(), policy, links: Vec::new(), wanted: None, last: None };
+        let mut seat =
+            Self { group, roster: BTreeMap::new(), policy, links: Vec::new(), wanted: None, last: None, unlooked: false };
         seat.call_roll();
         seat
     }
@@ -146,6 +149,20 @@ impl Seat {
     /// Whether a commit with this key package is to be made, or on its way.
     pub(super) fn adds(&self, package: &KeyPackage) -> bool {
         self.wanted.iter().chain(self.group.waiting()).any(|change| change.add.contains(package))
+    }
+
+    /// Whether it is this device that looks whether the newest change leaves a way in, and it has not: the first in the tree, but not the maker.
+    pub(super) fn looks_at_way_in(&self, me: DeviceKey) -> bool {
+        let by = self.last.as_ref().map(|(.., change)| change.by.device);
+        let first = self.roster.values().map(|who| who.device).find(|device| Some(*device) != by);
+        self.unlooked && !self.links.is_empty() && first == Some(me)
+    }
+
+    /// Looks: whether the newest change leaves a way in; `None` if `record` is another one.
+    pub(super) fn looked_at(&mut self, record: &Record) -> Option<bool> {
+        self.last.as_ref().filter(|(_, digest, _)| *digest == record.digest())?;
+        self.unlooked = false;
+        Some(self.group.lets_in(record))
     }
 
     /// Something more that this device wants.
@@ -179,6 +196,7 @@ impl Seat {
         self.wanted =
             self.wanted.take().filter(|wanted| !only_leaves(wanted)).map(|wanted| Change { leaves: Vec::new(), ..wanted });
         self.last = Some((at.0, at.1, change.clone()));
+        self.unlooked = true;
         change
     }
 }

@@ -323,6 +323,7 @@ impl Client {
         self.tell_devices(id, now_ms);
         self.tell_devices_everywhere(now_ms);
         self.end_links(id, now_ms);
+        self.look_at_way_in(id);
         self.settle_invites(id, now_ms);
         self.ask_for_packages(id);
         self.say_that_it_goes(id, now_ms);

@@ -16,6 +16,7 @@ use crate::core::{
     close::CloseCode,
     envelope,
     frame::{ClientFrame, DropBoxOffer, Hello, Item, Page, Position, Publish, Resume, ServerFrame},
+    handshake,
     id::{DeviceKey, Digest, LogId, Nonce, RoomId},
     limits::Limits,
     packages::{Packages, Suite},
@@ -266,7 +267,7 @@ impl World {
         };
         let page = |after: u64| {
             let items = log.iter().skip(usize::try_from(after).unwrap());
-            let items = items.map(|envelope| Item { time_ms, envelope: envelope.clone() }).collect();
+            let items = items.map(|envelope| Item { time_ms, envelope: handshake::outline(envelope) }).collect();
             ServerFrame::Deliver(Page { room, position, first: after + 1, chain: chain_at(after), items })
         };
         match action {

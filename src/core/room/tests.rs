@@ -26,14 +26,17 @@ fn publish(client_seq: u64, envelope: Bytes) -> Publish {
     Publish { room: ROOM, producer: ProducerId([5; 16]), client_seq, handshake: 0, envelope }
 }
 
-/// A handshake record that follows the one at `after`, and beside its commit so many bytes.
+/// A handshake record that follows the one at `after`, with a welcome and a group info of so many bytes.
 fn change(tag: u8, after: Seq, beside: (u32, u32)) -> Bytes {
     let mut bytes = envelope(tag, 1).to_vec();
     bytes[1] = Kind::Handshake as u8;
     bytes.resize(bytes.len() + (beside.0 + beside.1) as usize, tag);
-    let trailer = Trailer { after, access: None, welcome_len: beside.0, group_info_len: beside.1 };
-    bytes.extend_from_slice(&trailer.to_bytes());
+    bytes.extend_from_slice(&trailer(after, beside).to_bytes());
     bytes.into()
+}
+
+fn trailer(after: Seq, (welcome_len, group_info_len): (u32, u32)) -> Trailer {
+    Trailer { after, access: None, welcome_len, group_info_len, beside_len: 0, is_outline: false }
 }
 
 /// As [`go`], of whoever has processed the handshake record at `after`; a handshake record if `is_change`.
@@ -129,13 +132,14 @@ fn handshakes_that_do_not_fit_together_are_refused() {
     assert_eq!(refused(0, vec![0; 101].into()), Refusal::TooLarge { max: 100 }, "no handshake, no larger limit");
     let mut lengths = change(1, 0, (20, 30)).to_vec();
     let end = lengths.len();
-    lengths[end - 8..].fill(0xff);
+    lengths[end - 12..].fill(0xff);
     assert_eq!(refused(0, lengths.into()), Refusal::BadEnvelope, "lengths beyond all");
+    assert_eq!(refused(0, outline(&change(1, 0, (20, 300)))), Refusal::BadEnvelope, "an outline");
     let large = Limits { handshake_bytes_max: 3 << 20, ..Limits::default() };
     let mut commit = envelope(1, 1).to_vec();
     commit[1] = Kind::Handshake as u8;
     commit.resize(COMMIT_LEN_MAX + 1, 1);
-    commit.extend_from_slice(&Trailer { after: 0, access: None, welcome_len: 0, group_info_len: 0 }.to_bytes());
+    commit.extend_from_slice(&trailer(0, (0, 0)).to_bytes());
     let why = room.publish(DEVICE, publish(1, commit.into()), 0, &large);
     assert_eq!(why, Verdict::Refused(Refusal::TooLarge { max: 1 << 20 }));
     assert!(matches!(room.publish(DEVICE, publish(1, change(1, 0, (1 << 20, 1 << 20))), 0, &large), Verdict::Append(_)));
@@ -414,7 +418,7 @@ fn a_post_is_refused_where_it_does_not_belong() {
 fn while_somebody_is_taken_out_no_post_is_taken() {
     let (mut room, limits) = (room(), Limits::default());
     let mut out = change(9, 0, (2, 3)).to_vec();
-    let at = out.len() - 40;
+    let at = out.len() - 44;
     out[at..at + 32].fill(6);
     assert_eq!(room.opened_at(), 0);
     let publish = Publish { handshake: 0, ..publish(1, out.into()) };

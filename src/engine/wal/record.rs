@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Entry, Lsn};
 use crate::{
     core::{
-        chain,
+        handshake,
         id::{DeviceKey, LogId, ProducerId, RoomId},
         log::{Append, LogMeta, Producer},
     },
@@ -244,7 +244,7 @@ pub(super) fn decode(whole: &Bytes) -> Option<Entry> {
                 None => envelope.get(ROOM_AT)?.try_into().ok()?,
             };
             // Who replays knows the value before the first record, and computes those that follow from the digests.
-            let chain = chain::digest(envelope);
+            let chain = handshake::entry(envelope);
             let hash = *chain.0.first_chunk()?;
             let envelope = whole.slice_ref(envelope);
             let append = Append { room: RoomId(room), seq, chain, time_ms, producer, client_seq, hash, envelope };

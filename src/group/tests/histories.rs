@@ -148,7 +148,7 @@ impl World {
             let record = self.log[cursor].clone();
             let State::In(group) = &mut self.devices[at].state else { continue };
             let before = group.snapshot();
-            let applied = match group.process(&record, &mut self.rng) {
+            let applied = match group.process(&record.outline(), &mut self.rng) {
                 Ok(applied) => {
                     self.seen.lost_races += usize::from(applied.rebase.is_some());
                     for event in &applied.events {

@@ -234,6 +234,27 @@ fn members_skip_a_group_info_that_is_not_the_epochs() {
 }
 
 #[test]
+fn whether_a_change_leaves_a_way_in_is_seen_by_who_has_all_of_it() {
+    let mut world = Three::new(35);
+    let link = LinkKeys::new(&[1; 32]);
+    let good = world.change(0, Change { list: vec![link.listed(false, 0)], ..Change::default() });
+    assert!(world.groups.iter().all(|group| group.lets_in(&good) && !group.lets_in(&good.outline())));
+    let bad = world.groups[1].commit_without_a_way_in(&world.people[1], &mut world.rng).unwrap();
+    for at in [0, 2] {
+        // The rules say nothing of it, for everybody alike.
+        world.groups[at].process(&bad.outline(), &mut world.rng).unwrap();
+        assert!(!world.groups[at].lets_in(&bad) && !world.groups[at].lets_in(&good));
+    }
+    let record = world.groups[0].commit(Change::default(), 0, &world.people[0], &mut world.rng).unwrap();
+    for at in [0, 2] {
+        world.groups[at].process(&record.outline(), &mut world.rng).unwrap();
+        assert!(world.groups[at].lets_in(&record));
+    }
+    assert!(GroupInfo::open(ROOM, &record, &link).is_ok());
+    assert_eq!(GroupInfo::open(ROOM, &record.outline(), &link), Err(JoinError::NotForUs));
+}
+
+#[test]
 fn a_server_cannot_put_a_record_together() {
     let mut world = Three::new(4);
     let dave = identity(&mut world.rng);

@@ -1,0 +1,49 @@
+//! Looking after the way in. Members are brought changes of the group in outline, without the group info by which who holds a link comes in. So
+//! whoever made the newest change badly would leave no way in, and nobody would see it: the first in the tree besides its maker has the whole
+//! change, looks, and makes an empty one if it leads nowhere.
+
+use crate::{
+    client::{Client, view::Level},
+    core::{
+        frame::{ClientFrame, Page},
+        id::{RoomId, Seq},
+    },
+    group::{Change, Record},
+};
+
+impl Client {
+    /// Asks for the newest change, if it is this device that looks at it and it has not.
+    pub(super) fn look_at_way_in(&mut self, id: RoomId) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
+        let me = me.identity.device();
+        let looks = room.place.seat().is_some_and(|seat| seat.looks_at_way_in(me));
+        if !looks || room.wire.way_in.is_some() {
+            return;
+        }
+        room.knocks = room.knocks.wrapping_add(1);
+        let request = room.knocks;
+        room.wire.way_in = Some(request);
+        self.send(&ClientFrame::Handshake { request, room: id, before: Seq::MAX });
+    }
+
+    /// Whether it is that change; then it is looked at.
+    pub(super) fn on_way_in(&mut self, request: u32, page: &Page, now_ms: u64) -> bool {
+        let id = page.room;
+        let Some(room) = self.rooms.get_mut(&id).filter(|room| room.wire.way_in == Some(request)) else { return false };
+        room.wire.way_in = None;
+        let record = page.items.first().and_then(|item| Record::decode(&item.envelope).ok()).filter(Record::is_whole);
+        // Of a newer one this device has not heard yet, and asks again when it has.
+        let newest = room.place.seat_mut().and_then(|seat| Some((seat.looked_at(record.as_ref()?)?, seat)));
+        if let Some((false, seat)) = newest {
+            seat.wants(Change::default());
+            self.notice(
+                Level::Warn,
+                "the last change of the room left no way in for who has its link: it is made anew",
+                Some(id),
+            );
+            self.persist_place(id);
+            self.pump(id, now_ms);
+        }
+        true
+    }
+}
