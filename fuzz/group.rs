@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use waxwing::{
     core::id::RoomId,
-    group::{Change, Group, GroupInfo, History, KeyPackage, KeyPackages, LinkKeys, Record, Suite},
+    group::{Change, Group, GroupInfo, History, KeyPackage, KeyPackages, LinkKeys, Part, Record, Suite},
     seal::identity::Identity,
 };
 
@@ -122,7 +122,9 @@ pub(crate) fn group(data: &[u8]) {
         }
         _ => {
             let mut record = scene.records[0].clone();
-            record.welcome = record.welcome.map(|welcome| changed(&welcome, rest).into());
+            if let Some(Part::Whole(welcome)) = &mut record.welcome {
+                *welcome = changed(welcome, rest).into();
+            }
             welcomed(&record, rng);
         }
     }

@@ -10,12 +10,12 @@
 //! | 8 | `after`, u64 LE: the seq of the last record of kind 4 that the committer had processed; 0 when none |
 //! | 32 | the room's new access key; zero when it stays |
 //! | 4 | length of the welcome, u32 LE |
-//! | 4 | length of the group info, u32 LE, its highest bit set in an outline |
+//! | 4 | length of the group info, u32 LE; the highest bit is set in an outline |
 //! | 4 | length of what stands behind it, u32 LE |
 //!
-//! The group info has the whole tree, which grows with the group, and only who comes in needs it. So members are brought the record's *outline*, in which
-//! the SHA-256 of the group info stands in its place; and the outline is what the chain has of the record ([`entry`]), so that both are
-//! the same record. A record without a group info is its own outline.
+//! Welcome and group info have the whole tree, which grows with the group, and only who comes in needs them. So members are brought the record's
+//! *outline*, in which the SHA-256 of either stands in its place; and the outline is what the chain has of the record ([`entry`]), so that
+//! both are the same record. A record with neither is its own outline.
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -33,7 +33,7 @@ pub const COMMIT_LEN_MAX: usize = 1 << 20;
 /// Largest record, in bytes.
 pub const RECORD_LEN_MAX: usize = 3 << 20;
 
-/// Of the group info's length: its hash stands in its place.
+/// Of the group info's length: hashes stand in the places of welcome and group info.
 const OUTLINE: u32 = 1 << 31;
 const HASH_LEN: usize = 32;
 
@@ -44,7 +44,7 @@ pub struct Trailer {
     pub after: Seq,
     /// What opens the room from here on, if it changes.
     pub access: Option<AccessKey>,
-    /// Bytes of the welcome.
+    /// Bytes of the welcome, wherever they are.
     pub welcome_len: u32,
     /// Bytes of the sealed group info, wherever they are.
     pub group_info_len: u32,
@@ -59,7 +59,7 @@ pub struct Trailer {
 pub struct Parts {
     /// The commit's envelope.
     pub commit: Bytes,
-    /// For who is added.
+    /// For who is added; its SHA-256 in an outline.
     pub welcome: Bytes,
     /// For who comes in by a link; its SHA-256 in an outline.
     pub group_info: Bytes,
@@ -110,12 +110,13 @@ impl Trailer {
             beside_len: number(48),
             is_outline: group_info & OUTLINE != 0,
         };
-        if trailer.is_outline && trailer.group_info_len == 0 {
+        if trailer.is_outline && !trailer.has_outline() {
             // It would be spelled in two ways.
             return Err(HandshakeError::Truncated);
         }
-        let beside = (trailer.welcome_len as usize)
-            .checked_add(trailer.group_info_here())
+        let beside = trailer
+            .here(trailer.welcome_len)
+            .checked_add(trailer.here(trailer.group_info_len))
             .and_then(|beside| beside.checked_add(trailer.beside_len as usize));
         let commit_len = beside.and_then(|beside| parts.len().checked_sub(beside)).ok_or(HandshakeError::Truncated)?;
         if commit_len > COMMIT_LEN_MAX {
@@ -154,44 +155,50 @@ impl Trailer {
     const fn places(&self, len: usize) -> (usize, usize, usize, usize) {
         let end = len.saturating_sub(TRAILER_LEN);
         let beside = end.saturating_sub(self.beside_len as usize);
-        let group_info = beside.saturating_sub(self.group_info_here());
-        let welcome = group_info.saturating_sub(self.welcome_len as usize);
+        let group_info = beside.saturating_sub(self.here(self.group_info_len));
+        let welcome = group_info.saturating_sub(self.here(self.welcome_len));
         (welcome, group_info, beside, end)
     }
 
-    /// Bytes that are there of the group info, or for it.
-    const fn group_info_here(&self) -> usize {
-        if self.is_outline { HASH_LEN } else { self.group_info_len as usize }
+    /// Bytes that are there of a welcome or group info of this length, or for it.
+    const fn here(&self, len: u32) -> usize {
+        if self.is_outline && len > 0 { HASH_LEN } else { len as usize }
+    }
+
+    /// Whether there is anything that an outline leaves out.
+    const fn has_outline(&self) -> bool {
+        self.welcome_len > 0 || self.group_info_len > 0
     }
 }
 
-/// A record that has a group info: what stands before that, the group info's SHA-256, what stands behind it, and the trailer of the outline.
-fn outlined(record: &[u8]) -> Option<[Part<'_>; 4]> {
+/// The outline of a whole record that is not its own: the commit, what stands for welcome and group info, what stands behind them, and the trailer.
+fn outlined(record: &[u8]) -> Option<[Piece<'_>; 5]> {
     if !is_handshake(record) {
         return None;
     }
     let (_, trailer) = Trailer::parse(record).ok()?;
-    if trailer.is_outline || trailer.group_info_len == 0 {
+    if trailer.is_outline || !trailer.has_outline() {
         return None;
     }
-    let (_, group_info, beside, end) = trailer.places(record.len());
-    let hash = chain::digest(record.get(group_info..beside)?);
+    let (welcome, group_info, beside, end) = trailer.places(record.len());
+    let hashed = |part: &'_ [u8]| if part.is_empty() { Piece::Of(&[]) } else { Piece::Hash(chain::digest(part)) };
     let trailer = Trailer { is_outline: true, ..trailer };
     Some([
-        Part::Of(record.get(..group_info)?),
-        Part::Hash(hash),
-        Part::Of(record.get(beside..end)?),
-        Part::Trailer(trailer.to_bytes()),
+        Piece::Of(record.get(..welcome)?),
+        hashed(record.get(welcome..group_info)?),
+        hashed(record.get(group_info..beside)?),
+        Piece::Of(record.get(beside..end)?),
+        Piece::Trailer(trailer.to_bytes()),
     ])
 }
 
-enum Part<'a> {
+enum Piece<'a> {
     Of(&'a [u8]),
     Hash(Digest),
     Trailer([u8; TRAILER_LEN]),
 }
 
-impl AsRef<[u8]> for Part<'_> {
+impl AsRef<[u8]> for Piece<'_> {
     fn as_ref(&self) -> &[u8] {
         match self {
             Self::Of(bytes) => bytes,
@@ -205,7 +212,7 @@ impl AsRef<[u8]> for Part<'_> {
 #[must_use]
 pub fn outline(record: &Bytes) -> Bytes {
     match outlined(record) {
-        Some(parts) => parts.iter().flat_map(AsRef::as_ref).copied().collect::<Vec<u8>>().into(),
+        Some(pieces) => pieces.iter().flat_map(AsRef::as_ref).copied().collect::<Vec<u8>>().into(),
         None => record.clone(),
     }
 }
@@ -214,7 +221,7 @@ pub fn outline(record: &Bytes) -> Bytes {
 #[must_use]
 pub fn entry(record: &[u8]) -> Digest {
     match outlined(record) {
-        Some(parts) => Digest(parts.iter().fold(Sha256::new(), Sha256::chain_update).finalize().into()),
+        Some(pieces) => Digest(pieces.iter().fold(Sha256::new(), Sha256::chain_update).finalize().into()),
         None => chain::digest(record),
     }
 }
@@ -270,12 +277,10 @@ mod tests {
 
             let outline = outline(&whole);
             let (header, read) = Trailer::parse(&outline).unwrap();
-            prop_assert_eq!((header.epoch, read), (7, Trailer { is_outline: sizes.2 > 0, ..trailer }));
-            let outlined = read.split(&outline);
-            if sizes.2 > 0 {
-                prop_assert_eq!(&outlined.group_info[..], &chain::digest(&parts.group_info).0[..]);
-            }
-            prop_assert_eq!(&outlined, &Parts { group_info: outlined.group_info.clone(), ..parts });
+            prop_assert_eq!((header.epoch, read), (7, Trailer { is_outline: sizes.1 + sizes.2 > 0, ..trailer }));
+            let hashed = |part: Bytes| if part.is_empty() { part } else { Bytes::copy_from_slice(&chain::digest(&part).0) };
+            let expected = Parts { welcome: hashed(parts.welcome), group_info: hashed(parts.group_info), ..parts };
+            prop_assert_eq!(read.split(&outline), expected);
             prop_assert_eq!(entry(&whole), chain::digest(&outline));
             prop_assert_eq!((entry(&outline), super::outline(&outline)), (entry(&whole), outline));
         }
@@ -321,8 +326,8 @@ mod tests {
             assert_eq!(Trailer::parse(&with(Kind::Handshake, trailer)), Err(HandshakeError::Truncated));
         }
         // An outline of nothing, and one without the hash.
-        for group_info_len in [0, 5] {
-            let trailer = Trailer { group_info_len, is_outline: true, ..trailer(200, 0, 0) };
+        for (welcome_len, group_info_len) in [(0, 0), (300, 300)] {
+            let trailer = Trailer { is_outline: true, ..trailer(welcome_len, group_info_len, 0) };
             assert_eq!(Trailer::parse(&with(Kind::Handshake, trailer)), Err(HandshakeError::Truncated));
         }
         let foreign = record(&commit_of(Kind::Room), fits);

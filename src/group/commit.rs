@@ -15,7 +15,7 @@ use super::{
     ladder::{Former, Steps},
     policy,
     process::{Invalid, exported, proposed},
-    record::{Handshake, Record, SealedGroupInfo},
+    record::{Handshake, Part, Record, SealedGroupInfo},
     window::{LadderSecret, Window},
 };
 use crate::{
@@ -300,7 +300,7 @@ pub(super) fn assemble<R: Random + Send>(
     rng: &mut R,
     seal: impl FnOnce(Option<crate::core::id::Digest>, Option<crate::core::id::Digest>, &mut R) -> Result<Bytes, CommitError>,
 ) -> Result<Record, CommitError> {
-    let welcome = bundle.to_welcome_msg().map(|welcome| encode(&welcome)).transpose()?;
+    let welcome = bundle.to_welcome_msg().map(|welcome| encode(&welcome).map(Part::Whole)).transpose()?;
     let info = bundle.group_info().map(|info| MlsMessageOut::from(info.clone()));
     let mut group_info =
         info.map(|info| Ok::<_, CommitError>(seal_group_info((epoch, ladder), after, encode(&info)?, rng)?)).transpose()?;
@@ -308,7 +308,7 @@ pub(super) fn assemble<R: Random + Send>(
         let (rung, window) = steps.seal(epoch, ladder, before, now_ms).ok_or(CommitError::Mls)?;
         group_info = Some(SealedGroupInfo { rung, window, ..group_info.unwrap_or_default() });
     }
-    let welcome_hash = welcome.as_deref().map(chain::digest);
+    let welcome_hash = welcome.as_ref().map(Part::hash);
     let commit = seal(welcome_hash, group_info.as_ref().map(SealedGroupInfo::hash), rng)?;
     Ok(Record { epoch: epoch.number, after: 0, access, commit, welcome, group_info })
 }

@@ -22,7 +22,7 @@ use super::{
     epoch_of, group_id, join_config,
     ladder::{Before, Place, Roster, Steps, is_due, open_sealed, seal_padded},
     policy_in,
-    record::{GroupInfoBody, Handshake, Info, Joiner},
+    record::{GroupInfoBody, Handshake, Joiner, Part},
     window::{LadderSecret, Window, context as bound_to},
 };
 use crate::{
@@ -97,7 +97,7 @@ pub(super) fn seal_group_info(
         let (enc, ciphertext) = seal_xwing(&to, &key_info(&context, id), &[], rng, |_, _| ladder.0.to_vec())?;
         keys.push(SealedKey { link: id, enc: enc.into(), ciphertext: ciphertext.into() });
     }
-    Ok(SealedGroupInfo { info: Some(Info::Whole(info)), keys, ..SealedGroupInfo::default() })
+    Ok(SealedGroupInfo { info: Some(Part::Whole(info)), keys, ..SealedGroupInfo::default() })
 }
 
 fn verifiable(message: &[u8]) -> Option<VerifiableGroupInfo> {
@@ -163,7 +163,7 @@ impl Group {
         keys: &mut KeyPackages,
         rng: &mut (impl Random + Send),
     ) -> Result<Joining, JoinError> {
-        let welcome = record.welcome.as_deref().ok_or(JoinError::NotForUs)?;
+        let welcome = record.welcome.as_ref().and_then(Part::whole).ok_or(JoinError::NotForUs)?;
         let message = MlsMessageIn::tls_deserialize_exact_bytes(welcome).map_err(|_| JoinError::NotForUs)?;
         let MlsMessageBodyIn::Welcome(welcome) = message.extract() else { return Err(JoinError::NotForUs) };
         let storage = keys.storage.clone();
@@ -242,7 +242,7 @@ impl GroupInfo {
         let opened = open_xwing(&link.xwing.0, &for_link.enc, &info, &[], &for_link.ciphertext);
         let (ladder, _) = opened.map_err(|_| JoinError::NotForUs)?;
         let ladder = LadderSecret(ladder.try_into().map_err(|_| JoinError::NotForUs)?);
-        let whole = sealed.info.as_ref().and_then(Info::whole).ok_or(JoinError::NotForUs)?;
+        let whole = sealed.info.as_ref().and_then(Part::whole).ok_or(JoinError::NotForUs)?;
         let body = open_sealed(&ladder.info_key(&context), &context, whole);
         let mut body: GroupInfoBody = body.ok_or(JoinError::NotForUs)?;
         body.former.iter_mut().for_each(|former| former.began = record.digest());

@@ -42,7 +42,7 @@ pub use self::{
         Role, TITLE_LEN_MAX,
     },
     process::{Applied, Event, Invalid, Skipped},
-    record::{Info, Record, RecordError, SealedGroupInfo, SealedKey},
+    record::{Part, Record, RecordError, SealedGroupInfo, SealedKey},
     storage::SnapshotError,
     window::{RungKey, WINDOW_MAX},
 };

@@ -30,7 +30,6 @@ use super::{
 };
 use crate::{
     core::{
-        chain,
         envelope::{Header, Kind, Suite as EnvelopeSuite},
         id::{DeviceKey, Digest, RoomId},
     },
@@ -98,7 +97,7 @@ impl<'a> View<'a> {
         };
         let handshake = verified.map_err(|_| Invalid::Envelope)?;
         let device = handshake.joiner.as_ref().map(|joiner| joiner.device).or(sender).ok_or(Invalid::Envelope)?;
-        let spliced = handshake.welcome != record.welcome.as_deref().map(chain::digest)
+        let spliced = handshake.welcome != record.welcome.as_ref().map(super::Part::hash)
             || handshake.group_info != record.group_info.as_ref().map(super::SealedGroupInfo::hash);
         if spliced { Err(Invalid::Spliced) } else { Ok((handshake, device)) }
     }

@@ -24,7 +24,7 @@ pub struct Record {
     /// The commit, in an envelope of kind 4: a `Handshake` inside.
     pub commit: Bytes,
     /// For who is added: an MLS Welcome (RFC 9420 §12.4.3.1), which is sealed to their key packages.
-    pub welcome: Option<Bytes>,
+    pub welcome: Option<Part>,
     /// For who comes in by a link, or reads what was before; present if, and only if, there is something of either.
     pub group_info: Option<SealedGroupInfo>,
 }
@@ -35,7 +35,7 @@ pub struct Record {
 pub struct SealedGroupInfo {
     /// AES-256-GCM of a `GroupInfoBody`; absent when no link is live after the commit.
     #[serde(skip)]
-    pub info: Option<Info>,
+    pub info: Option<Part>,
     /// The key, sealed to each link, in the order in which they are listed.
     pub keys: Vec<SealedKey>,
     /// AES-256-GCM of a [`super::Rung`]; empty when newcomers read from their join.
@@ -44,17 +44,17 @@ pub struct SealedGroupInfo {
     pub window: Bytes,
 }
 
-/// A part of a record, or what stands for it in the record's outline: its length and its SHA-256.
+/// A part of a record that only who comes in needs, or what stands for it in the record's outline: its length and its SHA-256.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Info {
+pub enum Part {
     /// All of it.
     Whole(Bytes),
-    /// That there is one.
+    /// That it is there.
     Hash(u32, Digest),
 }
 
-impl Info {
-    fn hash(&self) -> Digest {
+impl Part {
+    pub(super) fn hash(&self) -> Digest {
         match self {
             Self::Whole(bytes) => chain::digest(bytes),
             Self::Hash(_, hash) => *hash,
@@ -69,10 +69,27 @@ impl Info {
         }
     }
 
-    fn encode(&self) -> (u32, Bytes) {
+    fn len(&self) -> u32 {
         match self {
-            Self::Whole(bytes) => (u32::try_from(bytes.len()).unwrap_or(u32::MAX), bytes.clone()),
-            Self::Hash(len, hash) => (*len, Bytes::copy_from_slice(&hash.0)),
+            Self::Whole(bytes) => u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+            Self::Hash(len, _) => *len,
+        }
+    }
+
+    /// Its bytes, or in an outline its hash.
+    fn encode(&self, is_outline: bool) -> Bytes {
+        match self {
+            Self::Whole(bytes) if !is_outline => bytes.clone(),
+            _ => Bytes::copy_from_slice(&self.hash().0),
+        }
+    }
+
+    /// Reads one of `len` bytes; `None` where there is none.
+    fn decode(bytes: Bytes, len: u32, is_outline: bool) -> Option<Self> {
+        match len {
+            0 => None,
+            _ if is_outline => Some(Self::Hash(len, Digest(bytes[..].try_into().ok()?))),
+            _ => Some(Self::Whole(bytes)),
         }
     }
 }
@@ -144,13 +161,12 @@ impl Record {
     /// The bytes that the log keeps.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let welcome = self.welcome.clone().unwrap_or_default();
-        let info = self.group_info.as_ref().and_then(|beside| beside.info.as_ref());
-        let is_outline = info.is_some_and(|info| info.whole().is_none());
-        let (group_info_len, info) = info.map(Info::encode).unwrap_or_default();
+        let parts = [self.welcome.as_ref(), self.group_info.as_ref().and_then(|beside| beside.info.as_ref())];
+        let is_outline = !self.is_whole();
+        let [welcome, info] = parts.map(|part| part.map(|part| part.encode(is_outline)).unwrap_or_default());
+        let [welcome_len, group_info_len] = parts.map(|part| part.map(Part::len).unwrap_or_default());
         let beside = self.group_info.as_ref().map(SealedGroupInfo::encode).unwrap_or_default();
-        let len = |part: &[u8]| u32::try_from(part.len()).unwrap_or(u32::MAX);
-        let (welcome_len, beside_len) = (len(&welcome), len(&beside));
+        let beside_len = u32::try_from(beside.len()).unwrap_or(u32::MAX);
         let trailer = Trailer { after: self.after, access: self.access, welcome_len, group_info_len, beside_len, is_outline };
         [&self.commit[..], &welcome, &info, &beside, &trailer.to_bytes()].concat().into()
     }
@@ -162,12 +178,7 @@ impl Record {
     pub fn decode(bytes: &Bytes) -> Result<Self, RecordError> {
         let (header, trailer) = Trailer::parse(bytes)?;
         let Parts { commit, welcome, group_info, beside } = trailer.split(bytes);
-        let info = match trailer.is_outline {
-            true => {
-                Some(Info::Hash(trailer.group_info_len, Digest(group_info[..].try_into().map_err(|_| RecordError::GroupInfo)?)))
-            }
-            false => (!group_info.is_empty()).then_some(Info::Whole(group_info)),
-        };
+        let info = Part::decode(group_info, trailer.group_info_len, trailer.is_outline);
         let group_info = match (info, beside.is_empty()) {
             (None, true) => None,
             (Some(_), true) => return Err(RecordError::GroupInfo),
@@ -178,7 +189,7 @@ impl Record {
             after: trailer.after,
             access: trailer.access,
             commit,
-            welcome: (!welcome.is_empty()).then_some(welcome),
+            welcome: Part::decode(welcome, trailer.welcome_len, trailer.is_outline),
             group_info,
         })
     }
@@ -192,10 +203,11 @@ impl Record {
     /// Whether it has everything that its committer made, and is not in outline.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.group_info.as_ref().and_then(|beside| beside.info.as_ref()).is_none_or(|info| info.whole().is_some())
+        let parts = self.welcome.iter().chain(self.group_info.iter().filter_map(|beside| beside.info.as_ref()));
+        parts.into_iter().all(|part| part.whole().is_some())
     }
 
-    /// The same bytes, with the SHA-256 of the group info in its place.
+    /// What members are brought of it.
     #[cfg(test)]
     pub(super) fn outline(&self) -> Self {
         Self::decode(&handshake::outline(&self.encode())).expect("the outline of a record is one")
