@@ -278,6 +278,39 @@ async fn who_is_brought_in_while_away_reads_what_newcomers_read() {
     }
 }
 
+/// Whoever was removed and is brought in again reads on where it was; what was said between, where newcomers read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_removed_and_is_brought_in_again_reads_what_newcomers_read_of_the_time_between() {
+    for (history, texts) in [
+        (History::FromJoin, &["one", "three"][..]),
+        (History::Everything, &["one", "two", "three"]),
+        (History::Days(30), &["one", "two", "three"]),
+    ] {
+        let place = Place::new().await;
+        let mut ann = place.person("Ann").await;
+        let mut bob = place.person("Bob").await;
+        let room = ann.create("Boathouse").await;
+        ann.ask(Command::SetHistory { room: room.clone(), history }).await;
+        ann.until("the policy", |ann| ann.open("Boathouse").is_some_and(|room| room.history == history)).await;
+        bob.ask(Command::Join { link: ann.rooms[&room].link.clone() }).await;
+        bob.is_in("Boathouse", &["Ann", "Bob"]).await;
+        bob.say(&room, "one").await;
+        ann.is_in("Boathouse", &["Ann", "Bob"]).await;
+        ann.ask(Command::Remove { room: room.clone(), user: bob.user() }).await;
+        ann.is_in("Boathouse", &["Ann"]).await;
+        bob.until("being told", |bob| bob.rooms[&room].state == RoomState::Refused).await;
+        ann.say(&room, "two").await;
+        ann.invite(&room, bob.card()).await;
+        bob.until("being asked", |bob| !bob.requests.is_empty()).await;
+        bob.ask(Command::Accept { room: room.clone() }).await;
+        bob.is_in("Boathouse", &["Ann", "Bob"]).await;
+        ann.say(&room, "three").await;
+        bob.reads(&room, "three").await;
+        assert_eq!(bob.texts(&room), texts, "{history:?}");
+        place.edge.stop().await;
+    }
+}
+
 /// People come into large rooms, whose keys are of another suite, in the same ways as into others: while away, by the last resort, and with
 /// another device, where no link leads in.
 #[tokio::test(flavor = "multi_thread")]
