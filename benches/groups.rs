@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use rand_core::UnwrapErr;
 use waxwing::{
-    core::id::RoomId,
+    core::{handshake::outline, id::RoomId},
     group::{Change, Group, GroupInfo, KeyPackages, LinkKeys, Record, Suite},
     seal::identity::Identity,
 };
@@ -79,8 +80,8 @@ impl Grown {
 }
 
 fn groups(criterion: &mut Criterion) {
-    println!("bytes of a record: {:>24} {:>8} {:>8} {:>8} {:>8} {:>9}", "update", "add", "remove", "join", "update", "snapshot");
-    println!("{:>73} {:>9}", "(link)", "");
+    println!("bytes of a record: {:>27} {:>8} {:>8} {:>8} {:>8}", "update", "add", "remove", "join", "update");
+    println!("{:>82}", "(link)");
     for (name, suite) in [("x25519", Suite::X25519), ("xwing", Suite::XWing)] {
         // One more fits into the larger suite: the one that is added.
         for size in [2, 10, 100, 255] {
@@ -91,7 +92,7 @@ fn groups(criterion: &mut Criterion) {
 
 fn one(criterion: &mut Criterion, name: &str, suite: Suite, size: usize) {
     let mut grown = Grown::new(suite, size);
-    let (join, with_link) = (grown.newest.encode().len(), grown.commit(Change::default()).encode().len());
+    let (join, with_link) = (grown.newest.encode(), grown.commit(Change::default()).encode());
     let info = GroupInfo::open(ROOM, &grown.newest, &grown.link).expect("the link is live");
     let mut group = criterion.benchmark_group(format!("{name}, {size} devices"));
     group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
@@ -117,14 +118,14 @@ fn one(criterion: &mut Criterion, name: &str, suite: Suite, size: usize) {
         bench.iter_batched(|| keys.clone(), join, BatchSize::SmallInput);
     });
     group.finish();
-    let bytes = [update, add, remove].map(|record| record.encode().len());
-    println!(
-        "{name:>8}, {size:>3} devices: {:>21} {:>8} {:>8} {join:>8} {with_link:>8} {:>9}",
-        bytes[0],
-        bytes[1],
-        bytes[2],
-        grown.other.len()
-    );
+    let [update, add, remove] = [update, add, remove].map(|record| record.encode());
+    let print = |whose: &str, len: fn(&Bytes) -> usize| {
+        let [update, add, remove, join, with_link] = [&update, &add, &remove, &join, &with_link].map(len);
+        println!("{name:>8}, {size:>3} devices, {whose:<7} {update:>15} {add:>8} {remove:>8} {join:>8} {with_link:>8}");
+    };
+    print("whole", Bytes::len);
+    print("outline", |record| outline(record).len());
+    println!("{name:>8}, {size:>3} devices, snapshot {:>14}", grown.other.len());
 }
 
 criterion_group!(benches, groups);

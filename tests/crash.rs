@@ -269,7 +269,7 @@ async fn a_history_that_cannot_grow_is_told_apart_from_a_store_that_cannot_write
 
 /// The newest handshake record of the room, as who asks for it alone gets it; nothing when there is none.
 async fn newest(client: &mut Client) -> Option<(u64, Bytes)> {
-    client.send(&ClientFrame::Handshake { request: 1, room: ROOM, before: u64::MAX }).await;
+    client.send(&ClientFrame::Handshake { request: 1, room: ROOM, before: u64::MAX, whole: true }).await;
     let ServerFrame::Fetched { page, .. } = client.until(|frame| matches!(frame, ServerFrame::Fetched { .. })).await else {
         panic!("no page")
     };

@@ -397,7 +397,7 @@ async fn handshakes_of_any_size_reach_everybody_over_every_transport() {
         assert!(matches!(answer, ServerFrame::Ack { seq: at, .. } if at == seq), "{kind}: {answer:?}");
         records.push(record);
         for (before, expected) in [(u64::MAX, seq), (seq, seq - 1)] {
-            client.send(&ClientFrame::Handshake { request: 5, room: ROOM, before }).await;
+            client.send(&ClientFrame::Handshake { request: 5, room: ROOM, before, whole: true }).await;
             let fetched = client.until(|frame| matches!(frame, ServerFrame::Fetched { .. })).await;
             let ServerFrame::Fetched { request: 5, page } = fetched else { panic!("{fetched:?}") };
             let found = page.items.first().map(|item| &item.envelope);

@@ -125,6 +125,8 @@ pub enum ClientFrame {
         /// [`u64::MAX`], or anything beyond the newest, for the newest one. Else the record at `before − 1`, if it is one: each
         /// names the one before it.
         before: Seq,
+        /// All of it, and not its outline.
+        whole: bool,
     },
     /// Adds key packages to those that others may take of this device.
     PublishKeyPackages {

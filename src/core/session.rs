@@ -81,6 +81,8 @@ pub enum Action {
         request: u32,
         /// Beyond the newest for that one; else one more than its seq.
         before: Seq,
+        /// All of it, and not its outline.
+        whole: bool,
     },
     /// Open the drop-box, or close it.
     PutDropBox {
@@ -460,7 +462,7 @@ fn request(frame: ClientFrame) -> Option<(RoomId, Action)> {
         ClientFrame::Fetch { request, room, before, count_max } => (room, Action::Fetch { request, before, count_max }),
         ClientFrame::Delete { room } => (room, Action::Delete),
         ClientFrame::Seek { request, room, time_ms } => (room, Action::Seek { request, time_ms }),
-        ClientFrame::Handshake { request, room, before } => (room, Action::Handshake { request, before }),
+        ClientFrame::Handshake { request, room, before, whole } => (room, Action::Handshake { request, before, whole }),
         ClientFrame::PutDropBox { room, offer } => (room, Action::PutDropBox { offer }),
         _ => return None,
     })

@@ -175,6 +175,7 @@ pub(super) enum Op {
         conn: Arc<Conn>,
         request: u32,
         seq: Seq,
+        whole: bool,
         permit: Permit,
     },
     Delete {

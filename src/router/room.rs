@@ -260,8 +260,8 @@ impl Room {
                 true => self.seek(conn, request, time_ms, permit, ctx),
                 false => fail(ctx, conn, self.id, Operation::Seek, Refusal::NoAccess),
             },
-            Action::Handshake { request, before } => match self.may_read(conn.id, before.saturating_sub(1)) {
-                true => self.handshake(conn, request, before, permit, ctx),
+            Action::Handshake { request, before, whole } => match self.may_read(conn.id, before.saturating_sub(1)) {
+                true => self.handshake(conn, (request, before, whole), permit, ctx),
                 false => fail(ctx, conn, self.id, Operation::Handshake, Refusal::NoAccess),
             },
             action @ (Action::PutDropBox { .. } | Action::ShowDropBox | Action::Post { .. }) => {

@@ -393,9 +393,9 @@ impl Shard {
                 });
                 drop(permit);
             }
-            Some(Op::Handshake { room: id, life, conn, request, seq, permit }) => {
+            Some(Op::Handshake { room: id, life, conn, request, seq, whole, permit }) => {
                 self.with(id, Some(life), |room, ctx| {
-                    room.handshake_read(&conn, request, seq, result.and_then(records), ctx);
+                    room.handshake_read(&conn, (request, seq, whole), result.and_then(records), ctx);
                     Fate::Keep
                 });
                 drop(permit);

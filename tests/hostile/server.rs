@@ -95,10 +95,11 @@ impl Server {
         (1..).zip(self.log(room)).filter(|(_, envelope)| is_change(envelope)).last().map_or(0, |(seq, _)| seq)
     }
 
-    pub fn change_before(&self, request: u32, room: RoomId, before: u64) -> ServerFrame {
+    pub fn change_before(&self, request: u32, room: RoomId, before: u64, whole: bool) -> ServerFrame {
         let seq = self.stale_change.unwrap_or_else(|| self.newest_change(room)).min(before - 1);
         let envelope = seq.checked_sub(1).and_then(|at| self.log(room).get(usize::try_from(at).unwrap()).cloned());
-        let items = envelope.into_iter().map(|envelope| Item { time_ms: 5, envelope }).collect();
+        let shown = |envelope: Bytes| if whole { envelope } else { outline(&envelope) };
+        let items = envelope.into_iter().map(|envelope| Item { time_ms: 5, envelope: shown(envelope) }).collect();
         ServerFrame::Fetched { request, page: Page { items, first: seq, ..self.page(room, seq) } }
     }
 
@@ -175,9 +176,9 @@ impl Server {
                 page.items = items.collect();
                 vec![ServerFrame::Fetched { request, page }]
             }
-            ClientFrame::Handshake { request, room, before } => {
+            ClientFrame::Handshake { request, room, before, whole } => {
                 self.changes_asked += 1;
-                vec![self.change_before(request, room, before)]
+                vec![self.change_before(request, room, before, whole)]
             }
             ClientFrame::Subscribe { room, after } => {
                 let position = self.position(room);

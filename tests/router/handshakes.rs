@@ -46,7 +46,7 @@ fn ask(world: &mut World, conn: &Arc<Conn>, action: Action) -> Vec<ServerFrame> 
 
 /// The seq of the record that is answered; `None` for an empty page.
 fn newest(world: &mut World, conn: &Arc<Conn>, before: Seq) -> Option<Seq> {
-    let frames = ask(world, conn, Action::Handshake { request: 4, before });
+    let frames = ask(world, conn, Action::Handshake { request: 4, before, whole: true });
     let [ServerFrame::Fetched { request: 4, page }] = &frames[..] else { panic!("{frames:?}") };
     let log = world.engine.log(ROOM).unwrap();
     assert_eq!(page.chain, log.chain_at(page.first - 1), "the chain value before it");
@@ -94,7 +94,7 @@ fn the_newest_one_is_answered_and_those_before_it_by_their_places() {
     world.engine.trim(ROOM, 3);
     assert_eq!([u64::MAX, 5, 3].map(|before| newest(&mut world, &conn, before)), [Some(4), Some(4), None], "the newest is kept");
     let stranger = world.connect(device_of(&key(2)));
-    let frames = ask(&mut world, &stranger, Action::Handshake { request: 1, before: u64::MAX });
+    let frames = ask(&mut world, &stranger, Action::Handshake { request: 1, before: u64::MAX, whole: true });
     assert_eq!(why(&frames), [(Some(Operation::Handshake), Refusal::NoAccess)]);
 }
 
@@ -142,10 +142,14 @@ fn large_ones_reach_those_who_are_there_and_those_who_come() {
         let frames = world.read_all(reader);
         let pages = frames.iter().filter_map(|frame| if let ServerFrame::Deliver(page) = frame { Some(page) } else { None });
         let items: Vec<_> = pages.flat_map(|page| &page.items).collect();
-        assert_eq!((items.len(), &items[0].envelope), (2, &outline(&largest)), "the group info is not brought to members");
+        assert_eq!(
+            (items.len(), &items[0].envelope),
+            (2, &outline(&largest)),
+            "what only who comes in needs is not brought to members"
+        );
     }
     let Some(ServerFrame::Fetched { page, .. }) =
-        ask(&mut world, &conn, Action::Handshake { request: 1, before: u64::MAX }).pop()
+        ask(&mut world, &conn, Action::Handshake { request: 1, before: u64::MAX, whole: true }).pop()
     else {
         panic!("no answer")
     };
@@ -240,9 +244,9 @@ fn who_entered_by_a_former_key_is_given_the_record_that_replaced_it_and_put_out(
         // Changes too, one by one, up to the one that replaced the key.
         assert_eq!([3, 2, 1, 0].map(|before| newest(&mut world, &former, before)), [Some(2), None, None, None]);
         for (action, what) in [
-            (Action::Handshake { request: 1, before: 4 }, Operation::Handshake),
+            (Action::Handshake { request: 1, before: 4, whole: true }, Operation::Handshake),
             (Action::Fetch { request: 1, before: 2, count_max: 9 }, Operation::Fetch),
-            (Action::Handshake { request: 1, before: u64::MAX }, Operation::Handshake),
+            (Action::Handshake { request: 1, before: u64::MAX, whole: true }, Operation::Handshake),
             (Action::Seek { request: 1, time_ms: 0 }, Operation::Seek),
             (Action::Ephemeral { envelope: envelope(Kind::Ephemeral, ROOM, b"e") }, Operation::Ephemeral),
             (Action::Delete, Operation::Delete),

@@ -82,7 +82,7 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
                 signature: signature(),
             }),
         ),
-        ("handshake", ClientFrame::Handshake { request: 7, room: ROOM, before: u64::MAX }),
+        ("handshake", ClientFrame::Handshake { request: 7, room: ROOM, before: u64::MAX, whole: true }),
         (
             "publish key packages",
             ClientFrame::PublishKeyPackages {

@@ -14,7 +14,7 @@ use crate::{
         records::{ChangeRecord, ClimbRecord, PastRecord, Who, encode, past_key, room_key},
     },
     core::{
-        frame::{ClientFrame, Page},
+        frame::Page,
         handshake::{self, Trailer},
         id::{Digest, RoomId, Seq},
     },
@@ -177,13 +177,10 @@ impl Past {
 impl Client {
     /// Asks for the next change to go down to; `false` when there is nothing to go down.
     pub(super) fn climb(&mut self, id: RoomId) -> bool {
-        let Some(room) = self.rooms.get_mut(&id) else { return false };
-        let Some(before) = room.past.as_ref().and_then(Past::wants) else { return false };
-        room.knocks = room.knocks.wrapping_add(1);
-        let request = room.knocks;
+        let wanted = self.rooms.get(&id).and_then(|room| room.past.as_ref()?.wants());
         // What leads down is in the outline.
-        self.send(&ClientFrame::Fetch { request, room: id, before, count_max: 1 });
-        true
+        wanted.into_iter().for_each(|before| self.ask_for_change(id, before, false));
+        wanted.is_some()
     }
 
     /// A change below the one that let this device in.

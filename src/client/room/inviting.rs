@@ -328,7 +328,7 @@ impl Client {
     /// Asks for the change that added this device.
     pub(super) fn ask_for_welcome(&mut self, id: RoomId) {
         let welcome = self.rooms.get(&id).and_then(|room| room.record.welcome);
-        welcome.into_iter().for_each(|welcome| self.ask_for_change(id, welcome.seq.saturating_add(1)));
+        welcome.into_iter().for_each(|welcome| self.ask_for_change(id, welcome.seq.saturating_add(1), true));
     }
 
     /// What the server has in the place of the change that added this device.

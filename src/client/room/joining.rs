@@ -20,16 +20,16 @@ impl Client {
     /// Asks for the newest change of the group, unless this device's own commit is on its way.
     pub(in crate::client) fn knock(&mut self, id: RoomId) {
         if self.rooms.get(&id).is_some_and(|room| room.handshakes.is_empty()) {
-            self.ask_for_change(id, Seq::MAX);
+            self.ask_for_change(id, Seq::MAX, true);
         }
     }
 
-    /// Asks for the change of the group right before this seq, or for the newest.
-    pub(super) fn ask_for_change(&mut self, id: RoomId, before: Seq) {
+    /// Asks for the change of the group right before this seq, or for the newest: all of it, or its outline.
+    pub(super) fn ask_for_change(&mut self, id: RoomId, before: Seq, whole: bool) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         room.knocks = room.knocks.wrapping_add(1);
         let request = room.knocks;
-        self.send(&ClientFrame::Handshake { request, room: id, before });
+        self.send(&ClientFrame::Handshake { request, room: id, before, whole });
     }
 
     /// The change that was asked for: whoever holds the link comes in by it.

@@ -23,7 +23,7 @@ impl Client {
         room.knocks = room.knocks.wrapping_add(1);
         let request = room.knocks;
         room.wire.way_in = Some(request);
-        self.send(&ClientFrame::Handshake { request, room: id, before: Seq::MAX });
+        self.send(&ClientFrame::Handshake { request, room: id, before: Seq::MAX, whole: true });
     }
 
     /// Whether it is that change; then it is looked at.
