@@ -103,7 +103,7 @@ pub struct Config {
     pub token_secret_file: Option<PathBuf>,
     /// Shards, each a thread with rooms and connections; 0, the default, is one for each core but one, which is left to the store.
     pub shards: u16,
-    /// Bytes of recent messages that all rooms together keep in memory. Default 64 MiB.
+    /// Memory for recent messages, of all rooms together, in bytes. Default 64 MiB.
     pub recent_total_bytes_max: u64,
     /// Bytes of the disk that stay free: below, publishes are refused. Default 512 MiB.
     pub disk_reserve_bytes: u64,

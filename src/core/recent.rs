@@ -9,6 +9,9 @@ use super::{
     log::Record,
 };
 
+/// What a record takes besides its bytes, about: its place in the ring, and what its bytes are shared by.
+pub const ITEM_BYTES: usize = size_of::<(Item, Digest)>() + 48;
+
 /// Consecutive records up to the newest durable one. A record is shared with whoever still writes it, not copied.
 #[derive(Debug)]
 pub(super) struct Recent {
@@ -31,9 +34,9 @@ impl Recent {
         self.after
     }
 
-    /// Envelope bytes.
-    pub(super) const fn bytes(&self) -> usize {
-        self.bytes
+    /// What all of it takes, about.
+    pub(super) fn memory(&self) -> usize {
+        self.bytes + self.items.len() * ITEM_BYTES
     }
 
     pub(super) fn push(&mut self, item: Item, chain: Digest, bytes_max: usize) {
@@ -59,6 +62,9 @@ impl Recent {
         self.bytes -= item.envelope.len();
         self.before = chain;
         self.after += 1;
+        if self.items.is_empty() {
+            self.items = VecDeque::new();
+        }
         true
     }
 

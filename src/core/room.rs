@@ -26,6 +26,8 @@ use super::{
     recent::Recent,
 };
 
+pub use super::recent::ITEM_BYTES;
+
 /// A producer that stored nothing for this long may be forgotten; a client never retries anything older.
 pub const PRODUCER_IDLE_MAX_MS: u64 = 30 * 24 * 3600 * 1000;
 
@@ -414,10 +416,10 @@ impl RoomLog {
         Some(Page { room: self.id, position: self.position(), first, chain, items })
     }
 
-    /// Envelope bytes of the recent tail.
+    /// What the recent tail takes in memory, about, in bytes.
     #[must_use]
-    pub const fn recent_bytes(&self) -> usize {
-        self.recent.bytes()
+    pub fn recent_bytes(&self) -> usize {
+        self.recent.memory()
     }
 
     /// Whether the recent tail has everything after `after`.

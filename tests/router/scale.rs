@@ -11,6 +11,7 @@ use waxwing::{
         frame::{LogKind, Publish, ServerFrame},
         id::{ProducerId, RoomId, Seq},
         limits::Limits,
+        room::ITEM_BYTES,
         session::Action,
     },
     router::{Conn, shard::Message, shard::Slices},
@@ -271,7 +272,7 @@ fn a_storm_of_cursors_reads_each_page_once() {
 
 #[test]
 fn recent_messages_have_a_budget_and_the_room_unused_for_longest_pays() {
-    let one = envelope(Kind::Room, room(1), &[1; 200]).len();
+    let one = envelope(Kind::Room, room(1), &[1; 200]).len() + ITEM_BYTES;
     let size = Size { recent_bytes_max: 35 * one, ..Size::default() };
     let mut world = World::with_size(limits(), 1 << 20, size);
     let creator = world.connect(device_of(&key(1)));
