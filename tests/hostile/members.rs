@@ -164,7 +164,7 @@ fn a_change_that_leaves_no_way_in_is_followed_by_one_that_does() {
     let bad = server.newest_change(room);
     ann.run(&mut server);
     assert!(ann.warnings.iter().any(|warning| warning.contains("no way in")) && ann.alarms.is_empty(), "{:?}", ann.warnings);
-    assert!(server.newest_change(room) > bad, "Ann's device, the first in the tree, has made another one");
+    assert!(server.newest_change(room) > bad, "Ann's device has looked, and made another one");
     let mut cy = Person::new("Cy", 3);
     cy.client.command(Command::Join { link: ann.room.as_ref().unwrap().link.clone() }, 5);
     cy.run(&mut server);

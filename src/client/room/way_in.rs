@@ -1,6 +1,6 @@
 //! Looking after the way in. Members are brought changes of the group in outline, without the group info by which who holds a link comes in. So
-//! whoever made the newest change badly would leave no way in, and nobody would see it: the first in the tree besides its maker has the whole
-//! change, looks, and makes an empty one if it leads nowhere.
+//! whoever made the newest change badly would leave no way in, and nobody would see it: one of the others, whom the change's hash chooses, asks for all of
+//! it, looks, and makes an empty change if it leads nowhere.
 
 use crate::{
     client::{Client, view::Level},
