@@ -1,5 +1,5 @@
 //! Real browsers on a real edge: what people see. The scenarios are in `tests/browser/suite.mjs`,
-//! and which protocols carry them in `tls.mjs`.
+//! which protocols carry them in `tls.mjs`, and what a page does beside talking in `page.mjs`.
 #![cfg(all(feature = "server", feature = "client"))]
 #![expect(clippy::print_stderr, reason = "a test tells what it does")]
 
@@ -19,6 +19,15 @@ fn people_see_what_they_should() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
     install(&dir);
     node(&dir, "suite.mjs");
+}
+
+#[test]
+#[cfg_attr(not(waxwing_page), ignore = "this build has no page: test with WAXWING_PAGE=1, or with --release")]
+fn the_page_draws_in_portions() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
+    install(&dir);
+    node(&dir, "page.mjs");
 }
 
 #[test]

@@ -36,7 +36,7 @@ class App {
       retry: (key) => this.#do({do: 'retry', room: this.#current, key}),
       discard: (key) => this.#do({do: 'discard', room: this.#current, key}),
       seen: () => this.#schedule(),
-      redraw: () => this.#draw(),
+      redraw: () => this.#schedule(),
     });
     this.#room = new Room({
       send: (room, text) => this.#do({do: 'send', room, text}, true),
@@ -69,9 +69,6 @@ class App {
 
   #changed(news) {
     this.#news.push(...news);
-    for (const {room, message} of news) {
-      this.#announce(room, message);
-    }
     this.#followExpectation();
     this.#schedule();
   }
@@ -104,6 +101,7 @@ class App {
       return;
     }
     this.#takeInvitation();
+    this.#announce(news);
     const entry = state.rooms.get(this.#current);
     const isOpen = Boolean(entry?.room);
     el('app').classList.toggle('has-room', isOpen);
@@ -149,10 +147,12 @@ class App {
     replaceWhenNew(el('devices'), identity.devices, () => identity.devices.map((device) => deviceRow(device, () => this.#removeDevice(device.device))));
   }
 
-  #announce(room, message) {
-    const {rooms} = this.#bus.state;
-    if (!message.mine && message.state === 'received' && ['text', 'post'].includes(message.kind) && this.#unread.isNew(room, message)) {
-      const where = room === this.#current ? '' : ` in ${titleOf(rooms.get(room)?.room ?? {})}`;
+  // Has the newest of them read out.
+  #announce(news) {
+    const last = news.findLast(({room, message}) => message.state === 'received' && this.#unread.isNew(room, message));
+    if (last) {
+      const {room, message} = last;
+      const where = room === this.#current ? '' : ` in ${titleOf(this.#bus.state.rooms.get(room)?.room ?? {})}`;
       setText(el('announcer'), `${message.author.name}${where}: ${message.text}`);
     }
   }

@@ -6,7 +6,7 @@ export class State {
   // undefined: not known yet; null: there is none.
   identity = undefined;
   connection = {state: 'connecting', transport: null, detail: null};
-  // Room id -> {room, messages: Map(key -> message), typing: Map(name -> until)}
+  // Room id -> {room, messages: Map(key -> message), authors: Map(key and name -> author), typing: Map(name -> until)}
   rooms = new Map();
   // Room id -> invitation of somebody unknown, which waits for an answer.
   requests = new Map();
@@ -42,7 +42,7 @@ export class State {
       case 'message':
         return this.#message(this.#entry(event.room), event.message);
       case 'message_removed':
-        this.rooms.get(event.room)?.messages.delete(event.key);
+        this.#remove(this.rooms.get(event.room), event.key);
         return undefined;
       case 'typing':
         this.#entry(event.room).typing.set(event.name, Date.now() + TYPING_SHOWN_MS);
@@ -55,7 +55,7 @@ export class State {
   #entry(id) {
     let entry = this.rooms.get(id);
     if (!entry) {
-      entry = {room: null, messages: new Map(), typing: new Map()};
+      entry = {room: null, messages: new Map(), authors: new Map(), typing: new Map()};
       this.rooms.set(id, entry);
     }
     return entry;
@@ -64,15 +64,30 @@ export class State {
   #message(entry, message) {
     const isNew = !entry.messages.has(message.key);
     entry.messages.set(message.key, message);
+    entry.authors.set(`${message.author.user} ${message.author.name}`, message.author);
+    orders.delete(entry);
     if (!message.mine) {
       entry.typing.delete(message.author.name);
     }
     return isNew ? message : undefined;
   }
+
+  #remove(entry, key) {
+    entry?.messages.delete(key);
+    orders.delete(entry);
+  }
 }
+
+// Entry -> its messages in order, until they change: one draw asks several times.
+const orders = new WeakMap();
 
 // The messages in the order of the room; what has no place in it yet comes last, by time.
 export function inOrder(entry) {
   const place = (message) => message.seq ?? Number.MAX_SAFE_INTEGER;
-  return [...entry.messages.values()].sort((a, b) => place(a) - place(b) || a.time_ms - b.time_ms || (a.key < b.key ? -1 : 1));
+  let ordered = orders.get(entry);
+  if (!ordered) {
+    ordered = [...entry.messages.values()].sort((a, b) => place(a) - place(b) || a.time_ms - b.time_ms || (a.key < b.key ? -1 : 1));
+    orders.set(entry, ordered);
+  }
+  return ordered;
 }

@@ -12,6 +12,8 @@ import {Links} from './transport.js';
 const DONE_ENTRY = 'page/done';
 const DONE_KEPT = 64;
 const TIMEOUT_MAX_MS = 2 ** 31 - 1;
+// Tabs take events in portions, between which they draw and hear the person.
+const EVENTS_AT_ONCE = 100;
 
 class Leader {
   #term = newId();
@@ -204,14 +206,14 @@ class Leader {
   }
 
   #broadcast(events) {
-    if (events.length === 0) {
-      return;
-    }
     for (const event of events) {
       this.#state.apply(event);
     }
-    this.#channel.postMessage({type: 'events', term: this.#term, rev: this.#rev, events});
-    this.#rev += events.length;
+    for (let at = 0; at < events.length; at += EVENTS_AT_ONCE) {
+      const portion = events.slice(at, at + EVENTS_AT_ONCE);
+      this.#channel.postMessage({type: 'events', term: this.#term, rev: this.#rev, events: portion});
+      this.#rev += portion.length;
+    }
   }
 }
 

@@ -7,6 +7,9 @@ import {inOrder} from '../state.js';
 
 const GROUP_MS = 5 * 60_000;
 const SHOWN = 150;
+// What is made anew in one frame: a row counts one, and one more for each so many letters in it.
+const MADE_IN_FRAME = 25;
+const LETTERS_COUNTED = 500;
 const NEAR_END_PX = 48;
 
 const CHECKS = {
@@ -29,7 +32,7 @@ export class Log {
   #height = 0;
   #actions;
 
-  // Actions: retry(key), discard(key), seen(), redraw().
+  // Actions: retry(key), discard(key), seen(), redraw(), which draws soon.
   constructor(actions) {
     this.#actions = actions;
     this.#scroller.addEventListener('scroll', () => this.#scrolled(), {passive: true});
@@ -57,58 +60,74 @@ export class Log {
     }
     const all = inOrder(entry);
     const shown = all.slice(-this.#shown);
-    this.#earlier.hidden = all.length === shown.length;
-    this.#arrange(shown, ambiguousUsers(entry));
+    const change = () => {
+      this.#earlier.hidden = all.length === shown.length;
+      this.#arrange(shown, ambiguousUsers(entry));
+    };
     if (news.some((message) => message.mine)) {
       this.#isAtEnd = true;
     }
     if (this.#isAtEnd) {
+      change();
       this.#toEnd();
     } else {
+      this.#holding(change);
       this.#missed += news.filter((message) => ['text', 'post'].includes(message.kind)).length;
     }
     this.#drawJump();
   }
 
+  // Makes as many rows as fit a frame, the newest first, and leaves the others to the next one: a thousand messages at once
+  // keep nobody from typing.
   #arrange(messages, ambiguous) {
     const elements = [];
-    const kept = new Set();
-    let before = null;
-    for (const message of messages) {
-      if (!before || dayOf(before.time_ms) !== dayOf(message.time_ms)) {
-        elements.push(this.#row(`day ${dayOf(message.time_ms)}`, kept, '', () => dayRow(message.time_ms)));
+    const kept = new Map();
+    let left = MADE_IN_FRAME;
+    const row = (key, letters, look, make) => {
+      let row = this.#rows.get(key);
+      if (row?.look !== look && left > 0) {
+        left -= 1 + letters / LETTERS_COUNTED;
+        row = {look, element: make()};
+      } else if (row?.look !== look) {
+        this.#actions.redraw();
       }
+      if (row) {
+        kept.set(key, row);
+        elements.push(row.element);
+      }
+    };
+    for (let at = messages.length - 1; at >= 0; at -= 1) {
+      const [before, message] = [messages[at - 1], messages[at]];
       const isFirst = !before || !belongTogether(before, message);
       const isAmbiguous = ambiguous.has(message.author.user);
       const look = JSON.stringify([message, isFirst, isAmbiguous]);
-      elements.push(this.#row(`message ${message.key}`, kept, look, () => messageRow(message, isFirst, isAmbiguous, this.#actions)));
-      before = message;
-    }
-    for (const key of this.#rows.keys()) {
-      if (!kept.has(key)) {
-        this.#rows.delete(key);
+      row(`message ${message.key}`, message.text.length, look, () => messageRow(message, isFirst, isAmbiguous, this.#actions));
+      if (!before || dayOf(before.time_ms) !== dayOf(message.time_ms)) {
+        row(`day ${dayOf(message.time_ms)}`, 0, '', () => dayRow(message.time_ms));
       }
     }
-    arrange(this.#list, elements);
+    this.#rows = kept;
+    arrange(this.#list, elements.reverse());
   }
 
-  // The element of a row, made anew only when its look has changed.
-  #row(key, kept, look, make) {
-    kept.add(key);
-    const row = this.#rows.get(key);
-    if (row?.look === look) {
-      return row.element;
+  // Keeps in its place what the person reads, whatever comes or goes above it. A message: its row may be another one afterwards, and
+  // days move with what is shown first.
+  #holding(change) {
+    const edge = this.#scroller.getBoundingClientRect().top;
+    const read = [...this.#list.querySelectorAll('[data-key]')].find((row) => row.getBoundingClientRect().bottom > edge);
+    const was = read?.getBoundingClientRect().bottom;
+    change();
+    const now = this.#rows.get(`message ${read?.dataset.key}`)?.element.getBoundingClientRect().bottom;
+    const moved = (now ?? was) - was;
+    // Even a step of nothing would end a smooth scroll.
+    if (Math.abs(moved) >= 1) {
+      this.#scroller.scrollTop += moved;
     }
-    const element = make();
-    this.#rows.set(key, {look, element});
-    return element;
   }
 
   #showEarlier() {
-    const fromEnd = this.#scroller.scrollHeight - this.#scroller.scrollTop;
     this.#shown += SHOWN;
     this.#actions.redraw();
-    this.#scroller.scrollTop = this.#scroller.scrollHeight - fromEnd;
   }
 
   #scrolled() {

@@ -51,8 +51,6 @@ export function ambiguousUsers(entry) {
     users.set(key, (users.get(key) ?? new Set()).add(user));
   };
   entry.room?.members.forEach(note);
-  for (const message of entry.messages.values()) {
-    note(message.author);
-  }
+  entry.authors.forEach(note);
   return new Set([...users.values()].filter((set) => set.size > 1).flatMap((set) => [...set]));
 }
