@@ -39,6 +39,15 @@ const fn millis(now_ms: f64) -> u64 {
     now_ms as u64
 }
 
+/// The text of a code in a camera's picture: red, green, blue and opacity in four bytes, row by row, `width` pixels in each.
+#[wasm_bindgen]
+#[must_use]
+pub fn read_code(rgba: &[u8], width: usize) -> Option<String> {
+    // Green carries most of what an eye calls brightness, and codes are black and white.
+    let shades: Vec<u8> = rgba.iter().skip(1).step_by(4).copied().collect();
+    qr::read(&shades, width)
+}
+
 #[wasm_bindgen]
 impl Core {
     /// A client of the edge at `origin` (scheme and authority of the page). `transport` is `ws` or `wt` where only that one is to

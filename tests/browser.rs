@@ -23,7 +23,7 @@ fn people_see_what_they_should() {
 
 #[test]
 #[cfg_attr(not(waxwing_page), ignore = "this build has no page: test with WAXWING_PAGE=1, or with --release")]
-fn the_page_draws_in_portions() {
+fn the_page_draws_in_portions_and_reads_codes() {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
     install(&dir);

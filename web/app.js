@@ -8,6 +8,7 @@ import {People, userOfCard} from './view/people.js';
 import {Unread} from './view/unread.js';
 import {ask, bindDialogs, download, toast} from './view/dialogs.js';
 import {avatar, badgeOf, paint} from './view/person.js';
+import {bindScanners} from './view/scan.js';
 import {drawing, el, h, setText} from './view/dom.js';
 
 const CURRENT_ENTRY = 'waxwing.room';
@@ -27,6 +28,8 @@ class App {
   #current = sessionStorage.getItem(CURRENT_ENTRY);
   #news = [];
   #isScheduled = false;
+  // Box -> the text that is drawn in it as a code.
+  #codes = new WeakMap();
   // What the next room to appear should do: a function of its id, or nothing.
   #expecting = null;
   #invitation = location.hash.length > 1 ? location.href : null;
@@ -117,6 +120,7 @@ class App {
       el('details').hidden = true;
     }
     this.#people.draw(state, isOpen ? entry.room : null);
+    this.#drawCodes(state.identity.card, isOpen ? entry.room.link : null);
     const counts = this.#unread.counts(state);
     this.#sidebar.draw(state, isOpen ? this.#current : null, counts);
     this.#drawTitle(isOpen ? titleOf(entry.room) : null, counts);
@@ -130,8 +134,29 @@ class App {
     }
     el('device-text').value = shown.code;
     replaceWhenNew(el('device-words'), shown.words, () => wordRows(shown.words));
-    el('device-code').replaceChildren();
-    this.#bus.code(shown.code).then((code) => el('device-code').replaceChildren(drawing(...code.split(':'))), () => {});
+    this.#drawCode(el('device-code'), shown.code);
+  }
+
+  #drawCodes(card, link) {
+    el('room-link-as-code').hidden = !link;
+    for (const [name, text] of [['card', card], ['room-link', link]]) {
+      if (text && el(`${name}-as-code`).open) {
+        this.#drawCode(el(`${name}-code`), text);
+      }
+    }
+  }
+
+  // Draws a text as a code for cameras, unless it is there.
+  async #drawCode(box, text) {
+    if (this.#codes.get(box) === text) {
+      return;
+    }
+    this.#codes.set(box, text);
+    box.replaceChildren();
+    const code = await this.#bus.code(text).catch(() => null);
+    if (code && this.#codes.get(box) === text) {
+      box.replaceChildren(drawing(...code.split(':')));
+    }
   }
 
   #drawTitle(room, counts) {
@@ -296,16 +321,14 @@ class App {
     this.#showCode('This room', `Taken at message ${at}: everyone in the room sees the same there, or sees another history.`, words, code);
   }
 
-  async #showCode(heading, meaning, words, code) {
+  #showCode(heading, meaning, words, code) {
     setText(el('verify-heading'), heading);
     setText(el('verify-meaning'), meaning);
     replaceWhenNew(el('verify-words'), words, () => wordRows(words));
     el('verify-text').value = code;
     el('verify-other').value = '';
-    el('verify-code').replaceChildren();
+    this.#drawCode(el('verify-code'), code);
     el('verify').showModal();
-    const [size, path] = (await this.#bus.code(code)).split(':');
-    el('verify-code').replaceChildren(drawing(size, path));
   }
 
   async #saveEvidence() {
@@ -359,6 +382,10 @@ class App {
 
   #bindDialogs() {
     bindDialogs();
+    bindScanners();
+    for (const id of ['card-as-code', 'room-link-as-code']) {
+      el(id).addEventListener('toggle', () => this.#schedule());
+    }
     for (const [opener, dialog] of [['create-open', 'create'], ['nothing-create', 'create'], ['join-open', 'join'], ['nothing-join', 'join'], ['me-open', 'me']]) {
       el(opener).addEventListener('click', () => el(dialog).showModal());
     }

@@ -35,6 +35,8 @@ pub static ASSETS: &[Asset] = &[];
 const NOT_BUILT: &str = "This build of Waxwing has no page: debug builds leave it out.\n\
     Build with `cargo run --release` to have it, or use the terminal: `waxwing chat '<room link>'`.\n";
 
+/// What a page may ask its person for: the camera, which reads codes.
+const PERMISSIONS: &str = "camera=(self), display-capture=(), geolocation=(), microphone=()";
 /// What a page may do. WebAssembly needs its own keyword; WebTransport is a connection to https.
 const POLICY: &str = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self' https: wss:; \
     img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -120,6 +122,7 @@ fn protect(response: &mut Response<Body>, policy: &'static str) {
     let headers = response.headers_mut();
     for (name, value) in [
         (CONTENT_SECURITY_POLICY, policy),
+        (HeaderName::from_static("permissions-policy"), PERMISSIONS),
         (REFERRER_POLICY, "no-referrer"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
@@ -150,6 +153,10 @@ mod tests {
             let response = ask(path, std::slice::from_ref(&br));
             assert_eq!(response.headers()[CONTENT_ENCODING], "br", "{path}");
             assert!(response.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap().contains("'wasm-unsafe-eval'"));
+            assert!(
+                response.headers()["permissions-policy"].to_str().unwrap().starts_with("camera=(self),"),
+                "nobody else's frames"
+            );
         }
         assert!(!ask("/", &[]).headers().contains_key(CONTENT_ENCODING));
         assert!(!ask("/", &[(ACCEPT_ENCODING, "br;q=0")]).headers().contains_key(CONTENT_ENCODING));

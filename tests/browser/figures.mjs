@@ -131,6 +131,15 @@ test('sealing and opening', {timeout: PATIENCE_MS}, async () => {
   await person.context.close();
 });
 
+// The longest tasks of pages in a trace, in ms: on the processor, which other programs do not add to, and by the clock.
+function longest(trace) {
+  const {traceEvents: events} = JSON.parse(trace.toString());
+  const place = ({pid, tid}) => `${pid}:${tid}`;
+  const pages = new Set(events.filter(({name, args}) => name === 'thread_name' && args.name === 'CrRendererMain').map(place));
+  const tasks = events.filter((event) => event.ph === 'X' && event.name.endsWith('RunTask') && pages.has(place(event)));
+  return ['tdur', 'dur'].map((field) => Math.round(Math.max(...tasks.map((task) => task[field] ?? 0)) / 1000));
+}
+
 test('coming back to a thousand messages', {timeout: PATIENCE_MS}, async () => {
   const ann = await Person.open(browser, edge.url);
   await ann.begin('Ann');
@@ -147,13 +156,16 @@ test('coming back to a thousand messages', {timeout: PATIENCE_MS}, async () => {
     globalThis.long = [];
     new PerformanceObserver((list) => globalThis.long.push(...list.getEntries().map(({duration}) => duration))).observe({type: 'longtask', buffered: true});
   });
+  await browser.startTracing(bob.page, {categories: ['toplevel']});
   const began = performance.now();
   await bob.page.goto(edge.url);
   await bob.get('composer-input').waitFor({timeout: PATIENCE_MS});
   await bob.page.getByText(texts.at(-1), {exact: true}).first().waitFor({timeout: PATIENCE_MS});
   tell(`${MESSAGES} messages that came meanwhile: from loading the page to the last one shown`, `${Math.round(performance.now() - began)} ms`);
   const long = await bob.page.evaluate(() => globalThis.long);
-  tell('the page’s longest task meanwhile, and how many took over 50 ms', `${Math.round(Math.max(0, ...long))} ms, ${long.length}`);
+  const [processor, clock] = longest(await browser.stopTracing());
+  tell('the page’s longest task meanwhile, on the processor and by the clock', `${processor} ms, ${clock} ms`);
+  tell('how many took over 50 ms by the clock', `${long.length}`);
   assert.deepEqual(bob.errors, []);
   await ann.context.close();
   await bob.context.close();

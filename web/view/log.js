@@ -8,7 +8,7 @@ import {inOrder} from '../state.js';
 const GROUP_MS = 5 * 60_000;
 const SHOWN = 150;
 // What is made anew in one frame: a row counts one, and one more for each so many letters in it.
-const MADE_IN_FRAME = 25;
+const MADE_IN_FRAME = 15;
 const LETTERS_COUNTED = 500;
 const NEAR_END_PX = 48;
 
