@@ -131,13 +131,13 @@ test('sealing and opening', {timeout: PATIENCE_MS}, async () => {
   await person.context.close();
 });
 
-// The longest tasks of pages in a trace, in ms: on the processor, which other programs do not add to, and by the clock.
+// The longest tasks of pages in a trace, in ms on the processor: by the clock, a busy machine adds its own.
 function longest(trace) {
   const {traceEvents: events} = JSON.parse(trace.toString());
   const place = ({pid, tid}) => `${pid}:${tid}`;
   const pages = new Set(events.filter(({name, args}) => name === 'thread_name' && args.name === 'CrRendererMain').map(place));
-  const tasks = events.filter((event) => event.ph === 'X' && event.name.endsWith('RunTask') && pages.has(place(event)));
-  return ['tdur', 'dur'].map((field) => Math.round(Math.max(...tasks.map((task) => task[field] ?? 0)) / 1000));
+  const tasks = events.filter((event) => event.ph === 'X' && event.name === 'ThreadControllerImpl::RunTask' && pages.has(place(event)));
+  return tasks.map(({tdur = 0}) => Math.round(tdur / 1000)).sort((a, b) => b - a);
 }
 
 test('coming back to a thousand messages', {timeout: PATIENCE_MS}, async () => {
@@ -163,9 +163,10 @@ test('coming back to a thousand messages', {timeout: PATIENCE_MS}, async () => {
   await bob.page.getByText(texts.at(-1), {exact: true}).first().waitFor({timeout: PATIENCE_MS});
   tell(`${MESSAGES} messages that came meanwhile: from loading the page to the last one shown`, `${Math.round(performance.now() - began)} ms`);
   const long = await bob.page.evaluate(() => globalThis.long);
-  const [processor, clock] = longest(await browser.stopTracing());
-  tell('the page’s longest task meanwhile, on the processor and by the clock', `${processor} ms, ${clock} ms`);
-  tell('how many took over 50 ms by the clock', `${long.length}`);
+  const tasks = longest(await browser.stopTracing());
+  assert.ok(tasks.length > 0);
+  tell('the page’s longest tasks meanwhile, on the processor', `${tasks.slice(0, 6).join(', ')} ms`);
+  tell('the longest by the clock, and how many took over 50 ms', `${Math.round(Math.max(0, ...long))} ms, ${long.length}`);
   assert.deepEqual(bob.errors, []);
   await ann.context.close();
   await bob.context.close();
