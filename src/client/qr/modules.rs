@@ -296,3 +296,66 @@ fn segments(data: &[u8], version: usize) -> Option<Vec<u8>> {
     }
     Some(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use qrcodegen::{Mask, QrCode, QrCodeEcc, QrSegment, Version};
+
+    use super::*;
+
+    fn modules(code: &QrCode, is_wrong: impl Fn(usize, usize) -> bool) -> Modules {
+        let dark = |x, y| code.get_module(i32::try_from(x).unwrap(), i32::try_from(y).unwrap());
+        Modules::new(usize::from(code.version().value()), |x, y| dark(x, y) ^ is_wrong(x, y)).unwrap()
+    }
+
+    #[test]
+    fn every_version_and_level_is_read_and_repaired() {
+        let levels = [(QrCodeEcc::Low, 1), (QrCodeEcc::Medium, 2), (QrCodeEcc::Quartile, 3), (QrCodeEcc::High, 4)];
+        for version in 1..=40 {
+            for (number, (level, strength)) in levels.into_iter().enumerate() {
+                let mask = (usize::from(version) + number) % 8;
+                let segments = [
+                    QrSegment::make_numeric("31415926"),
+                    QrSegment::make_alphanumeric("A:/Z9"),
+                    QrSegment::make_bytes("é".as_bytes()),
+                ];
+                let segments = if version < 3 { &segments[..1] } else { &segments[..] };
+                let exactly = Version::new(version);
+                let code =
+                    QrCode::encode_segments_advanced(segments, level, exactly, exactly, Some(Mask::new(mask as u8)), false)
+                        .unwrap();
+                let text = if version < 3 { "31415926" } else { "31415926A:/Z9é" };
+                assert_eq!(modules(&code, |_, _| false).text().as_deref(), Some(text), "version {version}, mask {mask}");
+                // A stroke of a pen in a corner, longer where there is more for repair.
+                let end = size(version.into()) - 1;
+                let stroke = modules(&code, |x, y| x == end && y > end - 4 * strength);
+                assert_eq!(stroke.text().as_deref(), Some(text), "version {version}, {strength}");
+                // All of it is too much.
+                assert_eq!(modules(&code, |x, y| x > 8 && y > 8).text(), None, "version {version}");
+            }
+        }
+        assert!(Modules::new(0, |_, _| true).is_none() && Modules::new(41, |_, _| true).is_none());
+    }
+
+    #[test]
+    fn whatever_was_written_there_is_an_answer() {
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for round in 0..4000 {
+            let data: Vec<u8> = (0..random() % 60).map(|_| random() as u8).collect();
+            let _ = segments(&data, 1 + round % 40);
+            let mut block: Vec<u8> = (0..1 + random() % 150).map(|_| random() as u8).collect();
+            let repair = (random() as usize % 31).min(block.len());
+            let _ = repair_block(&mut block, repair);
+        }
+        for version in 1..=40 {
+            let noise: Vec<bool> = (0..size(version) * size(version)).map(|_| random() & 1 == 0).collect();
+            assert_eq!(Modules::new(version, |x, y| noise[y * size(version) + x]).unwrap().text(), None, "version {version}");
+        }
+    }
+}
