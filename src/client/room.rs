@@ -431,6 +431,18 @@ impl Room {
         Some(SentRecord { sender: Who { device: me.device(), user: me.user() }, message, content: content.clone() })
     }
 
+    /// The messages of the outbox that the log is not known to have. One that it has is there only because a crash came before it was forgotten.
+    fn waiting(&self) -> impl Iterator<Item = &OutRecord> {
+        let is_waited_for = |message: MessageId| self.outbox.iter().any(|out| out.message == message);
+        let messages = self.shown.values().filter_map(|shown| match &shown.what {
+            What::Message(opened) => Some(opened.message),
+            What::Sent(sent) => Some(sent.message),
+            What::Change(..) | What::Post(_) => None,
+        });
+        let known: BTreeSet<_> = messages.filter(|_| !self.outbox.is_empty()).filter(|message| is_waited_for(*message)).collect();
+        self.outbox.iter().filter(move |out| !known.contains(&out.message))
+    }
+
     /// Whether this device's certificate is on its way.
     fn is_introduced(&self) -> bool {
         self.outbox

@@ -5,6 +5,7 @@ mod complaints;
 mod outbox;
 mod packages;
 mod posting;
+mod restarts;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};

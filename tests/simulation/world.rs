@@ -413,6 +413,10 @@ impl World {
         for device in &self.devices {
             println!("{:?} online {:?} {:?}", device.room, device.online, device.notices);
             println!("{:?}", device.stored.keys().filter(|key| !key.starts_with("log/")).collect::<Vec<_>>());
+            let pipes = device.links.values().map(Pipe::is_empty).collect::<Vec<_>>();
+            let odd: Vec<_> =
+                device.messages.values().filter(|message| message.mine && message.check != Check::Matches).collect();
+            println!("restored {} pipes {pipes:?} {odd:?}", device.restored);
         }
         panic!("the world does not come to rest");
     }

@@ -512,7 +512,7 @@ impl Client {
         self.tell_room(id);
         let (Some(me), Some(room)) = (&self.me, self.rooms.get(&id)) else { return };
         let stored = room.shown.keys().filter_map(|seq| room.message_view(&me.identity, *seq));
-        let waiting = room.outbox.iter().filter_map(|out| room.out_view(&me.identity, &me.record.name, out));
+        let waiting = room.waiting().filter_map(|out| room.out_view(&me.identity, &me.record.name, out));
         let events = stored.chain(waiting).map(|message| Output::Event(Event::Message { room: id.to_string(), message }));
         self.outputs.extend(events);
     }

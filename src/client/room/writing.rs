@@ -147,8 +147,9 @@ impl Client {
         } else {
             // The message stays in sight until it comes back in the log; after a crash it may be there already.
             let Some(message) = room.outbox.named(producer, client_seq) else { return };
-            let sent = || room.sent_view(&me.identity, &me.record.name, message, seq);
-            let view = if seq > room.timeline.head() { sent() } else { room.message_view(&me.identity, seq) };
+            // It may have before: a crash came between the log's record and forgetting the message, which was sent again.
+            let read = room.message_view(&me.identity, seq);
+            let view = read.or_else(|| room.sent_view(&me.identity, &me.record.name, message, seq));
             let acked = room.outbox.acked(producer, client_seq);
             self.persist_all(acked.map(|(_, persist)| persist).unwrap_or_default());
             if let Some(message) = view {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::super::{
     Choice, Client, LinkId, Output, Transport,
-    view::{Command, ConnectionState, Event},
+    view::{Command, ConnectionState, Event, Message},
 };
 use crate::core::{
     chain,
@@ -96,6 +96,8 @@ pub(super) struct World {
     pub(super) mute: BTreeSet<Transport>,
     pub(super) timer_ms: Option<u64>,
     pub(super) stored: BTreeMap<String, Vec<u8>>,
+    /// What the person saw of messages.
+    pub(super) messages: Vec<Message>,
     /// What the person saw of the connection.
     pub(super) seen: Vec<(ConnectionState, Option<String>)>,
     /// Links asked for.
@@ -130,6 +132,7 @@ impl World {
             mute: BTreeSet::new(),
             timer_ms: None,
             stored: BTreeMap::new(),
+            messages: Vec::new(),
             seen: Vec::new(),
             opens: Vec::new(),
             earlies: Vec::new(),
@@ -171,26 +174,31 @@ impl World {
     /// Carries everything out until nothing happens any more.
     pub(super) fn settle(&mut self) {
         while let Some(output) = self.client.poll() {
-            match output {
-                Output::Persist { key, value: Some(value) } => drop(self.stored.insert(key, value)),
-                Output::Persist { key, value: None } => drop(self.stored.remove(&key)),
-                Output::Open { link, transport, early } => {
-                    self.opens.push((self.now_ms, transport));
-                    self.earlies.push((transport, early.as_deref().cloned()));
-                    if self.hang.contains(&transport) || self.dead.contains(&transport) {
-                        continue;
-                    }
-                    match early.filter(|_| self.edge.early) {
-                        Some(resume) => self.open_resuming(link, transport, *resume),
-                        None => self.open(link, transport),
-                    }
+            self.perform(output);
+        }
+    }
+
+    pub(super) fn perform(&mut self, output: Output) {
+        match output {
+            Output::Persist { key, value: Some(value) } => drop(self.stored.insert(key, value)),
+            Output::Persist { key, value: None } => drop(self.stored.remove(&key)),
+            Output::Open { link, transport, early } => {
+                self.opens.push((self.now_ms, transport));
+                self.earlies.push((transport, early.as_deref().cloned()));
+                if self.hang.contains(&transport) || self.dead.contains(&transport) {
+                    return;
                 }
-                Output::Send { link, frame } => self.serve(link, &frame),
-                Output::Close { link } => drop(self.sessions.remove(&link)),
-                Output::Timer { at_ms } => self.timer_ms = Some(at_ms),
-                Output::Event(Event::Connection { state, transport, .. }) => self.seen.push((state, transport)),
-                Output::Event(_) => {}
+                match early.filter(|_| self.edge.early) {
+                    Some(resume) => self.open_resuming(link, transport, *resume),
+                    None => self.open(link, transport),
+                }
             }
+            Output::Send { link, frame } => self.serve(link, &frame),
+            Output::Close { link } => drop(self.sessions.remove(&link)),
+            Output::Timer { at_ms } => self.timer_ms = Some(at_ms),
+            Output::Event(Event::Connection { state, transport, .. }) => self.seen.push((state, transport)),
+            Output::Event(Event::Message { message, .. }) => self.messages.push(message),
+            Output::Event(_) => {}
         }
     }
 
@@ -256,8 +264,11 @@ impl World {
     fn route(&mut self, RoomRequest { room, action }: RoomRequest) -> Vec<ServerFrame> {
         let Some(rooms) = &mut self.rooms else { return Vec::new() };
         let (log, log_id, time_ms) = (rooms.entry(room).or_default(), LogId([8; 16]), self.now_ms);
+        let (before, mut stored) = (log.len() as u64 + 1, 0);
         if let Action::Publish(publish) = &action {
-            log.push(publish.envelope.clone());
+            let known = log.iter().position(|envelope| *envelope == publish.envelope);
+            stored = known.unwrap_or(log.len()) as u64 + 1;
+            log.extend(known.is_none().then(|| publish.envelope.clone()));
         }
         let head = log.len() as u64;
         let position = Position { log: log_id, head, floor: 1 };
@@ -281,7 +292,9 @@ impl World {
                 if after < head { vec![subscribed, page(after)] } else { vec![subscribed] }
             }
             Action::Publish(Publish { producer, client_seq, .. }) => {
-                vec![ServerFrame::Ack { room, producer, client_seq, seq: head }, page(head - 1)]
+                let ack = ServerFrame::Ack { room, producer, client_seq, seq: stored };
+                // The same bytes again are the same record, which was delivered before.
+                if stored < before { vec![ack] } else { vec![ack, page(head - 1)] }
             }
             Action::PutDropBox { offer } => {
                 let announcement = offer.as_ref().map(|offer| offer.announcement.clone());
