@@ -43,8 +43,8 @@ impl Device {
         self.group.inboxes().into_iter().find(|(device, _)| Some(*device) == person.device).unwrap().1
     }
 
-    /// Asks `person` for the keys of epochs, in the one that this device is in. Returns whether that was answered.
-    fn asks(&mut self, server: &mut Server, person: &mut Person, after: u64) -> bool {
+    /// Asks `person` for the keys of epochs, in the one that this device is in. Returns of which it was told, if it was answered.
+    fn asks(&mut self, server: &mut Server, person: &mut Person, after: u64) -> Option<Vec<u64>> {
         let epoch = self.group.epoch();
         let (_, to) = XWingPrivate::from_seed(&epoch.secrets().xwing);
         let ask = Ask::new(epoch.room, waxwing::seal::Random::bytes(&mut self.rng), Wants::Keys { after }, &self.identity);
@@ -55,7 +55,10 @@ impl Device {
         let before = server.log(own).len();
         person.now_ms += 60_000;
         person.run(server);
-        server.log(own).len() > before
+        let letter = server.log(own).get(before).cloned()?;
+        let answer = Answer::open(self.identity.inbox(), self.identity.inbox_public(), &ask.name, &letter).unwrap();
+        let Given::Keys(keys) = answer.given else { panic!("{answer:?}") };
+        Some(keys.into_iter().map(|keys| keys.epoch).collect())
     }
 }
 
@@ -86,8 +89,8 @@ fn who_was_removed_and_let_in_again_is_told_nothing_of_the_time_out() {
     let mut device = Device::of(&bob, room);
     let now = device.group.epoch().number;
     assert!(now > was_in + 2, "{was_in} {now}");
-    let given: Vec<_> = (was_in - 1..=now).filter(|after| device.asks(&mut server, &mut ann, *after)).collect();
-    assert_eq!(given, [was_in - 1], "of epochs up to {now}; out from {}", was_in + 1);
+    let given: Vec<_> = (was_in - 1..=now).map(|after| device.asks(&mut server, &mut ann, after).unwrap()).collect();
+    assert_eq!(given.concat(), [was_in], "of epochs up to {now}; out from {}", was_in + 1);
     // A copy of before reads up to there, and says of the rest that it was out.
     for _ in 0..4 {
         for person in [&mut before, &mut ann] {
@@ -110,16 +113,16 @@ fn who_is_not_back_in_the_group_is_told_no_keys() {
     let mut thief = Device::of(&before, room);
     let known = thief.group.epoch().number;
     assert!(
-        (known - 1..=known + 1).all(|after| !thief.asks(&mut server, &mut ann, after)),
+        (known - 1..=known + 1).all(|after| thief.asks(&mut server, &mut ann, after).is_none_or(|told| told.is_empty())),
         "what follows {known} is not the thief's"
     );
     let mut device = Device::of(&bob, room);
     ann.client.command(Command::Refresh { room: room.to_string() }, ann.now_ms);
     ann.run(&mut server);
     bob.run(&mut server);
-    assert!(!device.asks(&mut server, &mut ann, known), "nor is what follows it asked for in the next one");
+    assert_eq!(device.asks(&mut server, &mut ann, known), Some(vec![]), "nor is what follows it asked for in the next one");
     let mut device = Device::of(&bob, room);
-    assert!(device.asks(&mut server, &mut ann, known), "who is in is told");
+    assert_eq!(device.asks(&mut server, &mut ann, known), Some(vec![known + 1]), "who is in is told");
 }
 
 #[test]
@@ -161,4 +164,113 @@ fn a_member_that_gives_wrong_keys_is_passed_over() {
     bob.run(&mut server);
     assert_eq!(bob.texts(), ann.texts());
     assert_eq!((bob.alarms.len(), bob.checks(Check::Matches)), (0, bob.messages.len()), "{:?}", bob.messages);
+}
+
+/// The device has new keys.
+fn refresh(server: &mut Server, person: &mut Person, room: RoomId) {
+    person.client.command(Command::Refresh { room: room.to_string() }, person.now_ms);
+    person.run(server);
+}
+
+/// Ann's and Bob's devices are put back, Bob's to before his own change, and Ann's to before hers that followed. Ann is back first, and says something; then Bob
+/// is. So of three epochs that he missed, Ann has the first and the third, and neither of them the second.
+fn both_are_put_back(
+    server: &mut Server,
+    (mut ann, mut bob): (Person, Person),
+    cy: Option<&mut Person>,
+    rubbish: bool,
+    room: RoomId,
+) -> [Person; 2] {
+    bob.run(server);
+    let mut bob_again = bob.put_back(7);
+    refresh(server, &mut bob, room);
+    bob.say(server, "first");
+    if rubbish {
+        // The change again: every member skips it.
+        let log = server.logs.get_mut(&room).unwrap();
+        let change = log.iter().rfind(|record| record[1] == 4).unwrap().clone();
+        log.push(change);
+    }
+    ann.run(server);
+    let mut ann_again = ann.put_back(8);
+    refresh(server, &mut ann, room);
+    bob.run(server);
+    bob.say(server, "second");
+    cy.into_iter().for_each(|person| person.run(server));
+    ann_again.run(server);
+    ann_again.say(server, "third");
+    bob_again.run(server);
+    for person in [&mut ann_again, &mut bob_again] {
+        person.run(server);
+    }
+    [ann_again, bob_again]
+}
+
+/// Whoever asked asks again, and is answered.
+fn a_while_goes_by(server: &mut Server, people: &mut [&mut Person]) {
+    for _ in 0..4 {
+        for person in &mut *people {
+            person.now_ms += 120_000;
+            person.client.tick(person.now_ms);
+            person.run(server);
+        }
+    }
+}
+
+/// What was said before, and what one of them has.
+const SHOWN: [&str; 5] = ["one", "two", "three", "first", "third"];
+const NOBODY: &str = "nobody who is in the room now has what opens it; they will be asked again";
+
+#[test]
+fn what_somebody_has_is_shown_and_of_what_nobody_has_the_room_says_so() {
+    let (mut server, ann, bob, room) = stage();
+    let [mut ann, mut bob] = both_are_put_back(&mut server, (ann, bob), None, false, room);
+    assert_eq!(bob.texts(), SHOWN, "at once");
+    a_while_goes_by(&mut server, &mut [&mut ann, &mut bob]);
+    for person in [&ann, &bob] {
+        let closed = person.room.as_ref().unwrap().closed.clone().unwrap();
+        assert_eq!(person.texts(), SHOWN, "{closed}");
+        assert!(closed.contains("1 message from while this device") && closed.ends_with(NOBODY), "{closed}");
+        assert_eq!((person.alarms.len(), person.room.as_ref().unwrap().integrity.injected), (0, 0), "{:?}", person.alarms);
+    }
+    // And so it is when it is read from storage.
+    let told: Vec<_> = bob.messages.clone().into_iter().collect();
+    let mut again = bob.put_back(9);
+    again.run(&mut server);
+    assert_eq!(again.messages.into_iter().collect::<Vec<_>>(), told);
+    ann.say(&mut server, "fourth");
+    bob.run(&mut server);
+    assert_eq!(bob.texts().last().unwrap(), "fourth");
+}
+
+/// With Cy, who was there all the time and is not now: what Ann and Bob read without Cy, and what when Cy is there.
+fn with_cy_in_the_end(rubbish: bool) -> ([Person; 2], Vec<String>) {
+    let (mut server, mut ann, bob, room) = stage();
+    let mut cy = Person::new("Cy", 3);
+    cy.client.command(Command::Join { link: ann.room.as_ref().unwrap().link.clone() }, 5);
+    cy.run(&mut server);
+    ann.run(&mut server);
+    let [mut ann, mut bob] = both_are_put_back(&mut server, (ann, bob), Some(&mut cy), rubbish, room);
+    let before = bob.texts();
+    a_while_goes_by(&mut server, &mut [&mut cy, &mut ann, &mut bob]);
+    for person in [&ann, &bob] {
+        assert_eq!(person.texts(), ["one", "two", "three", "first", "second", "third"]);
+        assert_eq!((person.alarms.len(), person.checks(Check::Matches)), (0, person.messages.len()), "{:?}", person.messages);
+        assert!(!person.room.as_ref().unwrap().closed.iter().any(|closed| closed.contains("could not follow")));
+    }
+    ([ann, bob], before)
+}
+
+#[test]
+fn what_nobody_has_is_shown_in_place_once_somebody_comes_who_has_it() {
+    let (_, before) = with_cy_in_the_end(false);
+    assert_eq!(before, SHOWN);
+}
+
+#[test]
+fn what_lies_around_rubbish_is_shown_whole_or_not_at_all() {
+    let (people, before) = with_cy_in_the_end(true);
+    assert_eq!(before, SHOWN[..3]);
+    let injected = people.map(|person| person.room.unwrap().integrity.injected);
+    assert_eq!(injected, [1, 1], "and the rubbish is told as such");
 }

@@ -2,7 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use waxwing::client::view::{Check, Command, Integrity, Level, MessageKind, MessageState};
+use waxwing::{
+    client::{
+        records::{Entry, IdentityRecord, LogRecord, Who},
+        view::{Check, Command, Integrity, Level, MessageKind, MessageState},
+    },
+    core::id::DeviceKey,
+    seal::identity::Identity,
+};
 
 use super::{device::Device, world::World};
 
@@ -138,6 +145,7 @@ impl World {
 
     /// What must hold at the end, whatever befell whom.
     pub fn check_after_trouble(&mut self) {
+        self.ask_until_nobody_has_more();
         self.check();
         let asked = |(_, text): &(Level, String)| text.ends_with("asks members for what it missed");
         let caught_up = self.devices.iter().filter(|device| device.notices.iter().any(asked)).count();
@@ -155,6 +163,16 @@ impl World {
         self.check();
     }
 
+    /// What nobody has is asked for again later, when somebody may have been told meanwhile.
+    fn ask_until_nobody_has_more(&mut self) {
+        for minutes in [1, 2, 4] {
+            if self.devices.iter().any(Device::lacks) {
+                self.pass_time(minutes * 60_000);
+                self.quiesce();
+            }
+        }
+    }
+
     fn check(&self) {
         let mut said: BTreeMap<u64, (String, String)> = BTreeMap::new();
         for (seq, name, text) in self.devices.iter().flat_map(Device::history) {
@@ -162,20 +180,28 @@ impl World {
             assert!(before.is_none_or(|before| before == (name, text)), "two messages at {seq}");
         }
         let moves = comings_and_goings(&self.devices);
+        let held: Vec<_> = self.devices.iter().map(Device::held).collect();
         for (index, device) in self.devices.iter().enumerate() {
             let name = ["Ann", "Bob", "Cyd"][index];
             let was_in = |seq: u64| {
                 moves.range(..=(seq, true)).rev().find_map(|((_, is_in), names)| names.contains(name).then_some(*is_in))
             };
             let own: BTreeSet<_> = device.history().into_iter().map(|(seq, ..)| seq).collect();
+            // Others know that it was in, and have the keys.
+            let key = device.key();
+            let is_held =
+                |seq: u64| held.iter().any(|held| held.range(..seq).next_back().is_some_and(|(_, in_it)| in_it.contains(&key)));
             for seq in said.keys() {
-                let is_in = was_in(*seq).unwrap_or(index == 0);
-                assert!(is_in || !own.contains(seq), "device {index} was out, and reads {seq}");
+                let (is_in, is_held) = (was_in(*seq).unwrap_or(index == 0), is_held(*seq));
+                assert!(is_in || is_held || !own.contains(seq), "device {index} was out, and reads {seq}");
+                // Who was never put back has lost nothing.
+                let reads = is_held || (is_in && !device.restored);
                 assert!(
-                    !is_in || own.contains(seq),
+                    !reads || own.contains(seq),
                     "device {index} was in, and does not read {seq}: {moves:?} {said:?} {:?}",
                     device.notices
                 );
+                assert!(!is_in || own.contains(seq) || device.lacks(), "device {index} does not read {seq}, and is not told why");
             }
             let mine = said.values().filter(|(_, text)| text.starts_with(&format!("{index}-"))).map(|(_, text)| text);
             let mine: Vec<_> = mine.collect();
@@ -206,6 +232,48 @@ impl World {
         };
         let lists: BTreeSet<Vec<_>> = self.devices.iter().map(members).collect();
         assert!(lists.len() == 1 && lists.iter().all(|list| list.len() == self.devices.len()), "{lists:?}");
+    }
+}
+
+impl Device {
+    fn key(&self) -> DeviceKey {
+        let me: IdentityRecord = postcard::from_bytes(&self.stored["identity"]).expect("it is somebody's");
+        Identity::certify(me.secrets, me.not_after_ms, me.counter).device()
+    }
+
+    /// Whether it is told that it lacks keys that nobody has.
+    fn lacks(&self) -> bool {
+        let closed = self.room.as_ref().and_then(|room| room.closed.as_ref());
+        closed.is_some_and(|closed| closed.contains("nobody who is in the room now has what opens it"))
+    }
+
+    /// Of what it can tell others: for each change of the group, by seq, who was in the epoch that it began, if this device knows that and keeps the
+    /// epoch's keys, and else nobody.
+    fn held(&self) -> BTreeMap<u64, BTreeSet<DeviceKey>> {
+        let log = self.stored.iter().filter(|(key, _)| key.starts_with("log/"));
+        let (mut held, mut roster, mut last) = (BTreeMap::new(), BTreeMap::<u32, Who>::new(), None);
+        for (key, value) in log {
+            let seq = key.rsplit('/').next().and_then(|seq| u64::from_str_radix(seq, 16).ok()).expect("a seq");
+            let record: LogRecord = postcard::from_bytes(value).expect("a record of the log");
+            match record.entry {
+                Entry::Change(change) => {
+                    // A device that came in, or came back, knows everybody.
+                    if last != change.epoch.checked_sub(1) {
+                        roster.clear();
+                    }
+                    last = Some(change.epoch);
+                    for (leaf, who) in change.seats {
+                        roster.remove(&leaf);
+                        roster.extend(who.map(|who| (leaf, who)));
+                    }
+                    let opens = change.begun.is_some_and(|(_, secrets)| secrets.is_some());
+                    held.insert(seq, roster.values().filter(|_| opens).map(|who| who.device).collect());
+                }
+                Entry::Known => drop(held.insert(seq, BTreeSet::new())),
+                _ => {}
+            }
+        }
+        held
     }
 }
 

@@ -11,11 +11,13 @@ use crate::{
 /// A stretch of a room's log through which this device could not follow the group: members are asked for what opens it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GapRecord {
-    /// Format of this record: 1.
+    /// Format of this record: 2.
     pub format: u8,
-    /// The chain value before it.
+    /// The newest record up to which the group is known: the one before the gap, or further on, where what a member gave led there.
+    pub at: Seq,
+    /// The chain value there.
     pub chain: Digest,
-    /// The last epoch that this device was in then, and the group ([`crate::group::Onlooker::snapshot`]).
+    /// The group's epoch there, and the group ([`crate::group::Onlooker::snapshot`]).
     pub epoch: u64,
     /// That group.
     pub onlooker: Bytes,
@@ -23,14 +25,16 @@ pub struct GapRecord {
     pub back: Option<BackRecord>,
     /// The name of what it asks.
     pub name: [u8; 32],
-    /// Who answered, and what they gave: the epochs of the gap, as far as they are known.
+    /// Who answered, and what they gave: epochs of the gap, in ascending order.
     pub by: Option<DeviceKey>,
     /// That.
     pub keys: Vec<EpochKeys>,
-    /// Whose answers led nowhere.
+    /// Whose answers led no further.
     pub passed: Vec<DeviceKey>,
     /// How often it has asked.
     pub asked: u32,
+    /// How often everybody in the room was asked and nobody could lead it further.
+    pub rounds: u32,
     /// When it asks next.
     pub next_ms: UnixMillis,
     /// Nothing more is asked: why.

@@ -3,14 +3,17 @@
 //!
 //! Nobody is believed who was in the room: with what a member gives, the changes of the log are followed from the last group that this device was in
 //! ([`super::following`]), and have to lead to the one that it came back to. What does not, is dropped whole, and somebody else is asked.
+//!
+//! Nobody may have all of it: several devices were put back, and took the keys of some epoch with them. Where the log has as many changes as epochs have
+//! gone by, each of them began one; then what leads to a part is read, the gap begins behind it, and the others are asked for the rest.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
 use super::{
-    Room,
-    following::{RECORDS_MAX, Reading, Step},
+    Room, What,
+    following::{RECORDS_MAX, Reached, Reading, Step},
     place::Place,
 };
 use crate::{
@@ -22,7 +25,7 @@ use crate::{
     },
     core::{
         frame::{ClientFrame, Page},
-        id::{DeviceKey, RoomId, Seq},
+        id::{DeviceKey, Digest, RoomId, Seq},
     },
     group::Onlooker,
     seal::{
@@ -66,7 +69,7 @@ impl Gap {
         self.reading = None;
     }
 
-    /// The last epoch whose keys are known.
+    /// The last epoch whose keys who answered has given.
     fn known(&self) -> u64 {
         self.record.keys.last().map_or(self.record.epoch, |keys| keys.epoch)
     }
@@ -81,13 +84,38 @@ impl Gap {
         self.record.back.is_some() && self.record.over.is_none()
     }
 
-    /// What a member gave led nowhere: somebody else is asked.
+    /// What a member gave leads no further: somebody else is asked.
     fn pass(&mut self, now_ms: u64) {
         self.record.passed.extend(self.record.by.take());
         self.record.keys.clear();
         self.record.next_ms = now_ms;
         self.asks_rest = false;
     }
+
+    /// What a member gave led up to here.
+    fn advance(&mut self, reached: Reached, now_ms: u64) {
+        if reached.epoch > self.record.epoch {
+            let Reached { at, chain, epoch, onlooker } = reached;
+            let record = &mut self.record;
+            (record.at, record.chain, record.epoch, record.onlooker) = (at, chain, epoch, onlooker);
+            // Whoever could not lead this far may lead on from here.
+            record.passed.clear();
+            (record.asked, record.rounds) = (0, 0);
+        }
+        self.pass(now_ms);
+    }
+
+    /// Everybody was asked: they are again after a while, when somebody else may be there, or may have been told.
+    fn end_round(&mut self, now_ms: u64) {
+        self.record.passed.clear();
+        self.record.rounds = self.record.rounds.saturating_add(1);
+        self.record.next_ms = now_ms.saturating_add(wait_ms(self.record.rounds));
+    }
+}
+
+/// How long is waited before what was done so often is done again.
+fn wait_ms(often: u32) -> u64 {
+    ASK_AGAIN_MS.saturating_mul(1 << often.min(12)).min(ASK_AGAIN_MAX_MS)
 }
 
 impl Room {
@@ -107,25 +135,60 @@ impl Room {
 
     /// When.
     pub(super) fn asks_at(&self) -> Option<u64> {
-        let gap = self.gaps.iter().find(|gap| gap.is_open()).filter(|_| self.tends_gaps())?;
-        gap.reading.is_none().then_some(gap.record.next_ms)
+        let waits = self.gaps.iter().filter(|gap| gap.is_open() && gap.reading.is_none());
+        waits.map(|gap| gap.record.next_ms).min().filter(|_| self.tends_gaps())
     }
 
     /// What becomes of what this device missed, in words.
     pub(super) fn gap_words(&self) -> &'static str {
-        let open = self.gaps.iter().find(|gap| gap.record.over.is_none());
+        let open = self.gaps.iter().filter(|gap| gap.record.over.is_none()).min_by_key(|gap| gap.record.rounds > 0);
         let over = self.gaps.iter().find_map(|gap| gap.record.over);
-        match (open.map(|gap| (&gap.reading, gap.record.asked)), over) {
-            (Some((Some(_), _)), _) => ": a member has answered, it is being read",
-            (Some((None, 1..)), _) => ": members were asked for what opens it, and none has answered yet",
-            (Some((None, 0)), _) => ": members will be asked for what opens it",
+        match (open.map(|gap| (&gap.reading, gap.record.rounds, gap.record.asked)), over) {
+            (Some((Some(_), ..)), _) => ": a member has answered, it is being read",
+            (Some((None, 1.., _)), _) => ": nobody who is in the room now has what opens it; they will be asked again",
+            (Some((None, 0, 1..)), _) => ": members were asked for what opens it, and none has answered yet",
+            (Some((None, 0, 0)), _) => ": members will be asked for what opens it",
             (None, Some(Over::Unkept)) => ": the server does not keep all that would open it any more",
             (None, Some(Over::Unanswered)) => ": nobody who is left in the room could say what opens it",
             (None, None) => "",
         }
     }
 
-    /// The keys of epochs behind `after`, one after the other, and before `until`, as far as this device knows that `who` was in them.
+    /// The changes in a gap ([`Room::changes_between`]), and the epochs that it lies between.
+    fn changes_of(&self, from: Seq) -> Option<(Vec<(Digest, bool)>, u64, u64)> {
+        let gap = self.gaps.iter().find(|gap| gap.from == from)?;
+        let back = gap.record.back?;
+        Some((self.changes_between(gap.record.at, back.seq), gap.record.epoch, back.epoch))
+    }
+
+    /// Whether the group went from one side of a gap to the other by all of its changes, of which none was skipped then.
+    fn is_plain(&self, from: Seq) -> bool {
+        self.changes_of(from).is_some_and(|(changes, epoch, back)| epoch.saturating_add(changes.len() as u64 + 1) == back)
+    }
+
+    /// Whether what a member gave may lead further than what is known.
+    fn leads_on(&self, from: Seq) -> bool {
+        let Some((changes, epoch, _)) = self.changes_of(from) else { return false };
+        let plain = self.is_plain(from);
+        let opens = |keys: &EpochKeys| {
+            let at = keys.epoch.saturating_sub(epoch).saturating_sub(1);
+            let change = usize::try_from(at).ok().and_then(|at| changes.get(at)).filter(|_| plain);
+            at == 0 || change.is_some_and(|(record, misses)| *misses && *record == keys.record)
+        };
+        self.gaps.iter().find(|gap| gap.from == from).is_some_and(|gap| gap.record.keys.iter().any(opens))
+    }
+
+    /// Who was in the group that this device came back to, behind a gap.
+    fn who_was_there(&self, from: Seq) -> Vec<(u32, Who)> {
+        let back = self.gaps.iter().find(|gap| gap.from == from).and_then(|gap| gap.record.back);
+        match back.and_then(|back| self.shown.get(&back.seq)).map(|shown| &shown.what) {
+            // It named everybody.
+            Some(What::Change(change, _)) => change.seats.iter().filter_map(|(leaf, who)| Some((*leaf, (*who)?))).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The keys of epochs behind `after` and before `until`, in ascending order, as far as this device knows them, and that `who` was in them.
     pub(super) fn keys_of(&self, who: Who, after: u64, until: u64) -> Vec<EpochKeys> {
         let mut changes = self.changes();
         changes.sort_by_key(|(_, change)| change.epoch);
@@ -137,8 +200,8 @@ impl Room {
             }
             last = Some(change.epoch);
             super::climbing::seated(&mut roster, &change);
-            let next = after.saturating_add(1).saturating_add(found.len() as u64);
-            let was_in = change.epoch == next && next < until && roster.values().any(|other| *other == who);
+            let before = found.last().map_or(after, |keys: &EpochKeys| keys.epoch);
+            let was_in = before < change.epoch && change.epoch < until && roster.values().any(|other| *other == who);
             if let Some((authenticator, Some(secrets))) = change.begun.filter(|_| was_in && found.len() < KEYS_MAX) {
                 found.push(EpochKeys { epoch: change.epoch, record, authenticator, secrets });
             }
@@ -156,7 +219,8 @@ impl Client {
         let (Place::In(seat), from) = (&room.place, room.timeline.head()) else { return };
         let (Some(chain), Ok(onlooker)) = (room.timeline.chain_at(from), seat.group.onlooker()) else { return };
         let record = GapRecord {
-            format: 1,
+            format: 2,
+            at: from,
             chain,
             epoch: seat.group.epoch().number,
             onlooker: onlooker.snapshot().into(),
@@ -166,6 +230,7 @@ impl Client {
             keys: Vec::new(),
             passed: Vec::new(),
             asked: 0,
+            rounds: 0,
             next_ms: 0,
             over: None,
         };
@@ -230,14 +295,19 @@ impl Client {
         self.tell_room(id);
     }
 
-    /// Does what is due about the oldest gap.
+    /// Does what is due about gaps.
     pub(in crate::client) fn tend_gaps(&mut self, id: RoomId, now_ms: u64) {
+        let open = self.rooms.get(&id).into_iter().flat_map(|room| &room.gaps).filter(|gap| gap.is_open());
+        let open: Vec<Seq> = open.map(|gap| gap.from).collect();
+        open.into_iter().for_each(|from| self.tend_gap(id, from, now_ms));
+    }
+
+    fn tend_gap(&mut self, id: RoomId, from: Seq, now_ms: u64) {
         let Some(room) = self.rooms.get_mut(&id).filter(|room| room.tends_gaps()) else { return };
-        let Some(at) = room.gaps.iter().position(Gap::is_open) else { return };
-        let (from, until) = room.gaps.get(at).map_or((0, 0), |gap| (gap.from, gap.record.back.map_or(0, |back| back.seq)));
-        if !room.misses(from, until) {
-            self.drop_gap(id, from);
-            return self.tend_gaps(id, now_ms);
+        let Some(at) = room.gaps.iter().position(|gap| gap.from == from) else { return };
+        let (behind, until) = room.gaps.get(at).map_or((0, 0), |gap| (gap.record.at, gap.record.back.map_or(0, |back| back.seq)));
+        if !room.misses(behind, until) {
+            return self.drop_gap(id, from);
         }
         let Some(gap) = room.gaps.get_mut(at).filter(|gap| gap.reading.is_none() && now_ms >= gap.record.next_ms) else { return };
         // Who has no more may have come to where this device was taken out.
@@ -255,19 +325,27 @@ impl Client {
         let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
         let (Place::In(seat), online) = (&room.place, &room.online) else { return };
         let Some(gap) = room.gaps.iter_mut().find(|gap| gap.from == from) else { return };
-        let known = gap.known();
-        let record = &mut gap.record;
+        let record = &gap.record;
         let there: Vec<DeviceKey> = Onlooker::restore(&record.onlooker)
             .map(|onlooker| onlooker.roster().values().map(|place| place.device).collect())
             .unwrap_or_default();
         let mut members = seat.group.inboxes();
         members.retain(|(device, _)| *device != me.identity.device() && !record.passed.contains(device));
         members.sort_by_key(|(device, _)| (!there.contains(device), !online.contains(device)));
-        if let Some(by) = record.by {
-            members.retain(|(device, _)| *device == by);
+        match record.by {
+            Some(by) if members.iter().any(|(device, _)| *device == by) => members.retain(|(device, _)| *device == by),
+            Some(_) => gap.pass(now_ms),
+            None => {}
         }
-        if members.is_empty() || record.asked >= ASKS_MAX {
+        let known = gap.known();
+        let record = &mut gap.record;
+        if record.asked >= ASKS_MAX || record.rounds >= ASKS_MAX {
             return self.give_up_gap(id, from, Over::Unanswered);
+        }
+        if members.is_empty() {
+            gap.end_round(now_ms);
+            self.persist_gap(id, from);
+            return self.tell_room(id);
         }
         gap.asks_rest = record.by.is_some();
         let epoch = seat.group.epoch();
@@ -279,8 +357,7 @@ impl Client {
         let asks: Vec<_> = inboxes
             .filter_map(|(_, inbox)| Some((*inbox, ask.seal(&to, at, *inbox, &me.identity, &mut self.rng).ok()?)))
             .collect();
-        let wait_ms = ASK_AGAIN_MS.saturating_mul(1 << record.asked.min(12)).min(ASK_AGAIN_MAX_MS);
-        record.next_ms = now_ms.saturating_add(wait_ms);
+        record.next_ms = now_ms.saturating_add(wait_ms(record.asked.max(record.rounds)));
         record.asked = record.asked.saturating_add(1);
         self.persist_gap(id, from);
         for (inbox, envelope) in asks {
@@ -289,28 +366,48 @@ impl Client {
         self.tell_room(id);
     }
 
-    /// A member gives keys of epochs that this device missed.
-    pub(super) fn on_keys(&mut self, id: RoomId, by: DeviceKey, keys: Vec<EpochKeys>, now_ms: u64) {
+    /// A member gives keys of epochs that this device missed, in the gap of this name; none, if it has no more.
+    pub(super) fn on_keys(&mut self, id: RoomId, name: [u8; 32], by: DeviceKey, keys: Vec<EpochKeys>, now_ms: u64) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         let is_in = room.everybody().iter().any(|who| who.device == by);
         let wanted = |gap: &&mut Gap| {
-            let is_next = keys.first().is_some_and(|first| gap.known().checked_add(1) == Some(first.epoch));
             let answers = gap.record.by.is_none_or(|before| before == by) && !gap.record.passed.contains(&by);
-            gap.is_open() && gap.reading.is_none() && !gap.is_whole() && is_next && answers
+            gap.record.name == name && gap.is_open() && gap.reading.is_none() && !gap.is_whole() && answers
         };
         let Some(gap) = room.gaps.iter_mut().find(wanted).filter(|_| is_in) else { return };
         let is_page = keys.len() == KEYS_MAX;
-        let until = gap.record.back.map_or(0, |back| back.epoch);
+        let (from, until) = (gap.from, gap.record.back.map_or(0, |back| back.epoch));
         for keys in keys {
-            if gap.known().checked_add(1) == Some(keys.epoch) && keys.epoch < until {
+            if gap.known() < keys.epoch && keys.epoch < until {
                 gap.record.keys.push(keys);
             }
         }
-        (gap.record.by, gap.record.asked, gap.asks_rest) = (Some(by), 0, false);
-        gap.record.next_ms = now_ms.saturating_add(if is_page && !gap.is_whole() { REST_MS } else { 0 });
-        let from = gap.from;
+        if is_page && !gap.is_whole() {
+            (gap.record.by, gap.record.asked, gap.asks_rest) = (Some(by), 0, false);
+            gap.record.next_ms = now_ms.saturating_add(REST_MS);
+            return self.persist_gap(id, from);
+        }
+        (gap.record.by, gap.asks_rest) = (Some(by), false);
+        match (room.leads_on(from), room.tends_gaps()) {
+            (true, true) => self.read_gap(id, from, now_ms),
+            (true, false) => self.persist_gap(id, from),
+            (false, _) => self.pass_gap(id, from, now_ms),
+        }
+    }
+
+    /// Who answered has nothing that leads any further.
+    fn pass_gap(&mut self, id: RoomId, from: Seq, now_ms: u64) {
+        let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
+        let everybody = room.everybody();
+        let Some(gap) = room.gaps.iter_mut().find(|gap| gap.from == from) else { return };
+        // Whoever else was asked may still answer.
+        gap.pass(gap.record.next_ms);
+        let passed = |who: &Who| who.device == me.identity.device() || gap.record.passed.contains(&who.device);
+        if everybody.iter().all(passed) {
+            gap.end_round(now_ms);
+        }
         self.persist_gap(id, from);
-        self.tend_gaps(id, now_ms);
+        self.tell_room(id);
     }
 
     /// Reads it again, with what is known.
@@ -318,12 +415,14 @@ impl Client {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         room.knocks = room.knocks.wrapping_add(1);
         let request = room.knocks;
+        let (plain, there) = (room.is_plain(from), room.who_was_there(from));
         let Some(gap) = room.gaps.iter_mut().find(|gap| gap.from == from) else { return };
         gap.record.next_ms = now_ms.saturating_add(ASK_AGAIN_MS);
-        gap.reading = Reading::new(from, &gap.record, request).map(Box::new);
+        gap.reading = Reading::new(&gap.record, request, plain, there).map(Box::new);
         if gap.reading.is_none() {
             return self.drop_gap(id, from);
         }
+        self.persist_gap(id, from);
         self.fetch_gap(id, from);
         self.tell_room(id);
     }
@@ -374,7 +473,7 @@ impl Client {
         let mut step = Step::On;
         for item in &page.items {
             step = reading.take(&gap.record, me.identity.device(), &item.envelope, &mut self.rng);
-            if step != Step::On {
+            if !matches!(step, Step::On) {
                 break;
             }
         }
@@ -384,7 +483,10 @@ impl Client {
                 gap.reading = Some(reading);
                 self.fetch_gap(id, from);
             }
-            Step::Done => self.fill_gap(id, from, reading.found, now_ms),
+            Step::Done => self.fill_gap(id, from, None, reading.found, now_ms),
+            Step::Part(reached) => self.fill_gap(id, from, Some(reached), reading.found, now_ms),
+            // By nobody's word.
+            Step::Wrong if gap.record.by.is_none() => self.give_up_gap(id, from, Over::Unanswered),
             Step::Wrong => {
                 gap.pass(now_ms);
                 self.persist_gap(id, from);
@@ -398,22 +500,21 @@ impl Client {
         }
     }
 
-    /// What was missed is shown in its place.
-    fn fill_gap(&mut self, id: RoomId, from: Seq, found: BTreeMap<Seq, Entry>, now_ms: u64) {
+    /// What was missed is shown in its place: all of it, or what could be read with what a member gave, which `reached` here.
+    fn fill_gap(&mut self, id: RoomId, from: Seq, reached: Option<Reached>, found: BTreeMap<Seq, Entry>, now_ms: u64) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
-        let opened: Vec<_> = found
-            .values()
-            .filter_map(|entry| match entry {
-                Entry::Message(opened) => Some(opened.clone()),
-                _ => None,
-            })
-            .collect();
-        let (mut persist, others) = room.retell(found);
+        let (mut persist, opened, others) = room.retell(found);
         for opened in &opened {
             persist.extend(room.outbox.found_in_log(opened.message).into_iter().flatten());
         }
+        let gap = room.gaps.iter_mut().find(|gap| gap.from == from);
+        let goes_on = gap.zip(reached).map(|(gap, reached)| gap.advance(reached, now_ms)).is_some();
         self.persist_all(persist);
-        self.drop_gap(id, from);
+        if goes_on {
+            self.persist_gap(id, from);
+        } else {
+            self.drop_gap(id, from);
+        }
         for opened in opened {
             self.heed(id, &opened, true, now_ms);
         }

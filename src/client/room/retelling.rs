@@ -8,7 +8,7 @@ use super::{Room, Shown, What};
 use crate::{
     client::{
         outbox::Persist,
-        records::{Entry, LogRecord, encode, log_key},
+        records::{Entry, LogRecord, OpenedRecord, encode, log_key},
         timeline::Timeline,
         view::Check,
     },
@@ -80,19 +80,46 @@ impl Room {
         hidden || self.shown.range(range).any(|(_, shown)| matches!(shown.what, What::Sent(_)))
     }
 
-    /// Tells the log anew, with what was found of it. Returns what is to be kept, and where something else is shown.
-    pub(super) fn retell(&mut self, found: BTreeMap<Seq, Entry>) -> (Vec<Persist>, Vec<Seq>) {
+    /// The changes of the group behind `from` and before `until`, whatever became of them here, by their digests; and whether anything could not
+    /// be read between each and the next.
+    pub(super) fn changes_between(&self, from: Seq, until: Seq) -> Vec<(Digest, bool)> {
+        let range = from.saturating_add(1)..until;
+        let hidden = self.hidden.range(range.clone()).map(|(seq, hidden)| {
+            let is_change = matches!(hidden.what, Plain::Known | Plain::Invalid);
+            (*seq, (is_change.then_some(hidden.digest), hidden.what == Plain::Sealed))
+        });
+        let shown = self.shown.range(range).map(|(seq, shown)| {
+            let is_change = matches!(shown.what, What::Change(..));
+            (*seq, (is_change.then_some(shown.digest), matches!(shown.what, What::Sent(_))))
+        });
+        let records: BTreeMap<Seq, _> = hidden.chain(shown).collect();
+        let mut changes: Vec<(Digest, bool)> = Vec::new();
+        for (change, missed) in records.into_values() {
+            match (change, changes.last_mut()) {
+                (Some(digest), _) => changes.push((digest, false)),
+                (None, Some((_, misses))) => *misses |= missed,
+                (None, None) => {}
+            }
+        }
+        changes
+    }
+
+    /// Tells the log anew, with what was found of it. Returns what is to be kept, the messages that were missed, and where something else is shown.
+    pub(super) fn retell(&mut self, found: BTreeMap<Seq, Entry>) -> (Vec<Persist>, Vec<OpenedRecord>, Vec<Seq>) {
         let (shown, hidden) = (core::mem::take(&mut self.shown), core::mem::take(&mut self.hidden));
         let checks: BTreeMap<Seq, Check> = shown.iter().map(|(seq, shown)| (*seq, shown.check)).collect();
         let mut records: BTreeMap<Seq, LogRecord> = hidden.into_iter().map(|(seq, hidden)| (seq, hidden.record())).collect();
         records.extend(shown.into_iter().map(|(seq, shown)| (seq, shown.record())));
-        let (mut persist, mut others) = (Vec::new(), Vec::new());
+        let (mut persist, mut opened, mut others) = (Vec::new(), Vec::new(), Vec::new());
         // What is found now may be what is to be forgotten.
         let first = found.keys().next().copied().unwrap_or(Seq::MAX);
         (self.forgotten, self.unlinked) = (self.forgotten.min(first), self.unlinked.min(first));
         for (seq, entry) in found {
             let missed = |record: &&mut LogRecord| matches!(record.entry, Entry::Known | Entry::Sealed | Entry::Sent(_));
             if let Some(record) = records.get_mut(&seq).filter(missed) {
+                if let Entry::Message(message) = &entry {
+                    opened.push(message.clone());
+                }
                 record.entry = entry;
                 persist.push((log_key(self.id, seq), Some(encode(&*record))));
                 others.push(seq);
@@ -109,6 +136,6 @@ impl Room {
         }
         let differs = |(seq, shown): (&Seq, &Shown)| checks.get(seq).is_some_and(|check| *check != shown.check).then_some(*seq);
         others.extend(self.shown.iter().filter_map(differs));
-        (persist, others)
+        (persist, opened, others)
     }
 }

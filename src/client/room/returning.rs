@@ -125,14 +125,16 @@ impl Client {
         let (Some(me), Ok(header)) = (&self.me, Header::parse(envelope)) else { return };
         if header.epoch == 0 {
             let (with, public) = (me.identity.inbox(), me.identity.inbox_public());
-            let open = |name: &[u8; 32]| Answer::open(with, public, name, envelope).ok();
+            let open = |name: &[u8; 32]| Some((*name, Answer::open(with, public, name, envelope).ok()?));
             let names = |room: &super::Room| room.lost.iter().map(|lost| lost.name).chain(room.asks()).collect::<Vec<_>>();
             let answer = self.rooms.iter().find_map(|(id, room)| Some((*id, names(room).iter().find_map(open)?)));
-            match answer.filter(|(id, answer)| answer.room == *id) {
-                Some((id, Answer { by, given: Given::Place { access, way }, .. })) => {
+            match answer.filter(|(id, (_, answer))| answer.room == *id) {
+                Some((id, (_, Answer { by, given: Given::Place { access, way }, .. }))) => {
                     self.on_place(id, &by, access, &way, now_ms)
                 }
-                Some((id, Answer { by, given: Given::Keys(keys), .. })) => self.on_keys(id, by.device, keys, now_ms),
+                Some((id, (name, Answer { by, given: Given::Keys(keys), .. }))) => {
+                    self.on_keys(id, name, by.device, keys, now_ms)
+                }
                 None => {}
             }
             return;
@@ -190,7 +192,7 @@ impl Client {
         let given = match (ask.wants, room.live_link()) {
             (Wants::Keys { after }, _) => {
                 let who = Who { device: asking.device, user: asking.user };
-                Some(Given::Keys(room.keys_of(who, after, epoch))).filter(|given| *given != Given::Keys(Vec::new()))
+                Some(Given::Keys(room.keys_of(who, after, epoch)))
             }
             (Wants::Place, Some(link)) => {
                 Some(Given::Place { access: room.record.access, way: Way::Link { seed: link.seed, host: link.host } })
