@@ -200,9 +200,6 @@ fn both_are_put_back(
     ann_again.run(server);
     ann_again.say(server, "third");
     bob_again.run(server);
-    for person in [&mut ann_again, &mut bob_again] {
-        person.run(server);
-    }
     [ann_again, bob_again]
 }
 
@@ -225,6 +222,8 @@ const NOBODY: &str = "nobody who is in the room now has what opens it; they will
 fn what_somebody_has_is_shown_and_of_what_nobody_has_the_room_says_so() {
     let (mut server, ann, bob, room) = stage();
     let [mut ann, mut bob] = both_are_put_back(&mut server, (ann, bob), None, false, room);
+    ann.run(&mut server);
+    bob.run(&mut server);
     assert_eq!(bob.texts(), SHOWN, "at once");
     a_while_goes_by(&mut server, &mut [&mut ann, &mut bob]);
     for person in [&ann, &bob] {
@@ -251,6 +250,8 @@ fn with_cy_in_the_end(rubbish: bool) -> ([Person; 2], Vec<String>) {
     cy.run(&mut server);
     ann.run(&mut server);
     let [mut ann, mut bob] = both_are_put_back(&mut server, (ann, bob), Some(&mut cy), rubbish, room);
+    ann.run(&mut server);
+    bob.run(&mut server);
     let before = bob.texts();
     a_while_goes_by(&mut server, &mut [&mut cy, &mut ann, &mut bob]);
     for person in [&ann, &bob] {
@@ -273,4 +274,33 @@ fn what_lies_around_rubbish_is_shown_whole_or_not_at_all() {
     assert_eq!(before, SHOWN[..3]);
     let injected = people.map(|person| person.room.unwrap().integrity.injected);
     assert_eq!(injected, [1, 1], "and the rubbish is told as such");
+}
+
+#[test]
+fn keys_that_open_nothing_behind_what_nobody_has_show_nothing() {
+    let (mut server, ann, bob, room) = stage();
+    let [mut ann, mut bob] = both_are_put_back(&mut server, (ann, bob), None, false, room);
+    let (anns, bobs) = (Device::of(&bob, room).inbox_of(&ann), Device::of(&ann, room).inbox_of(&bob));
+    let ask = server.log(anns).last().unwrap().clone();
+    ann.run(&mut server);
+    // Ann's own answer is taken away.
+    server.logs.get_mut(&bobs).unwrap().pop();
+    let mut device = Device::of(&ann, room);
+    let ask = Ask::open(device.group.epoch(), anns, &ask).unwrap();
+    let Wants::Keys { after } = ask.wants else { panic!("{ask:?}") };
+    let changes: Vec<_> = server.log(room).into_iter().filter(|record| record[1] == 4).collect();
+    // The last one is Bob's return, and the one before it Ann's.
+    let record = waxwing::core::chain::digest(&changes[changes.len() - 2]);
+    let keys = EpochKeys { epoch: after + 3, record, authenticator: record, secrets: EpochSecrets::random(&mut device.rng) };
+    let answer = Answer::seal(&ask, Given::Keys(vec![keys]), &device.identity, &mut device.rng).unwrap();
+    server.logs.get_mut(&bobs).unwrap().push(answer.1);
+    bob.run(&mut server);
+    let known = bob.room.as_ref().unwrap();
+    assert_eq!(
+        (bob.texts(), bob.alarms.len(), known.integrity.injected),
+        (SHOWN[..3].iter().map(|text| (*text).to_owned()).collect(), 0, 0)
+    );
+    assert!(known.closed.as_ref().unwrap().ends_with(NOBODY), "{known:?}");
+    a_while_goes_by(&mut server, &mut [&mut ann, &mut bob]);
+    assert_eq!(bob.texts(), SHOWN, "and it asks again");
 }
