@@ -175,7 +175,7 @@ impl Outbox {
         }
     }
 
-    /// Seals what comes into the window and returns what is to be sent. `seal` returns `None` for "not yet"; `handshake` is the newest
+    /// Seals what comes into the window, once nothing waits that was sealed for an older change, and returns what is to be sent. `seal` returns `None` for "not yet"; `handshake` is the newest
     /// change of the group that sealing knows.
     pub fn pump<E>(
         &mut self,
@@ -186,12 +186,19 @@ impl Outbox {
         let mut failed = Vec::new();
         let mut index = 0;
         let mut window = if self.proof == Proof::Given { WINDOW } else { 1 };
+        // What was sealed for an older change is decided first. If it is refused, all that follows is sealed again under the same numbers; and what
+        // was sealed for this change already might still arrive over another link, and be taken between the new ones.
+        let is_older = |sealed: &Sealed| sealed.handshake < handshake;
+        let waits = self.iter().any(|out| out.failed.is_none() && out.sealed.as_ref().is_some_and(is_older));
         while let Some(item) = self.items.get_mut(index) {
             index += 1;
             if item.out.failed.is_some() {
                 continue;
             }
             if item.refused.is_some() || window == 0 {
+                break;
+            }
+            if item.out.sealed.is_none() && waits {
                 break;
             }
             if item.out.sealed.is_none() {

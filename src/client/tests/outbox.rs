@@ -30,7 +30,12 @@ fn letter(number: u8) -> OutRecord {
 
 /// Seals whatever may be sealed; what comes out names the message, its number and what it follows.
 fn pump(outbox: &mut Outbox, form: u8) -> Vec<Publish> {
-    let (Pumped { publish, .. }, failed) = outbox.pump(0, |to_seal| {
+    pump_for(outbox, 0, form)
+}
+
+/// The same, after this change of the group.
+fn pump_for(outbox: &mut Outbox, handshake: u64, form: u8) -> Vec<Publish> {
+    let (Pumped { publish, .. }, failed) = outbox.pump(handshake, |to_seal| {
         let bytes = [&[form][..], &to_seal.message.0, &to_seal.counter.to_le_bytes(), &to_seal.previous.0].concat();
         Ok::<_, SealError>(Some(Bytes::from(bytes)))
     });
@@ -107,6 +112,28 @@ fn an_outbox_that_gave_up_what_it_asked_with_sends_on() {
     outbox.abandon(FRESH);
     outbox.push(letter(3), false);
     assert_eq!(numbers(&pump(&mut outbox, 0)), [1]);
+}
+
+#[test]
+fn what_was_sealed_for_an_older_change_is_decided_before_anything_is_sealed_for_a_newer_one() {
+    let mut outbox = Outbox::new(LOG, LOG, BEFORE);
+    outbox.push(letter(1), false);
+    outbox.push(letter(2), false);
+    assert_eq!(numbers(&pump_for(&mut outbox, 3, 0)), [1, 2]);
+    outbox.push(letter(3), false);
+    // On the next connection a change is read before the answer comes: what is sent may be under way on the former link as well.
+    outbox.disconnected();
+    assert_eq!(numbers(&pump_for(&mut outbox, 5, 1)), [1, 2], "as they were");
+    outbox.acked(BEFORE, 1).unwrap();
+    assert!(pump_for(&mut outbox, 5, 1).is_empty());
+    outbox.refused(BEFORE, 2, Refusal::StaleEpoch { handshake: 5 });
+    assert_eq!(outbox.settle(FRESH).0, Settled::Reseal(5));
+    let again = pump_for(&mut outbox, 5, 2);
+    assert_eq!(numbers(&again), [2, 3]);
+    assert!(again.iter().all(|publish| publish.handshake == 5 && publish.producer == BEFORE && publish.envelope[0] == 2));
+    // Of this change, more may follow at once.
+    outbox.push(letter(4), false);
+    assert_eq!(numbers(&pump_for(&mut outbox, 5, 3)), [4]);
 }
 
 #[test]
