@@ -121,6 +121,8 @@ pub struct Moves {
     pub read_back: u32,
     /// Devices that had fallen behind, and read what they missed.
     pub caught_up: u32,
+    /// Devices that are told that nobody has some of what they missed.
+    pub lacking: u32,
 }
 
 impl Moves {
@@ -136,6 +138,7 @@ impl Moves {
             restored: self.restored + other.restored,
             read_back: self.read_back + other.read_back,
             caught_up: self.caught_up + other.caught_up,
+            lacking: self.lacking + other.lacking,
         }
     }
 }

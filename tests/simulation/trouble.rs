@@ -20,13 +20,16 @@ pub struct Trouble {
     removals: bool,
     /// Devices forget what they did since some moment.
     restores: bool,
+    /// In the end all of them do, one after the other, each before it is asked by the one before: what they alone had is gone.
+    in_turn: bool,
 }
 
 impl Trouble {
     /// Two of five seeds have none.
     pub const fn of(seed: u64) -> Self {
         let of_five = seed % 5;
-        Self { removals: matches!(of_five, 2 | 4), restores: matches!(of_five, 3 | 4) }
+        let restores = matches!(of_five, 3 | 4);
+        Self { removals: matches!(of_five, 2 | 4), restores, in_turn: restores && seed.is_multiple_of(3) }
     }
 
     pub const fn any(self) -> bool {
@@ -50,11 +53,50 @@ impl World {
                 _ => {}
             }
         }
+        if self.trouble.in_turn {
+            self.quiesce();
+            self.put_back_in_turn();
+        }
+    }
+
+    /// Copies of different times, between which everybody has new keys and says something; then one device after the other is put back to its own, and
+    /// comes back while the next ones sleep.
+    fn put_back_in_turn(&mut self) {
+        for index in 0..self.devices.len() {
+            self.devices[index].snapshot = Some(self.devices[index].stored.clone());
+            for _ in 0..4 {
+                let other = self.rng.below(self.devices.len());
+                self.refresh(other);
+                self.say_some(other);
+            }
+        }
+        self.quiesce();
+        for index in 0..self.devices.len() {
+            self.restore(index);
+            self.asleep = (index + 1..self.devices.len()).collect();
+            let is_back = |device: &Device| device.is_open() && device.room.as_ref().is_some_and(|room| room.up_to_date);
+            for _ in 0..5000 {
+                self.step(false);
+                if is_back(&self.devices[index]) {
+                    break;
+                }
+            }
+            self.say_some(index);
+        }
+        self.asleep.clear();
+    }
+
+    /// A few things, and there is time for them to be heard.
+    fn say_some(&mut self, index: usize) {
+        for _ in 0..3 {
+            self.say(index);
+            (0..100).for_each(|_| self.step(false));
+        }
     }
 
     fn make_trouble(&mut self) {
         let index = self.rng.below(self.devices.len());
-        let Trouble { removals, restores } = self.trouble;
+        let Trouble { removals, restores, .. } = self.trouble;
         match self.rng.below(8) {
             0..2 if removals => self.put_out(index),
             2..5 => self.hand_over(index),
@@ -148,6 +190,7 @@ impl World {
         self.ask_until_nobody_has_more();
         self.check();
         let asked = |(_, text): &(Level, String)| text.ends_with("asks members for what it missed");
+        self.moves.lacking += u32::try_from(self.devices.iter().filter(|device| device.lacks()).count()).unwrap();
         let caught_up = self.devices.iter().filter(|device| device.notices.iter().any(asked)).count();
         self.moves.caught_up += u32::try_from(caught_up).unwrap();
         // And everybody reads everybody.

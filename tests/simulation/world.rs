@@ -75,6 +75,8 @@ pub struct World {
     /// No process dies; only links do, and there is time for sessions to move.
     calm: bool,
     pub trouble: Trouble,
+    /// Nothing happens at these devices.
+    pub(super) asleep: BTreeSet<usize>,
     pub moves: Moves,
 }
 
@@ -110,6 +112,7 @@ impl World {
             lives: 1,
             calm: !seed.is_multiple_of(3),
             trouble: Trouble::of(seed),
+            asleep: BTreeSet::new(),
             moves,
         }
     }
@@ -327,6 +330,9 @@ impl World {
     /// One thing happens somewhere.
     pub fn step(&mut self, faults: bool) {
         let index = self.rng.below(self.devices.len());
+        if self.asleep.contains(&index) {
+            return;
+        }
         match self.rng.below(if faults { 100 } else { 90 }) {
             0..20 => self.serve(index),
             20..35 => {
