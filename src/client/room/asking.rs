@@ -154,34 +154,34 @@ impl Room {
         }
     }
 
-    /// The changes in a gap ([`Room::changes_between`]), and the epochs that it lies between.
-    fn changes_of(&self, from: Seq) -> Option<(Vec<(Digest, bool)>, u64, u64)> {
-        let gap = self.gaps.iter().find(|gap| gap.from == from)?;
-        let back = gap.record.back?;
-        Some((self.changes_between(gap.record.at, back.seq), gap.record.epoch, back.epoch))
+    fn gap(&self, from: Seq) -> Option<&Gap> {
+        self.gaps.iter().find(|gap| gap.from == from)
+    }
+
+    /// As [`Room::changes_between`], in a gap.
+    fn changes_of(&self, gap: &Gap) -> Vec<(Digest, bool)> {
+        gap.record.back.map(|back| self.changes_between(gap.record.at, back.seq)).unwrap_or_default()
     }
 
     /// Whether the group went from one side of a gap to the other by all of its changes, of which none was skipped then.
-    fn is_plain(&self, from: Seq) -> bool {
-        self.changes_of(from).is_some_and(|(changes, epoch, back)| epoch.saturating_add(changes.len() as u64 + 1) == back)
+    fn is_plain(&self, gap: &Gap) -> bool {
+        let epochs = self.changes_of(gap).len() as u64 + 1;
+        gap.record.back.is_some_and(|back| gap.record.epoch.saturating_add(epochs) == back.epoch)
     }
 
     /// Whether what a member gave may lead further than what is known.
-    fn leads_on(&self, from: Seq) -> bool {
-        let Some((changes, epoch, _)) = self.changes_of(from) else { return false };
-        let plain = self.is_plain(from);
-        let opens = |keys: &EpochKeys| {
-            let at = keys.epoch.saturating_sub(epoch).saturating_sub(1);
+    fn leads_on(&self, gap: &Gap) -> bool {
+        let (changes, plain) = (self.changes_of(gap), self.is_plain(gap));
+        gap.record.keys.iter().any(|keys| {
+            let at = keys.epoch.saturating_sub(gap.record.epoch).saturating_sub(1);
             let change = usize::try_from(at).ok().and_then(|at| changes.get(at)).filter(|_| plain);
             at == 0 || change.is_some_and(|(record, misses)| *misses && *record == keys.record)
-        };
-        self.gaps.iter().find(|gap| gap.from == from).is_some_and(|gap| gap.record.keys.iter().any(opens))
+        })
     }
 
     /// Who was in the group that this device came back to, behind a gap.
-    fn who_was_there(&self, from: Seq) -> Vec<(u32, Who)> {
-        let back = self.gaps.iter().find(|gap| gap.from == from).and_then(|gap| gap.record.back);
-        match back.and_then(|back| self.shown.get(&back.seq)).map(|shown| &shown.what) {
+    fn who_was_there(&self, gap: &Gap) -> Vec<(u32, Who)> {
+        match gap.record.back.and_then(|back| self.shown.get(&back.seq)).map(|shown| &shown.what) {
             // It named everybody.
             Some(What::Change(change, _)) => change.seats.iter().filter_map(|(leaf, who)| Some((*leaf, (*who)?))).collect(),
             _ => Vec::new(),
@@ -266,7 +266,7 @@ impl Client {
     }
 
     fn persist_gap(&mut self, id: RoomId, from: Seq) {
-        let gap = self.rooms.get(&id).and_then(|room| room.gaps.iter().find(|gap| gap.from == from));
+        let gap = self.rooms.get(&id).and_then(|room| room.gap(from));
         let value = gap.map(|gap| encode(&gap.record));
         self.persist(gap_key(id, from), value);
     }
@@ -388,7 +388,8 @@ impl Client {
             return self.persist_gap(id, from);
         }
         (gap.record.by, gap.asks_rest) = (Some(by), false);
-        match (room.leads_on(from), room.tends_gaps()) {
+        let leads_on = room.gap(from).is_some_and(|gap| room.leads_on(gap));
+        match (leads_on, room.tends_gaps()) {
             (true, true) => self.read_gap(id, from, now_ms),
             (true, false) => self.persist_gap(id, from),
             (false, _) => self.pass_gap(id, from, now_ms),
@@ -415,7 +416,7 @@ impl Client {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         room.knocks = room.knocks.wrapping_add(1);
         let request = room.knocks;
-        let (plain, there) = (room.is_plain(from), room.who_was_there(from));
+        let Some((plain, there)) = room.gap(from).map(|gap| (room.is_plain(gap), room.who_was_there(gap))) else { return };
         let Some(gap) = room.gaps.iter_mut().find(|gap| gap.from == from) else { return };
         gap.record.next_ms = now_ms.saturating_add(ASK_AGAIN_MS);
         gap.reading = Reading::new(&gap.record, request, plain, there).map(Box::new);
@@ -428,7 +429,7 @@ impl Client {
     }
 
     fn fetch_gap(&mut self, id: RoomId, from: Seq) {
-        let gap = self.rooms.get(&id).and_then(|room| room.gaps.iter().find(|gap| gap.from == from));
+        let gap = self.rooms.get(&id).and_then(|room| room.gap(from));
         let Some((back, reading)) = gap.and_then(|gap| gap.record.back.zip(gap.reading.as_ref())) else { return };
         let last = reading.next.saturating_add(u64::from(reading.count)).saturating_sub(1).min(back.seq);
         let count_max = u32::try_from(last.saturating_sub(reading.next)).unwrap_or(RECORDS_MAX).saturating_add(1);

@@ -179,7 +179,7 @@ impl Reading {
 
     /// The epoch that the log is in.
     fn number(&self) -> u64 {
-        self.beyond.as_ref().map_or(self.onlooker.epoch().number, |beyond| beyond.number)
+        self.beyond.as_ref().map_or_else(|| self.onlooker.epoch().number, |beyond| beyond.number)
     }
 
     /// A record that the server took for a change: the one that the member names, or one that everybody has skipped.
