@@ -91,7 +91,7 @@ fn who_was_removed_and_let_in_again_is_told_nothing_of_the_time_out() {
     assert!(now > was_in + 2, "{was_in} {now}");
     let given: Vec<_> = (was_in - 1..=now).map(|after| device.asks(&mut server, &mut ann, after).unwrap()).collect();
     assert_eq!(given.concat(), [was_in], "of epochs up to {now}; out from {}", was_in + 1);
-    // A copy of before reads up to there, and says of the rest that it was out.
+    // A copy of before reads up to there, and from where it was let in again, and says of the rest that it was out.
     for _ in 0..4 {
         for person in [&mut before, &mut ann] {
             person.now_ms += 60_000;
@@ -101,7 +101,8 @@ fn who_was_removed_and_let_in_again_is_told_nothing_of_the_time_out() {
     }
     let known = before.room.as_ref().unwrap();
     assert_eq!((known.state, known.integrity.contradicts), (RoomState::Open, 0), "{:?}", before.warnings);
-    assert_eq!(before.texts(), ["one", "two", "three", "a new link"]);
+    assert_eq!(before.texts(), ["one", "two", "three", "a new link", "with Bob again"]);
+    assert_eq!(known.integrity.injected, 0);
     assert!(known.closed.as_ref().unwrap().ends_with("from while this device was out of the room, or could not follow it"));
 }
 

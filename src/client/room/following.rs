@@ -141,7 +141,7 @@ impl Reading {
         self.chain = chain::next_hashed(room, self.chain, seq, digest);
         self.next = seq.saturating_add(1);
         match Header::parse(envelope) {
-            Ok(header) if header.kind == Kind::Handshake && !self.is_out => {
+            Ok(header) if header.kind == Kind::Handshake && self.goes_on() => {
                 let number = self.number().saturating_add(1);
                 let keys = gap.keys.iter().find(|keys| keys.epoch == number);
                 if keys.is_some_and(|keys| keys.record != digest) {
@@ -158,7 +158,7 @@ impl Reading {
                     None => self.change(keys, before, &header, me, envelope, rng),
                 }
             }
-            Ok(header) if header.kind == Kind::Room && header.epoch == self.number() && !self.is_out => {
+            Ok(header) if header.kind == Kind::Room && header.epoch == self.number() && self.goes_on() => {
                 let opened = match &self.beyond {
                     None => Reader { epoch: self.onlooker.epoch(), roster: &self.roster }.open(envelope),
                     Some(beyond) => beyond.open(header.leaf, envelope),
@@ -175,6 +175,11 @@ impl Reading {
             }
             _ => Step::On,
         }
+    }
+
+    /// Whether anything that follows may be read. Behind its being taken out, this device may have been let in again.
+    const fn goes_on(&self) -> bool {
+        !self.is_out || self.beyond.is_some()
     }
 
     /// The epoch that the log is in.
@@ -216,15 +221,14 @@ impl Reading {
         }
         self.doubtful.clear();
         (self.opened, self.is_out, self.follows) = (false, is_out, true);
-        match reached.filter(|_| !is_out) {
-            // That it is one is certain, and so is what it says; what it began is not known.
-            Some(reached) => {
-                let number = reached.epoch.saturating_add(1);
-                let (now, there) = (self.roster.iter().map(|(leaf, who)| (*leaf, *who)), self.there.iter().copied());
-                let known = was_there.into_iter().chain(now).chain(there).collect::<BTreeSet<_>>().into_iter().collect();
-                self.beyond = Some(Beyond { reached, number, epoch: None, known });
-            }
-            None => drop(self.found.insert(seq, Entry::Change(change))),
+        if is_out || reached.is_none() {
+            self.found.insert(seq, Entry::Change(change));
+        }
+        if let Some(reached) = reached {
+            let number = reached.epoch.saturating_add(1);
+            let (now, there) = (self.roster.iter().map(|(leaf, who)| (*leaf, *who)), self.there.iter().copied());
+            let known = was_there.into_iter().chain(now).chain(there).collect::<BTreeSet<_>>().into_iter().collect();
+            self.beyond = Some(Beyond { reached, number, epoch: None, known });
         }
         Step::On
     }
