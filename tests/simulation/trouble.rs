@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use waxwing::{
     client::{
         records::{Entry, IdentityRecord, LogRecord, Who},
-        view::{Check, Command, Integrity, Level, MessageKind, MessageState},
+        view::{Check, Command, Integrity, Level, MessageKind, MessageState, Room},
     },
     core::id::DeviceKey,
     seal::identity::Identity,
@@ -155,7 +155,11 @@ impl World {
     /// A device comes back with an older copy of its storage. Where its own changes of the group lie between, others have to tell it what opens
     /// the room: so another one has a link.
     fn restore(&mut self, index: usize) {
-        let has_link = |device: &Device| device.is_open() && device.room.as_ref().is_some_and(|room| !room.link.is_empty());
+        // One that was put back itself, and has not read what followed, may know one that has ended.
+        let has_link = |device: &Device| {
+            let knows = |room: &Room| !room.link.is_empty() && (room.up_to_date || !device.restored);
+            device.is_open() && device.room.as_ref().is_some_and(knows)
+        };
         let others = self.devices.iter().enumerate().any(|(other, device)| other != index && has_link(device));
         let device = &mut self.devices[index];
         let Some(snapshot) = device.snapshot.clone() else { return };
