@@ -291,7 +291,7 @@ fn keys_that_open_nothing_behind_what_nobody_has_show_nothing() {
     let Wants::Keys { after } = ask.wants else { panic!("{ask:?}") };
     let changes: Vec<_> = server.log(room).into_iter().filter(|record| record[1] == 4).collect();
     // The last one is Bob's return, and the one before it Ann's.
-    let record = waxwing::core::chain::digest(&changes[changes.len() - 2]);
+    let record = waxwing::core::handshake::entry(&changes[changes.len() - 2]);
     let keys = EpochKeys { epoch: after + 3, record, authenticator: record, secrets: EpochSecrets::random(&mut device.rng) };
     let answer = Answer::seal(&ask, Given::Keys(vec![keys]), &device.identity, &mut device.rng).unwrap();
     server.logs.get_mut(&bobs).unwrap().push(answer.1);
