@@ -12,13 +12,25 @@ mod common;
 use std::{ops::ControlFlow, sync::Arc};
 
 use common::{
+    access_of,
+    client::Client,
+    handshake, key,
     person::{Person, Place},
     server::Edge,
+    sign,
 };
+use ed25519_dalek::SigningKey;
 use waxwing::{
     client::view::{Command, MessageKind, Role, RoomState},
-    core::limits::Limits,
+    core::{
+        frame::{ClientFrame, Publish, ServerFrame},
+        id::ProducerId,
+        limits::Limits,
+        login::access_message,
+    },
     engine::embedded::{Config, EmbeddedEngine, ops},
+    seal::link::Link,
+    transport::Kind,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -337,5 +349,46 @@ async fn a_large_room_is_like_any_other_and_says_that_it_is_classical() {
     let mut cy = place.person("Cy").await;
     cy.create().await;
     assert!(cy.room.as_ref().unwrap().post_quantum);
+    place.edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_somebody_has_locked_is_opened_again_by_the_device_that_made_it() {
+    let place = Place::new().await;
+    let mut ann = place.person("Ann").await;
+    let link = ann.create().await;
+    let mut bob = place.person("Bob").await;
+    bob.join(&link).await;
+    bob.say("before").await;
+    ann.reads("before").await;
+    ann.go().await;
+    // What locks the room, and what opens it.
+    (ann.rubbish, bob.rubbish) = (2, 2);
+    // Whoever can enter has the server ask for a key of nobody's, by a record that no group has made.
+    let Link { room, access, .. } = link.parse().unwrap();
+    let mut mallory = Client::login(&place.edge, Kind::WebSocket, &key(9)).await;
+    let proof = sign(&SigningKey::from_bytes(&access), &access_message(mallory.binding, room));
+    mallory.send(&ClientFrame::Enter { room, handshake: u64::MAX, proof }).await;
+    let ServerFrame::Entered { handshake: newest, .. } = mallory.recv().await else { panic!("not let in") };
+    let envelope = handshake(room, newest, Some(access_of(&key(66))), b"rubbish", (0, 0));
+    let publish = Publish { room, producer: ProducerId([9; 16]), client_seq: 1, handshake: newest, envelope };
+    mallory.send(&ClientFrame::Publish(publish)).await;
+    mallory.until(|frame| matches!(frame, ServerFrame::Ack { .. })).await;
+    bob.until("being told", |bob| {
+        let reason = bob.room.as_ref().and_then(|room| room.reason.as_deref());
+        reason.is_some_and(|why| why.contains("the device that made it opens it again"))
+    })
+    .await;
+    // The one that made the room was away; it comes, and everybody is in again.
+    ann.come(&place);
+    bob.until("the room to be open", Person::is_open).await;
+    bob.say("after").await;
+    ann.reads("after").await;
+    ann.say("so it is").await;
+    bob.reads("so it is").await;
+    bob.go().await;
+    bob.come(&place);
+    bob.reads("so it is").await;
+    assert_eq!(bob.texts, ["before", "after", "so it is"]);
     place.edge.stop().await;
 }

@@ -306,6 +306,8 @@ pub enum Entry {
     Post(PostRecord),
     /// A post whose key this device does not have, or not yet: the envelope.
     Locked(Bytes),
+    /// A change that breaks a rule, and has made the server ask for a key that nobody in the group has brought.
+    Usurped,
 }
 
 /// A post, as somebody with the drop-box's address made it.

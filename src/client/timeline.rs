@@ -62,6 +62,8 @@ pub struct Timeline {
     sealed_count: u64,
     /// The newest change of the group, valid or not; 0 when there is none.
     handshake: Seq,
+    /// The newest change by which the room's key at the server became another one than the group's.
+    usurped: Seq,
     /// Of the epoch that the newest valid one began, if this device knows it.
     authenticator: Option<Digest>,
     title: String,
@@ -173,6 +175,7 @@ impl Timeline {
             sealed: 0,
             sealed_count: 0,
             handshake: 0,
+            usurped: 0,
             authenticator: None,
             title: String::new(),
             integrity: Integrity::default(),
@@ -274,6 +277,12 @@ impl Timeline {
     #[must_use]
     pub const fn handshake(&self) -> Seq {
         self.handshake
+    }
+
+    /// Whether the newest change made the server ask for a key that nobody in the group has brought.
+    #[must_use]
+    pub const fn is_usurped(&self) -> bool {
+        self.usurped > 0 && self.usurped == self.handshake
     }
 
     /// The title that was set last.
@@ -422,8 +431,11 @@ impl Timeline {
                 self.authenticator = None;
                 Applied::Nothing
             }
-            (Entry::Invalid, _) => {
+            (entry @ (Entry::Invalid | Entry::Usurped), _) => {
                 self.handshake = seq;
+                if *entry == Entry::Usurped {
+                    self.usurped = seq;
+                }
                 self.find(Found::Foreign(seq, digest));
                 self.integrity.injected += 1;
                 Applied::Injected

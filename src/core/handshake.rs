@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     chain,
-    envelope::{EnvelopeError, Header, Kind, is_handshake},
+    envelope::{EnvelopeError, Header, Kind, TAG_LEN, is_handshake},
     id::{AccessKey, Digest, Seq},
 };
 
@@ -208,6 +208,15 @@ impl AsRef<[u8]> for Piece<'_> {
     }
 }
 
+/// A record behind the one at `after` that changes no group, and puts back an access key that was replaced: where a header stands, and behind it nothing
+/// that opens.
+#[must_use]
+pub fn putting_back(header: &Header, access: AccessKey, after: Seq) -> Bytes {
+    let trailer = Trailer { after, access: Some(access), welcome_len: 0, group_info_len: 0, beside_len: 0, is_outline: false };
+    let sealed = vec![0; header.suite.enc_len() + TAG_LEN];
+    [&header.to_bytes()[..], &sealed, &trailer.to_bytes()].concat().into()
+}
+
 /// What members are brought of a record of any kind: the outline of a change of the group, and everything else as it is.
 #[must_use]
 pub fn outline(record: &Bytes) -> Bytes {
@@ -238,7 +247,7 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        envelope::{Suite, TAG_LEN},
+        envelope::Suite,
         id::{MessageId, RoomId},
     };
 
@@ -293,6 +302,15 @@ mod tests {
             }
             prop_assert_eq!(entry(&bytes), chain::digest(&outline(&bytes)));
         }
+    }
+
+    #[test]
+    fn a_key_is_put_back_by_a_record_that_the_server_takes() {
+        let header = Header::parse(&commit(Kind::Handshake, 0)).unwrap();
+        let record = putting_back(&header, AccessKey([6; 32]), 12);
+        let (read, trailer) = Trailer::parse(&record).unwrap();
+        assert_eq!((read, trailer.after, new_access(&record)), (header, 12, Some(AccessKey([6; 32]))));
+        assert_eq!(outline(&record), record);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::{
     dropbox,
     envelope::{self, Header, Kind},
     frame::{Item, LogKind, Page, Position, Publish},
-    handshake::{COMMIT_LEN_MAX, HandshakeError, Trailer, entry, outline},
+    handshake::{COMMIT_LEN_MAX, HandshakeError, Trailer, entry, new_access, outline},
     id::{AccessKey, ClientSeq, DeviceKey, Digest, RoomId, Seq, UnixMillis},
     limits::Limits,
     log::{Append, EnvelopeHash, LoadedLog, LogMeta, LogState, Producer, ProducerState, Records, Stored},
@@ -134,6 +134,13 @@ impl RoomLog {
     #[must_use]
     pub const fn has_failed(&self) -> bool {
         self.failed
+    }
+
+    /// Whether it is a record by which the device that made the room says what opens it, whatever opens it now. Nobody else who knows a former key
+    /// only can be told apart from somebody who was removed; that device may delete the room anyway.
+    #[must_use]
+    pub fn puts_key_back(&self, device: DeviceKey, record: &[u8]) -> bool {
+        self.meta.creator == device && new_access(record).is_some()
     }
 
     /// Decides about a publish of the authenticated `device`.

@@ -332,7 +332,8 @@ impl Room {
     }
 
     fn publish(&mut self, conn: &Arc<Conn>, publish: Publish, permit: Permit, ctx: &mut Context) {
-        let may = self.may(conn.id) || self.log.meta().kind == LogKind::Inbox;
+        let may =
+            self.may(conn.id) || self.log.meta().kind == LogKind::Inbox || self.log.puts_key_back(conn.device, &publish.envelope);
         if !may || !self.deleting.is_empty() {
             return refuse(ctx, conn, &publish, Refusal::NoAccess);
         }

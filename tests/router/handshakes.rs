@@ -279,6 +279,44 @@ fn who_entered_by_a_former_key_is_given_the_record_that_replaced_it_and_put_out(
 }
 
 #[test]
+fn who_made_a_room_puts_back_a_key_that_was_replaced_and_nobody_else_does() {
+    let (mut world, conn) = one_room(limits());
+    let other = world.connect(device_of(&key(2)));
+    world.enter(&other, ROOM);
+    world.read_all(&other);
+    let back = |after: Seq| publish(1, after, handshake(ROOM, after, Some(access_of(&room_key(ROOM))), b"back", (0, 0)));
+    assert_eq!(acked(&mut world, &other, rotation(1, 0, 66)), 1);
+    world.read_all(&conn);
+    for crash in [true, false] {
+        if crash {
+            world.crash();
+        }
+        let (maker, other) = (world.connect(device_of(&key(1))), world.connect(device_of(&key(2))));
+        assert_eq!(why(&ask(&mut world, &other, back(1))), [(None, Refusal::NoAccess)], "it may have been removed");
+        // Nothing else, nor behind what it has not heard of.
+        for action in [publish(1, 1, handshake(ROOM, 1, None, b"", (0, 0))), message(1, 1)] {
+            assert_eq!(why(&ask(&mut world, &maker, action)), [(None, Refusal::NoAccess)]);
+        }
+        assert_eq!(why(&ask(&mut world, &maker, back(0))), [(None, Refusal::StaleEpoch { handshake: 1 })]);
+    }
+    let maker = world.connect(device_of(&key(1)));
+    assert_eq!(acked(&mut world, &maker, back(1)), 2);
+    // What it put back is in force, for everybody, over crashes; and what was in force between is not.
+    for crash in [false, true] {
+        if crash {
+            world.crash();
+        }
+        let third = world.connect(device_of(&key(3)));
+        world.enter_by(&third, ROOM, u64::MAX, &key(66));
+        assert_eq!(why(&world.read_all(&third)), [(Some(Operation::Enter), Refusal::BadProof)]);
+        world.enter_by(&third, ROOM, u64::MAX, &room_key(ROOM));
+        world.ask(&third, ROOM, Action::Subscribe { after: 0 });
+        let (seqs, ended) = delivered(&world.read_all(&third));
+        assert_eq!((seqs, ended), (vec![1, 2], vec![]));
+    }
+}
+
+#[test]
 fn a_slow_reader_with_a_former_key_gets_no_further_however_many_follow() {
     let (mut world, conn) = one_room(limits());
     let slow = world.connect(device_of(&key(2)));

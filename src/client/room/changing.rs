@@ -53,7 +53,7 @@ impl Client {
             Taken::Invalid(why) => {
                 self.notice(Level::Warn, &format!("a change of the group is skipped, by every member alike: {why}"), Some(id));
                 self.reopen(id);
-                Ok(Entry::Invalid)
+                Ok(if self.takes_key(id, at.0, &item.envelope) { Entry::Usurped } else { Entry::Invalid })
             }
             Taken::Lost { complains } => Err(complains.then_some(Complaint { seq: at.0, record: at.1 })),
         }

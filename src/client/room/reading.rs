@@ -255,6 +255,11 @@ impl Client {
                 self.forget_secrets(id, now_ms);
                 self.open_letters(now_ms);
             }
+            Applied::Injected if record.entry == Entry::Usurped => {
+                if going_on && !is_past {
+                    self.enter_anew(id);
+                }
+            }
             Applied::Injected if record.entry == Entry::Invalid => {}
             Applied::Injected => {
                 self.notice(Level::Warn, &format!("record {seq} was written by nobody in this room; it is not shown"), Some(id));
@@ -373,6 +378,10 @@ impl Client {
             (Operation::Enter | Operation::Subscribe | Operation::Create | Operation::Handshake, why) if is_passing(why) => {
                 self.try_again(id, now_ms);
             }
+            (Operation::Enter, Refusal::BadProof) if is_in && room.timeline.is_usurped() => {
+                self.put_key_back(id);
+                self.shut_out(id, now_ms);
+            }
             (Operation::Enter, Refusal::BadProof) if is_in => {
                 if !self.try_former_key(id) {
                     self.ask_for_key(id, now_ms);
@@ -447,6 +456,9 @@ impl Client {
             Stage::Invited => "the room is not on the server: it is gone, or not there yet, or the link was changed",
             _ if room.lost.is_some() => "what this device knows does not open the room any more: a member has to tell it",
             Stage::Added => "the room is not on the server any more, or the invitation is too old: ask for another one",
+            _ if room.timeline.is_usurped() => {
+                "a member has had the server lock the room; the device that made it opens it again"
+            }
             _ => "the room is no longer on the server",
         };
         let first = room.shut_out.is_none();

@@ -29,6 +29,7 @@ pub(super) struct Hidden {
 enum Plain {
     Known,
     Invalid,
+    Usurped,
     Sealed,
     Foreign,
     Nothing,
@@ -39,6 +40,7 @@ impl Hidden {
         let what = match record.entry {
             Entry::Known => Plain::Known,
             Entry::Invalid => Plain::Invalid,
+            Entry::Usurped => Plain::Usurped,
             Entry::Sealed => Plain::Sealed,
             Entry::Locked(_) | Entry::Post(_) => Plain::Nothing,
             _ => Plain::Foreign,
@@ -51,6 +53,7 @@ impl Hidden {
         let entry = match what {
             Plain::Known => Entry::Known,
             Plain::Invalid => Entry::Invalid,
+            Plain::Usurped => Entry::Usurped,
             Plain::Sealed => Entry::Sealed,
             Plain::Foreign => Entry::Foreign,
             Plain::Nothing => Entry::Locked(Bytes::new()),
