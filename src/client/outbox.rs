@@ -175,8 +175,8 @@ impl Outbox {
         }
     }
 
-    /// Seals what comes into the window, once nothing waits that was sealed for an older change, and returns what is to be sent. `seal` returns `None` for "not yet"; `handshake` is the newest
-    /// change of the group that sealing knows.
+    /// Seals what comes into the window, once nothing waits that was sealed for an older change, and returns what is to be sent. `seal` returns `None`
+    /// for "not yet"; `handshake` is the newest change of the group that sealing knows.
     pub fn pump<E>(
         &mut self,
         handshake: Seq,
@@ -199,7 +199,8 @@ impl Outbox {
                 break;
             }
             if item.out.sealed.is_none() && waits {
-                break;
+                // What waits may be behind it.
+                continue;
             }
             if item.out.sealed.is_none() {
                 let next = self.record.next;
@@ -299,8 +300,8 @@ impl Outbox {
     /// Acts on the refusal of the oldest message in flight, if there is one. `fresh` names a new producer, should it need
     /// one. Call it again until it returns [`Settled::Nothing`].
     pub fn settle(&mut self, fresh: ProducerId) -> (Settled, Vec<Persist>) {
-        let Some(index) = self.items.iter().position(|item| item.out.failed.is_none()) else { return (Settled::Nothing, vec![]) };
-        let Some(item) = self.items.get_mut(index) else { return (Settled::Nothing, vec![]) };
+        let in_flight = |item: &&mut Item| item.out.failed.is_none() && item.out.sealed.is_some();
+        let Some(item) = self.items.iter_mut().find(in_flight) else { return (Settled::Nothing, vec![]) };
         let Some(why) = item.refused.take() else { return (Settled::Nothing, vec![]) };
         let oldest = item.out.sealed.as_ref().map_or(0, |sealed| sealed.client_seq);
         match why {
@@ -362,7 +363,8 @@ impl Outbox {
         }
         let mut persist = Vec::new();
         let name = self.name;
-        for item in self.items.iter_mut().filter(|item| item.out.sealed.is_some()) {
+        // The newest first, so that a crash leaves the oldest as they were sent: what is sealed has no gap.
+        for item in self.items.iter_mut().rev().filter(|item| item.out.sealed.is_some()) {
             item.out.sealed = None;
             persist.push((out_key(name, item.number), Some(encode(&item.out))));
         }

@@ -1,9 +1,11 @@
 //! The outbox alone: what an older copy of itself does, and how it finds out that it is one.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use super::super::{
-    outbox::{Outbox, Pumped, Settled},
+    outbox::{Outbox, Persist, Pumped, Settled, ToSeal},
     records::{Letter, OutRecord, OutboxRecord},
 };
 use crate::{
@@ -134,6 +136,74 @@ fn what_was_sealed_for_an_older_change_is_decided_before_anything_is_sealed_for_
     // Of this change, more may follow at once.
     outbox.push(letter(4), false);
     assert_eq!(numbers(&pump_for(&mut outbox, 5, 3)), [4]);
+}
+
+/// An outbox as it is kept, and a log that takes its messages in order, for the change that it has.
+struct Kept {
+    stored: BTreeMap<String, Vec<u8>>,
+    taken: Vec<MessageId>,
+    numbers: BTreeMap<ProducerId, u64>,
+}
+
+impl Kept {
+    fn keep(&mut self, persist: impl IntoIterator<Item = Persist>) {
+        for (key, value) in persist {
+            match value {
+                Some(value) => drop(self.stored.insert(key, value)),
+                None => drop(self.stored.remove(&key)),
+            }
+        }
+    }
+
+    fn load(&self) -> Outbox {
+        let record = self.stored.iter().find(|(key, _)| key.starts_with("outbox/")).unwrap().1;
+        let items = self.stored.iter().filter(|(key, _)| key.starts_with("out/"));
+        let number = |key: &str| u64::from_str_radix(key.rsplit('/').next().unwrap(), 16).unwrap();
+        let items = items.map(|(key, value)| (number(key), postcard::from_bytes(value).unwrap()));
+        Outbox::load(LOG, LOG, postcard::from_bytes(record).unwrap(), items)
+    }
+
+    /// Everything is sent until the log has it.
+    fn send(&mut self, mut outbox: Outbox, handshake: u64) {
+        for round in 0..20 {
+            let sent = pump_for(&mut outbox, handshake, round);
+            for Publish { producer, client_seq, handshake: sealed_for, envelope, .. } in sent {
+                let last = self.numbers.entry(producer).or_default();
+                let next = *last + 1;
+                if client_seq != next {
+                    outbox.refused(producer, client_seq, Refusal::OutOfOrder { expected: next });
+                } else if sealed_for < handshake {
+                    outbox.refused(producer, client_seq, Refusal::StaleEpoch { handshake });
+                } else {
+                    *last = next;
+                    self.taken.push(MessageId(envelope[1..17].try_into().unwrap()));
+                    outbox.acked(producer, client_seq).unwrap();
+                }
+            }
+            while outbox.settle(FRESH).0 != Settled::Nothing {}
+        }
+        assert!(outbox.is_empty());
+    }
+}
+
+#[test]
+fn a_crash_while_all_of_it_is_sealed_again_leaves_no_gap() {
+    for crash in 0..=4 {
+        let mut outbox = Outbox::new(LOG, LOG, BEFORE);
+        let mut kept = Kept { stored: BTreeMap::new(), taken: Vec::new(), numbers: BTreeMap::new() };
+        (1..=3).for_each(|number| kept.keep(outbox.push(letter(number), false)));
+        let seal = |to_seal: ToSeal<'_>| Ok::<_, SealError>(Some(Bytes::from([&[9][..], &to_seal.message.0].concat())));
+        kept.keep(outbox.pump(3, seal).0.persist);
+        outbox.refused(BEFORE, 1, Refusal::StaleEpoch { handshake: 5 });
+        let (settled, persist) = outbox.settle(FRESH);
+        assert_eq!((settled, persist.len()), (Settled::Reseal(5), 4));
+        kept.keep(persist.into_iter().take(crash));
+        let again = kept.load();
+        let sealed: Vec<_> = again.iter().map(|out| out.sealed.is_some()).collect();
+        assert!(sealed.is_sorted_by(|one, other| one >= other), "{sealed:?}");
+        kept.send(again, 5);
+        assert_eq!(kept.taken, [1, 2, 3].map(|number| MessageId([number; 16])));
+    }
 }
 
 #[test]
