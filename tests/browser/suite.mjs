@@ -114,6 +114,26 @@ for (const transport of ['ws', 'wt']) {
       ann = tab;
     });
 
+    test('a page that goes in the middle of a change of the room comes back, and everybody follows', async () => {
+      // Before the change is kept, while it is on its way, and when it is there.
+      for (const wait of [0, 20, 60, 150]) {
+        if (await ann.get('details').isHidden()) {
+          await ann.get('details-toggle').click();
+        }
+        await ann.get('make-link').click();
+        await ann.page.waitForTimeout(wait);
+        await ann.page.reload();
+        await ann.inRoom('Harbour walk');
+        await ann.isOnline(transport);
+        const text = `after ${wait} ms`;
+        await ann.say(text);
+        await ann.sees(text, 'sent');
+        await bob.sees(text, 'received');
+      }
+      await ann.isUnalarmed();
+      await bob.isUnalarmed();
+    });
+
     test('the edge is killed: what was said stays, what is said waits', async () => {
       const said = await ann.said();
       await edge.kill();
