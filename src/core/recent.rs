@@ -71,7 +71,9 @@ impl Recent {
     /// Puts records that were read in front, newest first, as many as `bytes_max` has room for; nothing unless the last of
     /// them is the one before the first item. `before` is the chain value before the first of them.
     pub(super) fn put_before(&mut self, room: RoomId, before: Digest, records: &[Record], bytes_max: usize) {
-        if records.last().is_none_or(|last| last.seq != self.after) {
+        let Some(last) = records.last().filter(|last| last.seq == self.after) else { return };
+        // What does not fit is not hashed for nothing.
+        if self.bytes + last.item().envelope.len() > bytes_max {
             return;
         }
         let chains: Vec<Digest> = chain::along(room, before, records).collect();

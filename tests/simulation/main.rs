@@ -104,12 +104,17 @@ fn check_strictly(world: &World, people: usize, everything: bool) -> u32 {
     u32::try_from(came.count()).unwrap()
 }
 
+/// Seeds of schedules in which something was found.
+const FOUND: [u64; 7] = [1558, 1629, 1863, 1929, 2997, 3247, 4528];
+
 #[test]
 fn everyone_has_everything_once_whatever_breaks() {
     let seeds = std::env::var("WAXWING_TEST_SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(45);
     let first = std::env::var("WAXWING_TEST_SIM_FIRST").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     let mut sum = Moves::default();
-    for seed in first..first + seeds {
+    // Unless some are asked for, those too in which something was found that is mended since.
+    let found = if std::env::var_os("WAXWING_TEST_SIM_FIRST").is_some() { &[][..] } else { &FOUND };
+    for seed in (first..first + seeds).chain(found.iter().copied()) {
         println!("seed {seed} (again: WAXWING_TEST_SIM_FIRST={seed} WAXWING_TEST_SIM_SEEDS=1)");
         sum = sum.and(run(seed, 2500));
     }

@@ -49,7 +49,13 @@ impl Client {
                 self.posting_follows(id, &change, now_ms);
                 Ok(Entry::Change(change))
             }
-            Taken::Nothing(entry) => Ok(entry),
+            Taken::Nothing(entry) => {
+                // A crash came between keeping the place and what follows from it.
+                if let Entry::Change(change) = &entry {
+                    self.follow(id, change, now_ms);
+                }
+                Ok(entry)
+            }
             Taken::Invalid(why) => {
                 self.notice(Level::Warn, &format!("a change of the group is skipped, by every member alike: {why}"), Some(id));
                 self.reopen(id);
@@ -75,9 +81,10 @@ impl Client {
         }
         let Some(room) = self.rooms.get_mut(&id) else { return };
         let Some(seat) = room.place.seat_mut() else { return };
-        if change.took_anybody_out() {
+        let access = seat.group.epoch().secrets().access_seed(id);
+        if change.took_anybody_out() && access != room.record.access {
             // Every link is gone, and so is what opened the room until now.
-            let former = core::mem::replace(&mut room.record.access, seat.group.epoch().secrets().access_seed(id));
+            let former = core::mem::replace(&mut room.record.access, access);
             room.record.former.insert(0, (former, room.record.access_at));
             room.record.former.truncate(FORMER_ACCESS_MAX);
             room.record.access_at = room.timeline.head().saturating_add(1);
