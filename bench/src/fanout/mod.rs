@@ -67,6 +67,10 @@ pub struct FanoutArgs {
     /// Messages under way in W1 at saturation.
     #[arg(long, default_value_t = 16)]
     window: u64,
+    /// Connections of W3, in a fifth as many rooms. A second, larger number tells what the next connection costs, without what a
+    /// server has whatever their number.
+    #[arg(long, value_delimiter = ',', default_values_t = [5000, 15_000], value_parser = clap::value_parser!(u32).range(50..=50_000))]
+    connections: Vec<u32>,
     /// More settings of Waxwing's, as in `waxwing.toml`: `key=value`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -155,6 +159,49 @@ pub fn connect(served: &Served, contestant: Contestant, shape: &Shape) -> anyhow
 }
 
 fn measure(args: &FanoutArgs, workload: Workload, contestant: Contestant) -> anyhow::Result<Sample> {
+    if workload == Workload::W3 { measure_memory(args, contestant) } else { measure_work(args, workload, contestant) }
+}
+
+/// Whoever comes first makes a server prepare what it keeps; that is not the connections'. Its memory then, in KiB.
+fn warm_up(served: &Served, contestant: Contestant, shape: &Shape) -> anyhow::Result<u64> {
+    let first = Shape { connections: 2, rooms: 1, publishers: 1, run: 0x11, ..shape.clone() };
+    connect(served, contestant, &first)?.play(Pace::Rate(20.0), Duration::from_millis(500), &mut Tally::new())?;
+    std::thread::sleep(REST / 2);
+    meter::memory_kib(served.id())
+}
+
+/// W3, with each number of connections.
+fn measure_memory(args: &FanoutArgs, contestant: Contestant) -> anyhow::Result<Sample> {
+    let mut sample = Sample::default();
+    let mut points = Vec::new();
+    for connections in &args.connections {
+        let connections = usize::try_from(*connections)?;
+        let rooms = connections / 5;
+        let shape = Shape { connections, rooms, publishers: rooms, ..Workload::W3.shape(contestant) };
+        let served = Served::start(contestant, &setup(args, false))?;
+        let empty = warm_up(&served, contestant, &shape)?;
+        let mut player = connect(&served, contestant, &shape)?;
+        let mut tally = Tally::new();
+        // Idle as a crowd is, with time for what is put off.
+        player.play(Pace::Idle, REST, &mut tally)?;
+        let idle = sample::per_connection(served.id(), empty, &shape)?;
+        tally.clear();
+        player.play(Pace::Window(64), Duration::from_secs_f64(args.seconds), &mut tally)?;
+        player.play(Pace::Idle, REST * 2, &mut tally)?;
+        let after = sample::per_connection(served.id(), empty, &shape)?;
+        if points.is_empty() {
+            sample = Sample { idle_kib: idle, after_kib: after, deliveries: tally.deliveries, ..sample };
+        }
+        points.push((connections, idle, after));
+    }
+    if let [(few, idle, after), .., (many, idle_many, after_many)] = points[..] {
+        sample.next_idle_kib = sample::slope((few, idle), (many, idle_many));
+        sample.next_after_kib = sample::slope((few, after), (many, after_many));
+    }
+    Ok(sample)
+}
+
+fn measure_work(args: &FanoutArgs, workload: Workload, contestant: Contestant) -> anyhow::Result<Sample> {
     let setup = setup(args, workload == Workload::W4);
     meter::settle_disk();
     let time = Duration::from_secs_f64(args.seconds);
@@ -166,26 +213,9 @@ fn measure(args: &FanoutArgs, workload: Workload, contestant: Contestant) -> any
         pace => pace,
     };
     let mut tally = Tally::new();
-    // Whoever comes first makes a server prepare what it keeps; that is not the connections'.
-    let first = Shape { connections: 2, rooms: 1, publishers: 1, run: 0x11, ..shape.clone() };
-    let mut warm = connect(&served, contestant, &first)?;
-    warm.play(Pace::Rate(20.0), Duration::from_millis(500), &mut tally)?;
-    drop(warm);
-    std::thread::sleep(REST / 2);
-    let empty = meter::memory_kib(served.id())?;
+    let empty = warm_up(&served, contestant, &shape)?;
     let mut player = connect(&served, contestant, &shape)?;
     let mut sample = Sample::default();
-    if workload == Workload::W3 {
-        // Idle as a crowd is, with time for what is put off.
-        player.play(Pace::Idle, REST, &mut tally)?;
-        sample.idle_kib = sample::per_connection(served.id(), empty, &shape)?;
-        tally.clear();
-        player.play(Pace::Window(64), time, &mut tally)?;
-        sample.deliveries = tally.deliveries;
-        player.play(Pace::Idle, REST * 2, &mut tally)?;
-        sample.after_kib = sample::per_connection(served.id(), empty, &shape)?;
-        return Ok(sample);
-    }
     player.play(pace, WARM_UP, &mut tally)?;
     tally.clear();
     let before = Marks::take(&served)?;

@@ -40,7 +40,14 @@ fn columns(workload: Workload) -> Vec<Column> {
     let syncs: [Column; 3] = [("sync p50 µs", |s| s.sync_us[0]), ("p99 ", |s| s.sync_us[1]), ("p99.9 ", |s| s.sync_us[2])];
     match workload {
         Workload::W3 => {
-            vec![("idle KiB", |s| s.idle_kib), ("after traffic", |s| s.after_kib), ("grown", |s| s.after_kib - s.idle_kib)]
+            vec![
+                ("idle KiB", |s| s.idle_kib),
+                ("after traffic", |s| s.after_kib),
+                ("grown", |s| s.after_kib - s.idle_kib),
+                ("the next one: idle KiB", |s| s.next_idle_kib),
+                ("after traffic ", |s| s.next_after_kib),
+                ("grown ", |s| s.next_after_kib - s.next_idle_kib),
+            ]
         }
         Workload::W4 => vec![
             ("acks/s", |s| s.rate),
@@ -80,7 +87,9 @@ pub fn publish(args: &FanoutArgs, workload: Workload, results: &Results) -> anyh
     }
     let rounds: BTreeMap<String, Vec<Value>> =
         all.iter().map(|(contestant, samples)| (contestant.to_string(), samples.iter().map(Sample::to_json).collect())).collect();
-    let settings = json!({ "seconds": args.seconds, "rounds": args.rounds, "window": args.window, "set": args.settings });
+    let settings = json!({
+        "seconds": args.seconds, "rounds": args.rounds, "window": args.window, "w3_connections": args.connections, "set": args.settings,
+    });
     table.publish(out, &file(workload), settings, serde_json::to_value(rounds)?)?;
     draw(out, workload, &all)
 }
@@ -133,6 +142,12 @@ mod tests {
         assert_eq!(of_floor(&[sample(0, 2.0), sample(1, 12.0), sample(2, 30.0)], &floor), 2.0);
         assert_eq!(of_floor(&[sample(1, 12.0)], &floor), 1.2, "one that failed twice");
         assert!(of_floor(&[sample(3, 1.0)], &floor).is_nan() && of_floor(&[], &floor).is_nan());
+    }
+
+    #[test]
+    fn what_a_server_has_anyway_is_not_the_next_connections() {
+        // 10,000 KiB, and 2 for each.
+        assert!((super::super::sample::slope((5_000, 4.0), (10_000, 3.0)) - 2.0).abs() < 1e-9);
     }
 
     #[test]

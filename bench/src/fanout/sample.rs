@@ -96,6 +96,9 @@ pub struct Sample {
     pub sleeps: f64,
     pub idle_kib: f64,
     pub after_kib: f64,
+    /// The same of a connection that is added to many.
+    pub next_idle_kib: f64,
+    pub next_after_kib: f64,
     /// Syncs a second of a raw file, beside it.
     pub syncs_per_second: f64,
     /// The generator's own CPU, as a share of one core.
@@ -118,6 +121,8 @@ impl Default for Sample {
             sleeps: none,
             idle_kib: none,
             after_kib: none,
+            next_idle_kib: none,
+            next_after_kib: none,
             syncs_per_second: none,
             generator: none,
         }
@@ -161,6 +166,8 @@ impl Sample {
         add("µs store", self.store_us);
         add("KiB idle", self.idle_kib);
         add("KiB after", self.after_kib);
+        add("KiB idle of the next", self.next_idle_kib);
+        add("after", self.next_after_kib);
         add("sleeps", self.sleeps);
         add("syncs/s raw", self.syncs_per_second);
         add("of a core here", self.generator);
@@ -181,6 +188,7 @@ impl Sample {
             "round": self.round, "deliveries": self.deliveries, "rate": self.rate, "cpu_us": self.cpu_us, "store_us": self.store_us,
             "latency_us": self.latency_us, "ack_us": self.ack_us, "sync_us": self.sync_us, "per_sync": self.per_sync,
             "sleeps": self.sleeps, "idle_kib": self.idle_kib, "after_kib": self.after_kib,
+            "next_idle_kib": self.next_idle_kib, "next_after_kib": self.next_after_kib,
             "syncs_per_second": self.syncs_per_second, "generator_cores": self.generator,
         })
     }
@@ -202,6 +210,8 @@ impl Sample {
             sleeps: number("sleeps"),
             idle_kib: number("idle_kib"),
             after_kib: number("after_kib"),
+            next_idle_kib: number("next_idle_kib"),
+            next_after_kib: number("next_after_kib"),
             syncs_per_second: number("syncs_per_second"),
             generator: number("generator_cores"),
         }
@@ -212,6 +222,12 @@ impl Sample {
 #[expect(clippy::cast_precision_loss, reason = "kibibytes")]
 pub fn per_connection(pid: u32, empty: u64, shape: &Shape) -> anyhow::Result<f64> {
     Ok((meter::memory_kib(pid)? as f64 - empty as f64) / shape.connections as f64)
+}
+
+/// What each connection more takes, where so few take so much each, and so many so much.
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+pub fn slope((few, each): (usize, f64), (many, each_of_many): (usize, f64)) -> f64 {
+    (many as f64 * each_of_many - few as f64 * each) / (many as f64 - few as f64)
 }
 
 /// How often this disk syncs one message, one after the other, in so much time. It varies, so that it wants as long as what it is
