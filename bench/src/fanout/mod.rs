@@ -69,7 +69,7 @@ pub struct FanoutArgs {
     window: u64,
     /// Connections of W3, in a fifth as many rooms. A second, larger number tells what the next connection costs, without what a
     /// server has whatever their number.
-    #[arg(long, value_delimiter = ',', default_values_t = [5000, 15_000], value_parser = clap::value_parser!(u32).range(50..=50_000))]
+    #[arg(long, value_delimiter = ',', default_values_t = [5000, 10_000], value_parser = clap::value_parser!(u32).range(50..=50_000))]
     connections: Vec<u32>,
     /// More settings of Waxwing's, as in `waxwing.toml`: `key=value`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
