@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures what docs/performance.md states, and puts the figures into it: run.sh [store|fanout|soak|all]. The store takes
-# about 15 minutes, fan-out 40, the soak 30; on a quiet machine, and nothing else should write to the disk meanwhile.
+# Measures what docs/performance.md states, and puts the figures into it: run.sh [store|fanout|loss|soak|all]. The store takes
+# about 15 minutes, fan-out 40, loss 15, the soak 30; on a quiet machine, and nothing else should write to the disk meanwhile.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -32,7 +32,14 @@ fanout() {
 }
 
 loss() {
-  if [ "$(id -u)" -eq 0 ]; then $bench loss; else echo "not root: the loss laboratory is left out" >&2; fi
+  if [ "$(id -u)" -ne 0 ]; then
+    echo "not root: the loss laboratory is left out" >&2
+    return
+  fi
+  local lossy="$bench loss --tcp cubic --seeds 12" rooms="--rooms 16 --per-second 200 --messages 3000 --beside 6"
+  $lossy --messages 300 --beside 12
+  $lossy $rooms --name loss-rooms
+  $lossy $rooms --near --name loss-rooms-near
 }
 
 case "${1:-all}" in

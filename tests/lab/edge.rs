@@ -27,7 +27,11 @@ pub struct Edge {
 impl Edge {
     /// A link, and a server with an empty store behind it. An error says why there can be no link here.
     pub fn start(seed: u64, conditions: Conditions) -> Result<Self, String> {
-        let lab = Lab::new(seed, conditions)?;
+        Self::behind(Lab::new(seed, conditions)?)
+    }
+
+    /// A server behind that link.
+    pub fn behind(lab: Lab) -> Result<Self, String> {
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         let config = config(dir.path());
         let trust = Trust::File(config.cert.clone().expect("it was made"));
@@ -61,12 +65,20 @@ impl Edge {
         T: Send + 'static,
         F: Future<Output = T>,
     {
+        self.at(End::Client, make).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Runs clients at an end: at the server's nothing of theirs is over the link.
+    pub fn at<T, F>(&self, end: End, make: impl FnOnce(Reach) -> F + Send + 'static) -> JoinHandle<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T>,
+    {
         let (origin, trust) = (self.origin.clone(), self.trust.clone());
-        let running = self.lab.run(End::Client, move || async move {
+        self.lab.run(end, move || async move {
             let target = discover(&origin, trust).await.expect("the server is there");
             make(Reach { origin, target }).await
-        });
-        running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 }
 

@@ -125,6 +125,17 @@ impl Lab {
         })
     }
 
+    /// What TCP does about loss from now on, at both ends: `cubic`, say.
+    pub fn set_tcp_congestion(&self, name: &str) -> Result<(), String> {
+        for (end, address) in [(End::Client, CLIENT), (End::Server, SERVER)] {
+            let (namespace, device) = (self.name(end), device(self.name(end)));
+            // The route's, because a namespace may not choose every one that the system has.
+            let route = ["route", "replace", "10.77.0.0/24", "dev", &device, "proto", "kernel", "scope", "link", "src", address];
+            ip(&[&["-n", namespace], &route[..], &["congctl", name]].concat())?;
+        }
+        Ok(())
+    }
+
     /// What changes the link while others use the laboratory.
     pub fn control(&self) -> Control {
         Control { link: Arc::clone(&self.link), client: self.client.0.clone() }

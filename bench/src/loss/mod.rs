@@ -11,6 +11,7 @@ mod link;
 mod nets;
 
 use std::{
+    collections::VecDeque,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,7 +20,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::{task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    sync::{Barrier, oneshot},
+    task::JoinSet,
+};
 use waxwing::{
     core::{
         frame::{LogKind, ServerFrame},
@@ -34,9 +38,8 @@ use crate::{
     report::{Table, number},
 };
 use edge::{Edge, Reach};
-use link::{Conditions, Count, End, Way};
-
-const ROOM: RoomId = RoomId([0x1a; 16]);
+use link::{Conditions, Count, End, Random, Way};
+use nets::Lab;
 
 /// Arguments of `loss`.
 #[derive(Debug, Clone, Args)]
@@ -65,15 +68,27 @@ pub struct LossArgs {
     /// Seeds that run side by side.
     #[arg(long, default_value_t = 10)]
     beside: usize,
-    /// Messages of a run, at 50 a second.
+    /// Messages of a run, in all rooms together.
     #[arg(long, default_value_t = 500)]
     messages: u64,
+    /// Messages a second, in all rooms together.
+    #[arg(long, default_value_t = 50)]
+    per_second: u64,
+    /// Rooms, each with a publisher of its own; whose turn it is, is drawn from the seed.
+    #[arg(long, default_value_t = 1)]
+    rooms: u64,
+    /// Publishers are near the server: only the way to the readers is over the link.
+    #[arg(long)]
+    near: bool,
     /// Bytes of a message.
     #[arg(long, default_value_t = 200)]
     bytes: usize,
-    /// Readers beside the publisher.
+    /// Readers beside the publishers, each in all rooms.
     #[arg(long, default_value_t = 3)]
     readers: u64,
+    /// TCP's congestion control, at both ends: the system's if not given.
+    #[arg(long, value_name = "NAME")]
+    tcp: Option<String>,
     /// Where results are written.
     #[arg(long, value_name = "DIR", default_value = "target/results")]
     out: PathBuf,
@@ -82,9 +97,8 @@ pub struct LossArgs {
     name: String,
 }
 
+/// The first one is what the others are compared with.
 const KINDS: [Kind; 3] = [Kind::WebSocket, Kind::WebTransport, Kind::Quic];
-/// One message each.
-const EVERY: Duration = Duration::from_millis(20);
 
 /// One run: the lateness of every message at every reader.
 #[derive(Debug)]
@@ -111,46 +125,73 @@ impl LossArgs {
     fn settings(&self) -> Value {
         json!({
             "burst": self.burst, "delay_ms_each_way": self.delay_ms, "jitter_ms": self.jitter_ms, "rate_kb": self.rate_kb,
-            "seeds": self.seeds, "first_seed": self.seed, "messages": self.messages, "per_second": 50, "bytes": self.bytes,
-            "readers": self.readers,
+            "seeds": self.seeds, "first_seed": self.seed, "messages": self.messages, "per_second": self.per_second,
+            "bytes": self.bytes, "rooms": self.rooms, "near": self.near, "readers": self.readers, "tcp": self.tcp,
         })
+    }
+
+    /// When each message is due, from the first one on, and in which room.
+    fn plan(&self, seed: u64) -> Vec<(Duration, u64)> {
+        let mut random = Random(seed);
+        let due = |n| Duration::from_micros(n * 1_000_000 / self.per_second.max(1));
+        (0..self.messages).map(|n| (due(n), random.next() % self.rooms.max(1))).collect()
     }
 }
 
 pub fn run(args: &LossArgs) -> anyhow::Result<()> {
-    let mut table =
-        Table::new(&["loss", "transport", "p50 ms", "p90 ms", "p99 ms", "max ms", "p99 of seeds, ms", "bytes per delivery"]);
+    let mut table = Table::new(&[
+        "loss",
+        "transport",
+        "p50 ms",
+        "p90 ms",
+        "of ws",
+        "p99 ms",
+        "of ws",
+        "max ms",
+        "p99 of seeds, ms",
+        "bytes per delivery",
+    ]);
     let mut rounds = Vec::new();
     let mut bars: Vec<(Kind, [Vec<f64>; 2])> = KINDS.iter().map(|kind| (*kind, [Vec::new(), Vec::new()])).collect();
     for percent in &args.loss {
+        let mut first = None;
         for (index, kind) in KINDS.into_iter().enumerate() {
             let runs = cell(args, *percent, kind)?;
             let all = sorted(runs.iter().flat_map(|run| run.micros.iter().copied()));
-            let p99: Vec<f64> = runs.iter().map(|run| at(&sorted(run.micros.iter().copied()), 99)).collect();
-            let span = (p99.iter().copied().fold(f64::MAX, f64::min), p99.iter().copied().fold(0.0, f64::max));
+            let of_seeds: Vec<f64> = runs.iter().map(|run| at(&sorted(run.micros.iter().copied()), 99)).collect();
+            let span = (of_seeds.iter().copied().fold(f64::MAX, f64::min), of_seeds.iter().copied().fold(0.0, f64::max));
+            let (p90, p99) = (at(&all, 90), at(&all, 99));
+            let (first_p90, first_p99) = *first.get_or_insert((p90, p99));
             let down: u64 = runs.iter().map(|run| run.down.bytes).sum();
             table.row([
                 format!("{percent} %"),
                 kind.name().into(),
                 number(at(&all, 50)),
-                number(at(&all, 90)),
-                number(at(&all, 99)),
+                number(p90),
+                number(p90 / first_p90),
+                number(p99),
+                number(p99 / first_p99),
                 number(at(&all, 100)),
                 format!("{} – {}", number(span.0), number(span.1)),
                 number(down as f64 / all.len() as f64),
             ]);
             bars[index].1[0].push(at(&all, 50));
-            bars[index].1[1].push(at(&all, 99));
+            bars[index].1[1].push(p99);
             rounds.extend(runs.iter().map(|run| round(*percent, kind, run)));
         }
     }
     table.publish(&args.out, &args.name, args.settings(), Value::Array(rounds))?;
-    let title = format!("Lateness of messages, {} ms each way, 50 a second, {} readers", args.delay_ms, args.readers);
+    let rooms = if args.rooms == 1 { "one room".to_owned() } else { format!("{} rooms", args.rooms) };
+    let title = format!("Lateness of messages, {} ms each way, {} a second in {rooms}", args.delay_ms, args.per_second);
     let names: Vec<String> = bars.iter().flat_map(|(kind, _)| ["p50", "p99"].map(|p| format!("{kind} {p}"))).collect();
     let values = bars.into_iter().flat_map(|(_, values)| values);
     let plot = Bars {
         title: &title,
-        unit: "ms from publisher to reader, both over the link; packets lost each way",
+        unit: if args.near {
+            "ms from a publisher at the server to a reader over the link; packets lost each way"
+        } else {
+            "ms from publisher to reader, both over the link; packets lost each way"
+        },
         groups: args.loss.iter().map(|percent| format!("{percent} %")).collect(),
         series: names.iter().map(String::as_str).zip(values).collect(),
         log: true,
@@ -202,13 +243,56 @@ fn cell(args: &LossArgs, percent: f64, kind: Kind) -> anyhow::Result<Vec<Run>> {
 }
 
 fn once(args: &LossArgs, percent: f64, kind: Kind, seed: u64) -> anyhow::Result<Run> {
-    let edge = match Edge::start(seed, args.conditions(percent)) {
+    let started = Lab::new(seed, args.conditions(percent)).and_then(|lab| {
+        args.tcp.iter().try_for_each(|name| lab.set_tcp_congestion(name))?;
+        Edge::behind(lab)
+    });
+    let edge = match started {
         Ok(edge) => edge,
         Err(why) => bail!("no laboratory here (root, iproute2 and /dev/net/tun are needed): {why}"),
     };
-    let (readers, messages, bytes) = (args.readers, args.messages, args.bytes);
-    let micros = edge.clients(move |reach| steady(reach, kind, readers, messages, bytes))?;
+    let load = Arc::new(Load {
+        kind,
+        rooms: args.rooms,
+        readers: args.readers,
+        bytes: args.bytes,
+        plan: args.plan(seed),
+        reading: Barrier::new(usize::try_from(args.readers + args.rooms)?),
+        epoch: Instant::now(),
+    });
+    let (made, told) = oneshot::channel();
+    let publishing = {
+        let load = Arc::clone(&load);
+        edge.at(if args.near { End::Server } else { End::Client }, move |reach| publishers(reach, load, made))
+    };
+    let micros = edge.clients(move |reach| readers(reach, load, told))?;
+    publishing.join().map_err(|_| anyhow::anyhow!("a publisher panicked"))??;
     Ok(Run { seed, micros, up: edge.lab.count(End::Client), down: edge.lab.count(End::Server) })
+}
+
+/// What happens in a run.
+#[derive(Debug)]
+struct Load {
+    kind: Kind,
+    rooms: u64,
+    readers: u64,
+    bytes: usize,
+    plan: Vec<(Duration, u64)>,
+    /// Everybody is in the rooms.
+    reading: Barrier,
+    epoch: Instant,
+}
+
+impl Load {
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+fn room(number: u64) -> RoomId {
+    let mut id = [0x1a; 16];
+    id[..8].copy_from_slice(&number.to_le_bytes());
+    RoomId(id)
 }
 
 async fn enter(reach: &Reach, kind: Kind, seed: u64) -> anyhow::Result<Client> {
@@ -218,59 +302,79 @@ async fn enter(reach: &Reach, kind: Kind, seed: u64) -> anyhow::Result<Client> {
     Ok(client)
 }
 
-/// One publishes at a steady rate, the others read; how late each message was at each, from when it was due.
-async fn steady(reach: Reach, kind: Kind, readers: u64, messages: u64, bytes: usize) -> anyhow::Result<Vec<u64>> {
-    let mut publisher = enter(&reach, kind, 1).await?;
-    publisher.create(ROOM, LogKind::Room).await;
-    publisher.enter_room(ROOM).await;
-    let epoch = Instant::now();
-    let reading = Arc::new(tokio::sync::Barrier::new(usize::try_from(readers)? + 1));
-    let mut running = JoinSet::new();
-    for reader in 0..readers {
-        let mut client = enter(&reach, kind, 2 + reader).await?;
-        client.enter_room(ROOM).await;
-        client.subscribe(ROOM, 0).await;
-        client.until(|frame| matches!(frame, ServerFrame::Subscribed { .. })).await;
-        let reading = Arc::clone(&reading);
-        running.spawn(async move {
-            reading.wait().await;
-            let mut micros = Vec::new();
-            while (micros.len() as u64) < messages {
-                let ServerFrame::Deliver(page) = client.recv().await else { continue };
-                let now = elapsed(epoch);
-                for item in &page.items {
-                    let payload = payload(&item.envelope);
-                    let due = payload.first_chunk().map_or(0, |due| u64::from_le_bytes(*due));
-                    micros.push(now.saturating_sub(due));
-                }
-            }
-            micros
-        });
+/// Each publishes in a room of its own, at a steady rate all together. Tells when the rooms are there.
+async fn publishers(reach: Reach, load: Arc<Load>, made: oneshot::Sender<()>) -> anyhow::Result<()> {
+    let mut clients = Vec::new();
+    for number in 0..load.rooms {
+        let mut client = enter(&reach, load.kind, 1000 + number).await?;
+        client.create(room(number), LogKind::Room).await;
+        client.enter_room(room(number)).await;
+        clients.push(client);
     }
-    reading.wait().await;
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let _ = made.send(());
+    let mut running = JoinSet::new();
+    for (number, client) in (0..).zip(clients) {
+        running.spawn(publish(client, number, Arc::clone(&load)));
+    }
+    running.join_all().await.into_iter().collect()
+}
+
+async fn publish(mut client: Client, number: u64, load: Arc<Load>) -> anyhow::Result<()> {
+    load.reading.wait().await;
+    let begun = load.epoch.elapsed();
+    let mine = load.plan.iter().filter(|(_, room)| *room == number);
+    let mut due: VecDeque<Duration> = mine.map(|(due, _)| begun + *due).collect();
     let (mut sent, mut acked) = (0, 0);
-    while acked < messages {
+    loop {
+        let next = due.front().copied();
+        if next.is_none() && acked == sent {
+            return Ok(());
+        }
         tokio::select! {
-            tick = ticks.tick(), if sent < messages => {
+            () = tokio::time::sleep_until((load.epoch + next.unwrap_or_default()).into()), if next.is_some() => {
+                // Whoever comes late was due before; lateness counts from there.
+                let due = due.pop_front().unwrap_or_default();
                 sent += 1;
-                // A tick that comes late was due before; lateness counts from there.
-                let due = u64::try_from(tick.into_std().saturating_duration_since(epoch).as_micros())?;
-                let mut bytes = vec![0x77; bytes.max(8)];
-                bytes[..8].copy_from_slice(&due.to_le_bytes());
-                publisher.publish(ROOM, sent, &bytes).await;
+                let mut bytes = vec![0x77; load.bytes.max(8)];
+                bytes[..8].copy_from_slice(&u64::try_from(due.as_micros())?.to_le_bytes());
+                client.publish(room(number), sent, &bytes).await;
             }
-            frame = publisher.recv() => match frame {
+            frame = client.recv() => match frame {
                 ServerFrame::Ack { .. } => acked += 1,
                 ServerFrame::Refused { why, .. } => bail!("refused: {why}"),
                 _ => {}
             }
         }
     }
+}
+
+/// How late each message was at each reader, from when it was due.
+async fn readers(reach: Reach, load: Arc<Load>, made: oneshot::Receiver<()>) -> anyhow::Result<Vec<u64>> {
+    made.await.context("the rooms could not be made")?;
+    let mut running = JoinSet::new();
+    for reader in 0..load.readers {
+        let mut client = enter(&reach, load.kind, 1 + reader).await?;
+        for number in 0..load.rooms {
+            client.enter_room(room(number)).await;
+            client.subscribe(room(number), 0).await;
+            client.until(|frame| matches!(frame, ServerFrame::Subscribed { .. })).await;
+        }
+        running.spawn(read(client, Arc::clone(&load)));
+    }
     Ok(running.join_all().await.into_iter().flatten().collect())
 }
 
-fn elapsed(epoch: Instant) -> u64 {
-    u64::try_from(epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
+async fn read(mut client: Client, load: Arc<Load>) -> Vec<u64> {
+    load.reading.wait().await;
+    let mut micros = Vec::new();
+    while micros.len() < load.plan.len() {
+        let ServerFrame::Deliver(page) = client.recv().await else { continue };
+        let now = load.elapsed();
+        for item in &page.items {
+            let payload = payload(&item.envelope);
+            let due = payload.first_chunk().map_or(0, |due| u64::from_le_bytes(*due));
+            micros.push(now.saturating_sub(due));
+        }
+    }
+    micros
 }
