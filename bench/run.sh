@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures what docs/performance.md states, and puts the figures into it: run.sh [store|fanout|loss|soak|all]. The store takes
-# about 15 minutes, fan-out 40, loss 15, the soak 30; on a quiet machine, and nothing else should write to the disk meanwhile.
+# about 15 minutes, fan-out 40, loss 10, the soak 30; on a quiet machine, and nothing else should write to the disk meanwhile.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -36,8 +36,8 @@ loss() {
     echo "not root: the loss laboratory is left out" >&2
     return
   fi
-  local lossy="$bench loss --tcp cubic --seeds 12" rooms="--rooms 16 --per-second 200 --messages 3000 --beside 6"
-  $lossy --messages 300 --beside 12
+  local lossy="$bench loss --tcp cubic" rooms="--rooms 16 --per-second 200 --messages 2000 --seeds 8 --beside 8"
+  $lossy --messages 300 --seeds 12 --beside 12
   $lossy $rooms --name loss-rooms
   $lossy $rooms --near --name loss-rooms-near
 }
