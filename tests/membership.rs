@@ -392,3 +392,54 @@ async fn a_room_that_somebody_has_locked_is_opened_again_by_the_device_that_made
     assert_eq!(bob.texts, ["before", "after", "so it is"]);
     place.edge.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_locks_a_room_again_and_again_does_not_keep_it() {
+    // Every outbox that putting the key back takes is one that the device lacks.
+    let place = Place::with(Limits { producers_per_device_max: 4, handshakes_per_minute_max: 200, ..Limits::default() }).await;
+    let mut ann = place.person("Ann").await;
+    let link = ann.create().await;
+    let mut bob = place.person("Bob").await;
+    bob.join(&link).await;
+    bob.say("before").await;
+    ann.reads("before").await;
+    (ann.rubbish, bob.rubbish) = (100, 100);
+    let Link { room, access, .. } = link.parse().unwrap();
+    let mut mallory = Client::login(&place.edge, Kind::WebSocket, &key(9)).await;
+    let mut said = vec!["before".to_owned()];
+    let mut client_seq = 0;
+    for round in 0..6 {
+        let mut locks = vec![(SigningKey::from_bytes(&access), Some(66))];
+        if round == 0 {
+            ann.go().await;
+            // Behind what locks the others out there may be more, which they do not get to see.
+            locks.extend([(key(66), None), (key(66), Some(67))]);
+        }
+        for (opening, next) in locks {
+            client_seq += 1;
+            // Whoever changes the group at the same time may come first.
+            loop {
+                let proof = sign(&opening, &access_message(mallory.binding, room));
+                mallory.send(&ClientFrame::Enter { room, handshake: u64::MAX, proof }).await;
+                let entered = mallory.until(|frame| matches!(frame, ServerFrame::Entered { .. })).await;
+                let ServerFrame::Entered { handshake: newest, .. } = entered else { panic!("{entered:?}") };
+                let envelope = handshake(room, newest, next.map(|next| access_of(&key(next))), b"rubbish", (0, 0));
+                let publish = Publish { room, producer: ProducerId([9; 16]), client_seq, handshake: newest, envelope };
+                mallory.send(&ClientFrame::Publish(publish)).await;
+                let decided = |frame: &ServerFrame| matches!(frame, ServerFrame::Ack { .. } | ServerFrame::Refused { .. });
+                if let ServerFrame::Ack { .. } = mallory.until(decided).await {
+                    break;
+                }
+            }
+        }
+        if round == 0 {
+            ann.come(&place);
+        }
+        let text = format!("after {round}");
+        bob.say(&text).await;
+        ann.reads(&text).await;
+        said.push(text);
+    }
+    assert_eq!((&ann.texts, &bob.texts), (&said, &said));
+    place.edge.stop().await;
+}

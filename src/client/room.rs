@@ -171,8 +171,8 @@ struct RoomWire {
     listed: u64,
     /// In which epoch it said that it goes.
     said_goodbye: Option<u64>,
-    /// It asked the server to take the room's key back.
-    put_key_back: bool,
+    /// It asks the server to take the room's key back, so often more at once.
+    put_back: Option<u32>,
     /// The question for the newest change, to see whether it leaves a way in.
     way_in: Option<u32>,
     /// The server contradicted this device's copy: nothing more is taken from it.

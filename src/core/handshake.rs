@@ -122,6 +122,11 @@ impl Trailer {
         if commit_len > COMMIT_LEN_MAX {
             return Err(HandshakeError::CommitTooLarge(commit_len));
         }
+        // A short part has a longer hash: the server would take the record, and members would be brought an outline that is none.
+        let outline_len = record.len() + trailer.longer_in_outline();
+        if outline_len > RECORD_LEN_MAX {
+            return Err(HandshakeError::TooLarge(outline_len));
+        }
         let header = Header::parse(parts.get(..commit_len).unwrap_or_default())?;
         if header.kind == Kind::Handshake { Ok((header, trailer)) } else { Err(HandshakeError::Kind(header.kind)) }
     }
@@ -163,6 +168,12 @@ impl Trailer {
     /// Bytes that are there of a welcome or group info of this length, or for it.
     const fn here(&self, len: u32) -> usize {
         if self.is_outline && len > 0 { HASH_LEN } else { len as usize }
+    }
+
+    /// By how many bytes the hashes in an outline are longer than what they stand for, where they are.
+    fn longer_in_outline(&self) -> usize {
+        let longer = |len: u32| if len > 0 { HASH_LEN.saturating_sub(self.here(len)) } else { 0 };
+        longer(self.welcome_len) + longer(self.group_info_len)
     }
 
     /// Whether there is anything that an outline leaves out.
@@ -358,5 +369,25 @@ mod tests {
         let large = record(&commit(Kind::Handshake, COMMIT_LEN_MAX), fits);
         assert!(matches!(Trailer::parse(&large), Err(HandshakeError::CommitTooLarge(_))));
         assert_eq!(Trailer::parse(&vec![0; RECORD_LEN_MAX + 1]), Err(HandshakeError::TooLarge(RECORD_LEN_MAX + 1)));
+    }
+
+    #[test]
+    fn what_is_a_record_is_one_in_outline_too() {
+        let commit = commit(Kind::Handshake, 0);
+        let of_len = |len: usize, welcome_len: u32, group_info_len: u32| {
+            let rest = len - commit.len() - TRAILER_LEN - (welcome_len + group_info_len) as usize;
+            let access = Some(AccessKey([6; 32]));
+            record(&commit, Trailer { access, ..trailer(welcome_len, group_info_len, u32::try_from(rest).unwrap()) })
+        };
+        for (welcome_len, group_info_len, longer) in [(1, 1, 62), (1, 0, 31), (0, 31, 1), (32, 32, 0), (100, 1, 31)] {
+            let most = RECORD_LEN_MAX - longer;
+            for len in [most, most + 1, RECORD_LEN_MAX] {
+                let whole = of_len(len, welcome_len, group_info_len);
+                let outline = outline(&whole);
+                assert_eq!(Trailer::parse(&whole).is_ok(), len == most || longer == 0 && len == RECORD_LEN_MAX, "{len}");
+                assert_eq!(Trailer::parse(&whole).is_ok(), Trailer::parse(&outline).is_ok(), "{len}");
+                assert_eq!((new_access(&whole), entry(&whole)), (new_access(&outline), entry(&outline)), "{len}");
+            }
+        }
     }
 }

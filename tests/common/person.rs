@@ -42,7 +42,11 @@ pub struct Person {
 
 impl Place {
     pub async fn new() -> Self {
-        Self { edge: Edge::start(Limits::default()).await, homes: tempfile::tempdir().unwrap() }
+        Self::with(Limits::default()).await
+    }
+
+    pub async fn with(limits: Limits) -> Self {
+        Self { edge: Edge::start(limits).await, homes: tempfile::tempdir().unwrap() }
     }
 
     fn options(&self) -> Options {

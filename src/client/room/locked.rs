@@ -5,13 +5,20 @@
 use crate::{
     client::Client,
     core::{
+        close::Refusal,
         envelope::{Header, Kind, Suite},
         frame::{ClientFrame, Publish},
         handshake,
-        id::{MessageId, ProducerId, RoomId, Seq},
+        id::{ClientSeq, MessageId, ProducerId, RoomId, Seq},
     },
     seal::{Random as _, epoch::access_key},
 };
+
+/// The outbox that the key is put back by: always the same one, because a device may have few, and whoever locks the room may do so often. The server
+/// says which number comes next, when it is asked with none.
+const PRODUCER: ProducerId = ProducerId(*b"the key put back");
+/// So often it is tried at once, while whoever locks the room is faster.
+const PUTS_MAX: u32 = 16;
 
 impl Client {
     /// A record at `seq` that every member skips, and the server does not. Whether it took the room's key: then the server says whether this
@@ -25,16 +32,48 @@ impl Client {
         !is_own
     }
 
-    /// Has the server take the group's key back: once on a connection, since it listens to one device only.
+    /// Has the server take the group's key back, unless that is under way. It listens to one device only; any other one has asked in vain once it has.
     pub(super) fn put_key_back(&mut self, id: RoomId) {
-        let (producer, message) = (ProducerId(self.rng.bytes()), MessageId(self.rng.bytes()));
-        let Some(room) = self.rooms.get_mut(&id).filter(|room| !room.wire.put_key_back) else { return };
+        let Some(room) = self.rooms.get_mut(&id).filter(|room| room.wire.put_back.is_none()) else { return };
+        room.wire.put_back = Some(PUTS_MAX);
+        let handshake = room.timeline.handshake().max(room.wire.handshake);
+        self.publish_key(id, 0, handshake);
+    }
+
+    fn publish_key(&mut self, id: RoomId, client_seq: ClientSeq, handshake: Seq) {
+        let message = MessageId(self.rng.bytes());
+        let Some(room) = self.rooms.get(&id) else { return };
         let Some(seat) = room.place.seat() else { return };
-        room.wire.put_key_back = true;
         let (epoch, leaf) = (seat.group.epoch().number, seat.group.leaf());
         let header = Header { kind: Kind::Handshake, suite: Suite::X25519Psk, room: id, epoch, leaf, message };
-        let handshake = room.timeline.handshake();
         let envelope = handshake::putting_back(&header, access_key(&room.record.access), handshake);
-        self.send(&ClientFrame::Publish(Publish { room: id, producer, client_seq: 1, handshake, envelope }));
+        self.send(&ClientFrame::Publish(Publish { room: id, producer: PRODUCER, client_seq, handshake, envelope }));
+    }
+
+    /// The server has taken the key back: whoever locks the room again has it taken back again.
+    pub(super) fn key_is_back(&mut self, id: RoomId, producer: ProducerId) {
+        let room = self.rooms.get_mut(&id).filter(|_| producer == PRODUCER);
+        room.into_iter().for_each(|room| room.wire.put_back = None);
+    }
+
+    /// The server has not taken it back, and says what it lacks: the number that comes next, or the newest record, which this device is not given.
+    pub(super) fn key_not_back(&mut self, id: RoomId, publish: &Publish, why: Refusal) {
+        let Some(room) = self.rooms.get_mut(&id).filter(|_| publish.producer == PRODUCER) else { return };
+        let Some(left) = room.wire.put_back else { return };
+        let newest = room.timeline.handshake().max(room.wire.handshake);
+        let again = match why {
+            Refusal::NoAccess => return,
+            Refusal::OutOfOrder { expected } => Some((expected, newest)),
+            Refusal::StaleEpoch { handshake } => {
+                room.wire.handshake = handshake;
+                Some((publish.client_seq, handshake))
+            }
+            _ => None,
+        };
+        // Else when this device asks again to be let in.
+        room.wire.put_back = again.and_then(|_| left.checked_sub(1));
+        if let Some((client_seq, handshake)) = again.filter(|_| left > 0) {
+            self.publish_key(id, client_seq, handshake);
+        }
     }
 }

@@ -146,7 +146,7 @@ impl Client {
             self.persist_all(persist);
         } else {
             // The message stays in sight until it comes back in the log; after a crash it may be there already.
-            let Some(message) = room.outbox.named(producer, client_seq) else { return };
+            let Some(message) = room.outbox.named(producer, client_seq) else { return self.key_is_back(id, producer) };
             // It may have before: a crash came between the log's record and forgetting the message, which was sent again.
             let read = room.message_view(&me.identity, seq);
             let view = read.or_else(|| room.sent_view(&me.identity, &me.record.name, message, seq));
@@ -174,6 +174,7 @@ impl Client {
                 outbox.refused(publish.producer, publish.client_seq, why);
             }
         }
+        self.key_not_back(id, publish, why);
         self.decided(id, now_ms);
     }
 
