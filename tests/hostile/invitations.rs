@@ -6,7 +6,7 @@ use bytes::Bytes;
 use waxwing::{
     client::{
         Choice, Client, Output, Transport,
-        records::{GroupRecord, Handed, PACKAGES_KEY, RoomInvitation, encode, group_key},
+        records::{GroupRecord, Handed, IdentityRecord, PACKAGES_KEY, RoomInvitation, encode, group_key},
         view::{Command, History, RoomState},
     },
     core::{
@@ -24,6 +24,7 @@ use waxwing::{
 
 use super::{
     person::{Person, Rng},
+    returning::bob_changes_the_link,
     server::Server,
     stage,
 };
@@ -323,4 +324,53 @@ fn two_who_write_to_each_other_at_once_meet_in_one_room() {
     ann.say(&mut server, "here then");
     cy.run(&mut server);
     assert_eq!(cy.texts(), ["here then"]);
+}
+
+#[test]
+fn an_invitation_that_leads_nowhere_takes_nobodys_way_back() {
+    for locked in [true, false] {
+        let (mut server, mut ann, mut bob, room) = stage();
+        let mut bob = bob_changes_the_link(&mut server, &mut ann, &mut bob, room);
+        bob.run(&mut server);
+        assert_eq!(bob.room.as_ref().unwrap().state, RoomState::Refused, "he has lost his place, and asks for it");
+        if locked {
+            server.forgotten.push(room);
+        }
+        // Somebody says that they have added him, and he is glad of it.
+        let mallory: IdentityRecord = postcard::from_bytes(&ann.stored["identity"]).unwrap();
+        let mallory = Identity::certify(mallory.secrets, mallory.not_after_ms, mallory.counter).named("Ann");
+        let seq = server.logs[&room].len() as u64 + 10;
+        let invitation = RoomInvitation {
+            room,
+            title: "T".into(),
+            direct: None,
+            access: [7; 32],
+            access_at: seq,
+            seq,
+            record: Digest([1; 32]),
+            link: None,
+            base: 0,
+            changes: Vec::new(),
+        };
+        let to: IdentityRecord = postcard::from_bytes(&bob.stored["identity"]).unwrap();
+        let to = Identity::certify(to.secrets, to.not_after_ms, to.counter).inbox_public().clone();
+        let (inbox, letter) = Contact::seal(&encode(&Handed::Room(Box::new(invitation))), &to, &mallory, &mut Rng(seq)).unwrap();
+        server.logs.entry(inbox).or_default().push(letter);
+        bob.run(&mut server);
+        bob.client.command(Command::Accept { room: room.to_string() }, bob.now_ms);
+        bob.run(&mut server);
+        server.forgotten.clear();
+        server.forgets_subscription = false;
+        for _ in 0..4 {
+            for person in [&mut ann, &mut bob] {
+                person.now_ms += 60_000;
+                person.client.tick(person.now_ms);
+                person.run(&mut server);
+            }
+        }
+        assert_eq!(bob.room.as_ref().unwrap().state, RoomState::Open, "locked: {locked}: {:?}", bob.room);
+        bob.say(&mut server, "back again");
+        ann.run(&mut server);
+        assert_eq!(ann.texts().last().unwrap(), "back again");
+    }
 }

@@ -179,3 +179,24 @@ fn a_change_that_leaves_no_way_in_is_followed_by_one_that_does() {
     ann.run(&mut server);
     assert_eq!(server.changes_asked, asked);
 }
+
+#[test]
+fn rubbish_behind_a_change_that_leaves_no_way_in_does_not_hide_it() {
+    let (mut server, ann, mut bob, room) = stage();
+    bob.run(&mut server);
+    // Of Ann, who is the first in the tree, and so the one who opens what rubbish has closed.
+    let mut cheat = Cheat::of(&ann, room);
+    let joined = Record::decode(&server.logs[&room][usize::try_from(server.newest_change(room)).unwrap() - 1]).unwrap();
+    let _ = cheat.group.process(&joined, &mut cheat.rng);
+    let mut record = cheat.group.commit_without_a_way_in(&cheat.identity, &mut cheat.rng).unwrap();
+    record.after = server.newest_change(room);
+    let log = server.logs.get_mut(&room).unwrap();
+    log.push(record.encode());
+    let mut rubbish = record.encode().to_vec();
+    rubbish[60] ^= 1;
+    log.push(rubbish.into());
+    let closed = server.newest_change(room);
+    bob.run(&mut server);
+    assert!(bob.warnings.iter().any(|warning| warning.contains("no way in")) && bob.alarms.is_empty(), "{:?}", bob.warnings);
+    assert!(server.newest_change(room) > closed, "Bob's device has looked, and made another one");
+}

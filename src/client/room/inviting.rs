@@ -9,8 +9,8 @@ use super::place::{Place, Seat};
 use super::{Room, What};
 use crate::client::packages::Offer;
 use crate::client::records::{
-    Handed, InviteRecord, InvitesRecord, KnownLink, Letter, OfferRecord, PastRecord, RoomInvitation, RoomRecord, Stage,
-    WelcomeRecord, Who, encode, invites_key, past_key,
+    FORMER_ACCESS_MAX, Handed, InviteRecord, InvitesRecord, KnownLink, Letter, OfferRecord, PastRecord, RoomInvitation,
+    RoomRecord, Stage, WelcomeRecord, Who, encode, invites_key, past_key,
 };
 use crate::client::view::Level;
 use crate::client::{Client, people};
@@ -64,6 +64,11 @@ impl Room {
     /// Whether a member has added this device, and it has not come in yet.
     pub(in crate::client) fn is_on_its_way(&self) -> bool {
         self.record.stage == Stage::Added
+    }
+
+    /// Whether it knew another way in when it was invited.
+    pub(super) fn was_on_another_way(&self) -> bool {
+        self.lost.is_some() || self.record.link.is_some() && !self.record.former.is_empty()
     }
 
     /// Whether it is, or is to be, between this person and the other one.
@@ -288,11 +293,16 @@ impl Client {
             if !outside || room.timeline.head() >= seq {
                 return;
             }
-            room.set_link(link);
+            // Whoever is on a way in of its own keeps it: an invitation may lead nowhere.
+            if own || room.record.link.is_none() {
+                room.set_link(link);
+            }
             room.shut_out = None;
-            let former = room.record.clone();
+            let mut before = room.record.clone();
+            before.former.insert(0, (before.access, before.access_at));
+            before.former.truncate(FORMER_ACCESS_MAX);
             let stage = Stage::Added;
-            room.record = RoomRecord { access, access_at, stage, leaving: false, renewed_ms: 0, direct, welcome, ..former };
+            room.record = RoomRecord { access, access_at, stage, leaving: false, renewed_ms: 0, direct, welcome, ..before };
             room.wire = super::RoomWire { asked: room.wire.asked, ..super::RoomWire::default() };
             self.persist_room(id);
         } else {
@@ -357,15 +367,18 @@ impl Client {
         }
     }
 
-    /// The change that added this device does not let it in, or is not kept any more: a link may.
+    /// The change that added this device does not let it in, or is not kept any more: a link may, or a member whom it had asked before.
     pub(super) fn missed(&mut self, id: RoomId) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         room.record.welcome = None;
+        if !room.record.former.is_empty() {
+            (room.record.access, room.record.access_at) = room.record.former.remove(0);
+        }
         room.wire = super::RoomWire { asked: room.wire.asked, ..super::RoomWire::default() };
-        let by_link = room.record.link.is_some();
+        let goes_on = room.record.link.is_some() || room.lost.is_some();
         self.send(&ClientFrame::Leave { room: id });
-        self.set_stage(id, if by_link { Stage::Invited } else { Stage::Missed });
-        if by_link {
+        self.set_stage(id, if goes_on { Stage::Invited } else { Stage::Missed });
+        if goes_on {
             self.begin(id);
         } else {
             let text = "this device was invited, and no longer has the key that lets it in: ask to be removed and invited again";

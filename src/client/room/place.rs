@@ -151,16 +151,14 @@ impl Seat {
         self.wanted.iter().chain(self.group.waiting()).any(|change| change.add.contains(package))
     }
 
-    /// Whether it is this device that looks whether the newest change leaves a way in, and it has not: one of another person's than the maker's, by
-    /// the change's hash, so that each looks now and then.
-    pub(super) fn looks_at_way_in(&self, me: DeviceKey) -> bool {
-        let Some((_, digest, change)) = self.last.as_ref().filter(|_| self.unlooked && !self.links.is_empty()) else {
-            return false;
-        };
+    /// Where the newest change is, if it is this device that looks whether it leaves a way in, and it has not: one of another person's than the
+    /// maker's, by the change's hash, so that each looks now and then.
+    pub(super) fn looks_at_way_in(&self, me: DeviceKey) -> Option<Seq> {
+        let (seq, digest, change) = self.last.as_ref().filter(|_| self.unlooked && !self.links.is_empty())?;
         let others: Vec<_> = self.roster.values().filter(|who| who.user != change.by.user).collect();
         let number = u64::from_le_bytes(digest.0.first_chunk().copied().unwrap_or_default());
         let chosen = number.checked_rem(others.len() as u64).and_then(|at| others.get(usize::try_from(at).ok()?));
-        chosen.is_some_and(|who| who.device == me)
+        chosen.filter(|who| who.device == me).map(|_| *seq)
     }
 
     /// Looks: whether the newest change leaves a way in; `None` if `record` is another one.

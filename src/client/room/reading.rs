@@ -388,6 +388,8 @@ impl Client {
                     self.shut_out(id, now_ms);
                 }
             }
+            // An invitation that opens nothing takes nobody's way back.
+            (Operation::Enter, Refusal::BadProof) if added && room.was_on_another_way() => self.missed(id),
             (Operation::Enter, Refusal::NoAccess | Refusal::BadProof) => self.shut_out(id, now_ms),
             // A former key opens what it opened, and not the newest change.
             (Operation::Handshake, Refusal::NoAccess) if entered && outside => {

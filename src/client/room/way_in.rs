@@ -6,7 +6,7 @@ use crate::{
     client::{Client, view::Level},
     core::{
         frame::{ClientFrame, Page},
-        id::{RoomId, Seq},
+        id::RoomId,
     },
     group::{Change, Record},
 };
@@ -16,14 +16,14 @@ impl Client {
     pub(super) fn look_at_way_in(&mut self, id: RoomId) {
         let (Some(me), Some(room)) = (&self.me, self.rooms.get_mut(&id)) else { return };
         let me = me.identity.device();
-        let looks = room.place.seat().is_some_and(|seat| seat.looks_at_way_in(me));
-        if !looks || room.wire.way_in.is_some() {
+        let Some(seq) = room.place.seat().and_then(|seat| seat.looks_at_way_in(me)).filter(|_| room.wire.way_in.is_none()) else {
             return;
-        }
+        };
         room.knocks = room.knocks.wrapping_add(1);
         let request = room.knocks;
         room.wire.way_in = Some(request);
-        self.send(&ClientFrame::Handshake { request, room: id, before: Seq::MAX, whole: true });
+        // That one, whatever stands behind it: rubbish there would hide it, and be brought anew with each page.
+        self.send(&ClientFrame::Handshake { request, room: id, before: seq.saturating_add(1), whole: true });
     }
 
     /// Whether it is that change; then it is looked at.
@@ -32,7 +32,7 @@ impl Client {
         let Some(room) = self.rooms.get_mut(&id).filter(|room| room.wire.way_in == Some(request)) else { return false };
         room.wire.way_in = None;
         let record = page.items.first().and_then(|item| Record::decode(&item.envelope).ok()).filter(Record::is_whole);
-        // Of a newer one this device has not heard yet, and asks again when it has.
+        // If another one came meanwhile, this device asks for that one.
         let newest = room.place.seat_mut().and_then(|seat| Some((seat.looked_at(record.as_ref()?)?, seat)));
         if let Some((false, seat)) = newest {
             seat.wants(Change::default());
