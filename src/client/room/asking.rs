@@ -58,11 +58,13 @@ pub(super) struct Gap {
     /// Who answered is asked for the rest.
     asks_rest: bool,
     reading: Option<Box<Reading>>,
+    /// What others answered meanwhile, who were asked at once.
+    held: Vec<(DeviceKey, Vec<EpochKeys>)>,
 }
 
 impl Gap {
     pub(super) const fn new(from: Seq, record: GapRecord) -> Self {
-        Self { from, record, asks_rest: false, reading: None }
+        Self { from, record, asks_rest: false, reading: None, held: Vec::new() }
     }
 
     pub(super) fn stop_reading(&mut self) {
@@ -309,7 +311,15 @@ impl Client {
         if !room.misses(behind, until) {
             return self.drop_gap(id, from);
         }
-        let Some(gap) = room.gaps.get_mut(at).filter(|gap| gap.reading.is_none() && now_ms >= gap.record.next_ms) else { return };
+        let Some(gap) = room.gaps.get_mut(at).filter(|gap| gap.reading.is_none()) else { return };
+        if gap.record.by.is_none() && !gap.held.is_empty() {
+            let (name, (by, keys)) = (gap.record.name, gap.held.remove(0));
+            self.on_keys(id, name, by, keys, now_ms);
+            return self.tend_gap(id, from, now_ms);
+        }
+        if now_ms < gap.record.next_ms {
+            return;
+        }
         // Who has no more may have come to where this device was taken out.
         let has_no_more = !gap.record.keys.is_empty() && !gap.record.keys.len().is_multiple_of(KEYS_MAX);
         if gap.is_whole() || has_no_more {
@@ -370,11 +380,19 @@ impl Client {
     pub(super) fn on_keys(&mut self, id: RoomId, name: [u8; 32], by: DeviceKey, keys: Vec<EpochKeys>, now_ms: u64) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         let is_in = room.everybody().iter().any(|who| who.device == by);
-        let wanted = |gap: &&mut Gap| {
-            let answers = gap.record.by.is_none_or(|before| before == by) && !gap.record.passed.contains(&by);
-            gap.record.name == name && gap.is_open() && gap.reading.is_none() && !gap.is_whole() && answers
-        };
+        let wanted = |gap: &&mut Gap| gap.record.name == name && gap.is_open() && !gap.record.passed.contains(&by);
         let Some(gap) = room.gaps.iter_mut().find(wanted).filter(|_| is_in) else { return };
+        if gap.reading.is_some() || gap.record.by.is_some_and(|before| before != by) {
+            // What another one gave comes first.
+            gap.held.retain(|(other, _)| *other != by);
+            if gap.held.len() < ASKED_AT_ONCE {
+                gap.held.push((by, keys));
+            }
+            return;
+        }
+        if gap.is_whole() {
+            return;
+        }
         let is_page = keys.len() == KEYS_MAX;
         let (from, until) = (gap.from, gap.record.back.map_or(0, |back| back.epoch));
         for keys in keys {
