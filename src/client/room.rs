@@ -143,6 +143,8 @@ enum What {
 struct RoomWire {
     created: bool,
     entered: bool,
+    /// Attempts to enter that are not answered: that one fails says nothing while a later one is under way.
+    entering: u32,
     /// The newest change of the group that the log had then.
     handshake: Seq,
     /// Subscriptions that are not answered: only the latest one's answer counts, since each begins where this device was when it asked.

@@ -9,10 +9,11 @@ use waxwing::{
     core::id::RoomId,
     group::Group,
     seal::{
-        epoch::EpochSecrets,
+        epoch::{EpochSecrets, access_key},
         hpke::XWingPrivate,
         identity::Identity,
-        returning::{Answer, Ask, EpochKeys, Given, Wants},
+        link::Link,
+        returning::{Answer, Ask, EpochKeys, Given, Wants, Way},
     },
 };
 
@@ -322,4 +323,34 @@ fn keys_that_open_nothing_behind_what_nobody_has_show_nothing() {
     assert!(known.closed.as_ref().unwrap().ends_with(NOBODY), "{known:?}");
     a_while_goes_by(&mut server, &mut [&mut ann, &mut bob]);
     assert_eq!(bob.texts(), SHOWN, "and it asks again");
+}
+
+#[test]
+fn whoever_says_first_that_another_key_opens_the_room_shuts_nobody_out() {
+    let (mut server, mut ann, mut bob, room) = stage();
+    let mut cy = Person::new("Cy", 3);
+    cy.client.command(Command::Join { link: ann.room.as_ref().unwrap().link.clone() }, 5);
+    cy.run(&mut server);
+    ann.run(&mut server);
+    bob.run(&mut server);
+    let Link { access, .. } = ann.room.as_ref().unwrap().link.parse().unwrap();
+    server.opens.insert(room, access_key(&access));
+    // The server has forgotten what Bob's device knows: it asks Ann's and Cy's.
+    bob.reconnect();
+    server.forgotten.push(room);
+    bob.run(&mut server);
+    assert_eq!(bob.room.as_ref().unwrap().state, RoomState::Refused);
+    let mut device = Device::of(&cy, room);
+    let (bobs, cys) = (device.inbox_of(&bob), device.inbox_of(&cy));
+    let ask = Ask::open(device.group.epoch(), cys, server.log(cys).last().unwrap()).unwrap();
+    let way = Way::Link { seed: [9; 32], host: device.identity.user() };
+    let answer = Answer::seal(&ask, Given::Place { access: [9; 32], way }, &device.identity, &mut device.rng).unwrap();
+    server.logs.entry(bobs).or_default().push(answer.1);
+    ann.run(&mut server);
+    assert_eq!(server.log(bobs).len(), 2, "both have answered");
+    bob.run(&mut server);
+    bob.say(&mut server, "here again");
+    ann.run(&mut server);
+    assert_eq!((bob.room.as_ref().unwrap().state, ann.texts().last().unwrap().as_str()), (RoomState::Open, "here again"));
+    assert!(bob.warnings.is_empty() && bob.alarms.is_empty(), "{:?} {:?}", bob.warnings, bob.alarms);
 }

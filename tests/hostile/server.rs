@@ -9,8 +9,9 @@ use waxwing::core::{
     envelope::{Header, Kind},
     frame::{ClientFrame, Item, KeyPackage, Operation, Page, Position, Publish, ServerFrame},
     handshake::{new_access, outline},
-    id::{DeviceKey, Digest, LogId, Nonce, RoomId},
+    id::{AccessKey, DeviceKey, Digest, LogId, Nonce, RoomId},
     limits::Limits,
+    login::{Transcript, access_message},
     packages::Suite,
 };
 
@@ -31,6 +32,9 @@ pub struct Server {
     pub stale_change: Option<u64>,
     /// Who names a change to enter by, as who knows a former key does, is not let into these rooms.
     pub forgotten: Vec<RoomId>,
+    /// What opens a room; whatever a client says where there is none. And what logins are named by.
+    pub opens: BTreeMap<RoomId, AccessKey>,
+    pub bindings: BTreeMap<DeviceKey, Digest>,
     /// Key packages of devices, and what it gives instead of any.
     pub packages: BTreeMap<DeviceKey, Vec<(Suite, KeyPackage)>>,
     pub gives: Option<Option<Bytes>>,
@@ -126,6 +130,15 @@ impl Server {
                 let result = Ok(self.gives.clone().unwrap_or_else(honest));
                 vec![ServerFrame::KeyPackage { request, result }]
             }
+            (Some(device), ClientFrame::Enter { room, proof, .. })
+                if self
+                    .opens
+                    .get(&room)
+                    .is_some_and(|key| !proof.verifies(&key.0, &access_message(self.bindings[&device], room))) =>
+            {
+                self.forgets_subscription = true;
+                vec![ServerFrame::Failed { room, what: Operation::Enter, why: Refusal::BadProof }]
+            }
             (_, frame) => self.answer(frame, cursors),
         }
     }
@@ -139,7 +152,12 @@ impl Server {
             return vec![];
         }
         match frame {
-            ClientFrame::Hello(_) => vec![ServerFrame::Challenge { nonce: Nonce([1; 32]) }],
+            ClientFrame::Hello(hello) => {
+                let challenge = Nonce([1; 32]);
+                let binding = Transcript { hello: &hello, challenge, exporter: None }.binding();
+                self.bindings.insert(hello.device, binding);
+                vec![ServerFrame::Challenge { nonce: challenge }]
+            }
             ClientFrame::Resume(_) if self.tickets == Tickets::Taken => vec![welcome],
             ClientFrame::Resume(_) => {
                 self.challenged = true;

@@ -292,6 +292,7 @@ impl Client {
     pub(in crate::client) fn enter(&mut self, log: RoomId, handshake: Seq, seed: &[u8; 32]) {
         if let Some(binding) = self.wire.binding() {
             let (_, proof) = sign_with_seed(seed, &access_message(binding, log));
+            self.rooms.get_mut(&log).into_iter().for_each(|room| room.wire.entering += 1);
             self.send(&ClientFrame::Enter { room: log, handshake, proof });
         }
     }

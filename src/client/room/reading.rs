@@ -21,12 +21,17 @@ use bytes::Bytes;
 impl Client {
     pub(in crate::client) fn on_entered(&mut self, log: RoomId, position: Position, handshake: Seq, now_ms: u64) {
         let Some(room) = self.rooms.get_mut(&log) else { return };
+        room.wire.entering = room.wire.entering.saturating_sub(1);
         room.wire.handshake = handshake;
         if room.record.stage == Stage::Deleting {
             return;
         }
         room.shut_out = None;
         room.wire.too_early = false;
+        if room.record.stage == Stage::Joined && room.place.seat().is_some() {
+            self.is_back(log, now_ms);
+        }
+        let Some(room) = self.rooms.get_mut(&log) else { return };
         if core::mem::replace(&mut room.wire.entered, true) {
             return self.pump(log, now_ms);
         }
@@ -367,7 +372,11 @@ impl Client {
         if what == Operation::Subscribe && (!self.is_latest(id) || self.was_stale(id)) {
             return;
         }
-        let Some(room) = self.rooms.get(&id) else { return };
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        if what == Operation::Enter {
+            room.wire.entering = room.wire.entering.saturating_sub(1);
+        }
+        let later = room.wire.entering > 0;
         let (is_in, entered, has) = (room.record.stage == Stage::Joined, room.wire.entered, room.timeline.head());
         let (outside, added) = (room.record.stage == Stage::Invited, room.record.stage == Stage::Added);
         match (what, why) {
@@ -378,6 +387,7 @@ impl Client {
             (Operation::Enter | Operation::Subscribe | Operation::Create | Operation::Handshake, why) if is_passing(why) => {
                 self.try_again(id, now_ms);
             }
+            (Operation::Enter, Refusal::BadProof) if is_in && later => {}
             (Operation::Enter, Refusal::BadProof) if is_in && room.timeline.is_usurped() => {
                 self.put_key_back(id);
                 self.shut_out(id, now_ms);

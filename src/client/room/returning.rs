@@ -3,7 +3,7 @@
 //! missed it asks for once it is back ([`super::asking`]).
 
 use super::place::Place;
-use crate::client::records::{KnownLink, Letter, LostRecord, Stage, Who, encode, lost_key};
+use crate::client::records::{FORMER_ACCESS_MAX, KnownLink, Letter, LostRecord, Stage, Who, encode, lost_key};
 use crate::client::view::Level;
 use crate::client::{Client, people};
 use crate::core::envelope::Header;
@@ -222,9 +222,12 @@ impl Client {
         // An answer of somebody whom this device never met says nothing.
         let known = room.lost.as_ref().is_some_and(|lost| lost.members.iter().any(|(device, _)| *device == by.device));
         if known && room.record.stage == Stage::Joined && !matches!(room.place, Place::Joining(_)) {
+            // Whether it does open the room the server says: until then others are listened to, and what this device knew is kept.
+            if room.record.access != access {
+                room.record.former.insert(0, (room.record.access, room.record.access_at));
+                room.record.former.truncate(FORMER_ACCESS_MAX);
+            }
             (room.record.access, room.record.access_at) = (access, u64::MAX);
-            room.lost = None;
-            self.persist(lost_key(id), None);
             self.persist_room(id);
             return self.enter_anew(id);
         }
