@@ -42,8 +42,11 @@ impl Client {
         match room.place.take(at, &item.envelope, (&title, newest), room.reborn, &mut self.rng) {
             Taken::Applied(change) => {
                 self.end_gap(id, change.epoch);
-                // Before the log's record: one that is missing is found in the place.
-                self.persist_place(id);
+                // Before the log's record: one that is missing is found in the place. One that takes this device out is read again after a crash,
+                // by the place that it had: the one that it has now opens nothing, and is not kept.
+                if self.rooms.get(&id).is_some_and(|room| room.place.seat().is_some()) {
+                    self.persist_place(id);
+                }
                 self.is_back(id, now_ms);
                 self.follow(id, &change, now_ms);
                 self.posting_follows(id, &change, now_ms);

@@ -47,7 +47,8 @@ impl Client {
                 room.posting = super::posting::Posting::load(record);
             }
             stored.invites.remove(&id).into_iter().for_each(|record| room.load_invites(record));
-            if let Some(record) = stored.groups.remove(&id) {
+            // Whoever was taken out may not have come to letting go of it.
+            if let Some(record) = stored.groups.remove(&id).filter(|_| room.record.stage != Stage::Removed) {
                 match Place::restore(record, &mut self.rng) {
                     Ok(place) => room.place = place,
                     Err(_) => self.notice(Level::Warn, "what this device kept of the room's group is damaged", Some(id)),

@@ -224,6 +224,8 @@ impl Place {
                 let record = JoiningRecord { record: joining.record().encode(), entrance: joining.entrance() };
                 Some(GroupRecord { format: 2, snapshot: joining.snapshot(), joining: Some(record), wanted: None, last: None })
             }
+            // Whoever was taken out has no epoch, without which there is no group.
+            Self::In(seat) if !seat.group.is_member() => None,
             Self::In(seat) => Some(GroupRecord {
                 format: 2,
                 snapshot: seat.group.snapshot(),
