@@ -97,8 +97,8 @@ pub fn number(value: f64) -> String {
         let digits = if value.abs() < 10.0 { 2 } else { 1 };
         return format!("{value:.digits$}");
     }
-    let whole = format!("{value:.0}");
-    let mut text = String::new();
+    let whole = format!("{:.0}", value.abs());
+    let mut text = if value < 0.0 { "-".to_owned() } else { String::new() };
     for (index, digit) in whole.chars().enumerate() {
         if index > 0 && (whole.len() - index).is_multiple_of(3) {
             text.push(' ');
