@@ -58,13 +58,7 @@ pub fn run(args: &SizeArgs) -> anyhow::Result<()> {
 fn cells(args: &SizeArgs, size: &Size) -> [String; 5] {
     let payload = size.messages as f64 * args.common.payload as f64;
     let ratio = |bytes: u64| number(bytes as f64 / (payload * size.rooms as f64));
-    [
-        size.messages.to_string(),
-        number(payload / 1000.0),
-        size.rooms.to_string(),
-        ratio(size.kept),
-        ratio(size.compacted),
-    ]
+    [size.messages.to_string(), number(payload / 1000.0), size.rooms.to_string(), ratio(size.kept), ratio(size.compacted)]
 }
 
 /// Every room gets its messages one by one, all rooms in turn: so they are applied in many parts.
