@@ -159,6 +159,7 @@ pub fn connect(served: &Served, contestant: Contestant, shape: &Shape) -> anyhow
 }
 
 fn measure(args: &FanoutArgs, workload: Workload, contestant: Contestant) -> anyhow::Result<Sample> {
+    meter::settle_disk();
     if workload == Workload::W3 { measure_memory(args, contestant) } else { measure_work(args, workload, contestant) }
 }
 
@@ -203,7 +204,6 @@ fn measure_memory(args: &FanoutArgs, contestant: Contestant) -> anyhow::Result<S
 
 fn measure_work(args: &FanoutArgs, workload: Workload, contestant: Contestant) -> anyhow::Result<Sample> {
     let setup = setup(args, workload == Workload::W4);
-    meter::settle_disk();
     let time = Duration::from_secs_f64(args.seconds);
     let syncs = if workload == Workload::W4 { sample::syncs_per_second(&setup.dir, time)? } else { f64::NAN };
     let served = Served::start(contestant, &setup)?;
