@@ -38,6 +38,8 @@ const TURN_MAX: usize = 1024;
 const SHARDS_MAX: usize = ShardSet::BITS as usize;
 /// How long a shard waits before it asks a busy or failing engine again.
 const RETRY: Duration = Duration::from_millis(10);
+/// How long a turn waits at most while datagrams come faster than they are read.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// What the router starts from.
 #[derive(Clone)]
@@ -250,8 +252,9 @@ impl Worker {
     }
 
     /// Runs the shard until its [`Handle`] is dropped or stopped. `deliver` is given, and empties, what there is for the
-    /// connections that live here: once at the end of a turn, and when other shards have something.
-    pub async fn run(self, deliver: impl Fn(&mut Vec<Sent>)) {
+    /// connections that live here: once at the end of a turn, and when other shards have something. `came` tells whether datagrams
+    /// have come to this thread since it was last asked.
+    pub async fn run(self, deliver: impl Fn(&mut Vec<Sent>), came: impl Fn() -> bool) {
         let Self { index, mut mailbox, complete, posts, config, tasks, stopping } = self;
         let (log_id, shards) = (Arc::clone(&config.log_id), config.shards);
         let mut shard = Shard::new(Setup {
@@ -271,10 +274,11 @@ impl Worker {
                 sent.clear();
             }
         };
-        let turns = turns(&mut shard, index, &mut mailbox, &config, |home, batch| match posts.get(home) {
+        let send = |home: usize, batch: &mut Vec<Sent>| match posts.get(home) {
             Some(post) if home != index => post.put(batch),
             _ => deliver(batch),
-        });
+        };
+        let turns = turns(&mut shard, index, &mut mailbox, &config, send, came);
         let run = async {
             tokio::select! {
                 () = turns => {}
@@ -292,6 +296,7 @@ async fn turns(
     mailbox: &mut mpsc::Receiver<Message>,
     config: &Config,
     send: impl Fn(usize, &mut Vec<Sent>),
+    came: impl Fn() -> bool,
 ) {
     let (mut rooms, mut ticked_ms) = (0, 0);
     loop {
@@ -321,6 +326,7 @@ async fn turns(
                 message => message,
             }
         };
+        gather(&came).await;
         let now_ms = (config.clock)();
         // At most so often, however many messages come; and they do not put it off, nor does a clock that is set back.
         if shard.wants_tick() && (rested || u128::from(now_ms.abs_diff(ticked_ms)) >= RETRY.as_millis()) {
@@ -338,6 +344,15 @@ async fn turns(
     }
 }
 
+/// Lets others work while datagrams come, for [`GATHER`] at most. Each may bring something to this turn, and a turn for what one of them
+/// brought would have its own packet for each member, with an acknowledgement of it to be read before the next.
+async fn gather(came: &impl Fn() -> bool) {
+    let begun = tokio::time::Instant::now();
+    while came() && begun.elapsed() < GATHER {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Handles what has come, up to a turn's worth.
 fn take_in(shard: &mut Shard, first: Option<Message>, mailbox: &mut mpsc::Receiver<Message>, now_ms: UnixMillis) {
     let (mut message, mut taken) = (first, 0);
@@ -345,5 +360,23 @@ fn take_in(shard: &mut Shard, first: Option<Message>, mailbox: &mut mpsc::Receiv
         taken += if let Message::Completed(batch) = &now { batch.len() } else { 1 };
         shard.handle(now, now_ms);
         message = if taken < TURN_MAX && !shard.is_full() { mailbox.try_recv().ok() } else { None };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_turn_waits_while_datagrams_come_and_not_for_ever() {
+        let left = Cell::new(0_u32);
+        let came = || left.replace(left.get().saturating_sub(1)) > 0;
+        gather(&came).await;
+        left.set(3);
+        gather(&came).await;
+        assert_eq!(left.get(), 0);
+        gather(&|| true).await;
     }
 }

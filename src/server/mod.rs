@@ -18,6 +18,7 @@ pub mod origin;
 pub mod page;
 mod post;
 pub mod service;
+mod socket;
 mod tcp;
 pub mod tickets;
 mod udp;
@@ -331,7 +332,7 @@ fn listen(config: Config, metrics: Arc<Metrics>, handler: Handler, mut core: Opt
         // A shard ends when its router does, which tracks it. It counts its work itself, so that the runtime need not.
         shared.homes.spawn(&TaskTracker::new(), shared.homes.place_at(shard.index()), move || {
             let home = Home::here().expect("shards run on homes");
-            tokio::task::unconstrained(shard.run(move |sent| home.links.deliver(sent)))
+            tokio::task::unconstrained(shard.run(move |sent| home.links.deliver(sent), socket::came))
         });
     }
     #[cfg(unix)]

@@ -8,6 +8,7 @@ use super::{
     Shared, StartError,
     admission::Permit,
     home::{Homes, Place},
+    socket::Runtime,
 };
 use crate::{
     core::{frame::ALPN, lane, limits::Limits},
@@ -46,7 +47,7 @@ pub(super) fn endpoints(
 ) -> io::Result<Vec<(quinn::Endpoint, Place)>> {
     let endpoint = |(index, socket)| {
         let place = homes.place_at(index);
-        let runtime = Arc::new(quinn::TokioRuntime);
+        let runtime = Arc::new(Runtime);
         let make = || quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config.clone()), socket, runtime);
         Ok((homes.enter(&place, make)?, place))
     };

@@ -237,7 +237,9 @@ async fn publish(
             Pace::Window(window) => {
                 let came = board.with(|tally| tally.deliveries);
                 sent = sent.max(came);
-                while sent < came + window * each {
+                // A commit gathers what is stored, nothing what is not: its window opens again when all of it has come.
+                let opens = !shape.ephemeral || came == sent;
+                while opens && sent < came + window * each {
                     let stamp = board.with(|tally| tally.now());
                     send(board, &mut publishers[next()], stamp).await?;
                     sent += each;
