@@ -39,7 +39,25 @@ impl Complete for Sink {
 pub struct Rooms {
     heads: Vec<u64>,
     payload: usize,
-    random: u64,
+    random: Random,
+}
+
+/// Numbers that are the same in every run (xorshift).
+#[derive(Debug, Clone)]
+pub struct Random(u64);
+
+impl Random {
+    pub const fn new() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// One below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from((self.0 >> 32) % end as u64).unwrap_or_default()
+    }
 }
 
 /// When a run ends.
@@ -65,7 +83,7 @@ pub struct Run {
 impl Rooms {
     /// So many empty ones.
     pub fn new(count: usize, payload: usize) -> Self {
-        Self { heads: vec![0; count], payload, random: 0x9e37_79b9_7f4a_7c15 }
+        Self { heads: vec![0; count], payload, random: Random::new() }
     }
 
     /// The id of a room.
@@ -80,12 +98,9 @@ impl Rooms {
         self.heads.iter().sum()
     }
 
-    /// One of them, at random (xorshift).
+    /// One of them, at random.
     fn pick(&mut self) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        usize::try_from((self.random >> 32) % self.heads.len() as u64).unwrap_or_default()
+        self.random.below(self.heads.len())
     }
 
     /// The next record of a room. Its chain value is a stand-in: the engine stores what it is given.

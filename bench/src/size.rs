@@ -10,7 +10,7 @@ use waxwing::engine::embedded::ops;
 
 use crate::{
     Common,
-    driver::{Driver, Rooms, Until},
+    driver::{Driver, Random, Rooms, Until},
     engines::{Kind, Store},
     meter,
     report::{Table, number},
@@ -95,22 +95,16 @@ impl Plan {
 
     /// Rooms of all sizes between these, which get their messages at random, each as often as it is large.
     fn mixed((least, most): (u64, u64), total: usize) -> anyhow::Result<Self> {
-        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut below = |end: usize| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            usize::try_from((random >> 32) % end as u64).unwrap_or_default()
-        };
+        let mut random = Random::new();
         let (mut turns, mut rooms) = (Vec::with_capacity(total), 0);
         let span = usize::try_from(most - least)? + 1;
         while turns.len() < total {
-            let messages = usize::try_from(least)? + below(span);
+            let messages = usize::try_from(least)? + random.below(span);
             turns.extend(std::iter::repeat_n(rooms, messages));
             rooms += 1;
         }
         for last in (1..turns.len()).rev() {
-            turns.swap(last, below(last + 1));
+            turns.swap(last, random.below(last + 1));
         }
         Ok(Self { messages: (least, most), rooms, turns })
     }
