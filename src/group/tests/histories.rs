@@ -9,6 +9,8 @@ use super::{Rng, *};
 const DEVICES: usize = 6;
 const SUITE: Suite = Suite::X25519;
 const DAY_MS: u64 = 24 * 3600 * 1000;
+/// Where an envelope's epoch stands (`core::envelope`).
+const EPOCH: std::ops::Range<usize> = 20..28;
 
 enum State {
     Out,
@@ -404,15 +406,16 @@ impl World {
         }
     }
 
-    /// A server or a stranger puts something in the log that is almost a record.
+    /// A server or a stranger puts something in the log that is almost a record. The delivery service reads the epoch that stands on the
+    /// envelope, so that it is the next one whatever else is wrong.
     fn rubbish(&mut self, number: usize) {
         let Some(record) = self.log.get(number % self.log.len().max(1)) else { return };
         let mut bytes = record.encode().to_vec();
         let at = self.rng.below(bytes.len());
         bytes[at] ^= 1 << (number % 8);
-        if let Ok(mut record) = Record::decode(&bytes.into()) {
-            record.epoch = self.head + 1;
-            self.log.push(record);
+        bytes[EPOCH].copy_from_slice(&self.head.to_le_bytes());
+        if let Ok(record) = Record::decode(&bytes.into()) {
+            self.publish(&record);
         }
     }
 
