@@ -5,6 +5,7 @@ import {Log} from './view/log.js';
 import {Room, replaceWhenNew, wordRows} from './view/room.js';
 import {Sidebar, titleOf} from './view/sidebar.js';
 import {People, userOfCard} from './view/people.js';
+import {TokenForm} from './view/token.js';
 import {Unread} from './view/unread.js';
 import {ask, bindDialogs, download, toast} from './view/dialogs.js';
 import {avatar, badgeOf, paint} from './view/person.js';
@@ -25,6 +26,7 @@ class App {
     accept: (room) => this.#doAndOpen({do: 'accept', room}),
     decline: (room) => this.#do({do: 'decline', room}),
   });
+  #token = new TokenForm((token) => this.#do({do: 'token', token}, true));
   #current = sessionStorage.getItem(CURRENT_ENTRY);
   #news = [];
   #isScheduled = false;
@@ -98,6 +100,7 @@ class App {
     el('welcome').hidden = state.identity !== null;
     el('app').hidden = !state.identity;
     el('welcome-invited').hidden = this.#invitation === null;
+    this.#token.draw(state);
     const news = this.#news.splice(0);
     if (!state.identity) {
       this.#drawDeviceCode(state.deviceCode);

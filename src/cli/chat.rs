@@ -11,7 +11,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use clap::Args;
 use tokio::sync::mpsc;
 
-use super::client::{Client, ClientArgs};
+use super::client::{Client, ClientArgs, refused};
 use super::people::{People, Target, Typed};
 use crate::{
     client::qr,
@@ -160,7 +160,7 @@ pub(super) async fn run(args: &ChatArgs) -> anyhow::Result<()> {
                 }
                 event => {
                     let next = people.take(&screen, &event)?;
-                    if show(&mut screen, &id, &mut last, event)? { break }
+                    if show(&mut screen, (&id, &client.identity.device), &mut last, event)? { break }
                     if let Some(next) = next {
                         last = go(&mut screen, &people, &next)?;
                         id = next;
@@ -222,8 +222,8 @@ fn go(screen: &mut Screen, people: &People, id: &str) -> anyhow::Result<Option<R
     Ok(Some(room.clone()))
 }
 
-/// Shows an event. Returns true when the room cannot be used.
-fn show(screen: &mut Screen, id: &str, last: &mut Option<Room>, event: Event) -> anyhow::Result<bool> {
+/// Shows an event to the person at this device, who is in a room. Returns true when the room cannot be used.
+fn show(screen: &mut Screen, (id, device): (&str, &str), last: &mut Option<Room>, event: Event) -> anyhow::Result<bool> {
     match event {
         Event::Message { room, message } if room == id => screen.message(&message)?,
         Event::Room { room } if room.id == id => {
@@ -254,6 +254,7 @@ fn show(screen: &mut Screen, id: &str, last: &mut Option<Room>, event: Event) ->
                 let detail = detail.map_or_else(String::new, |detail| format!(": {detail}"));
                 screen.line(&format!("-- offline{detail}; messages wait here and are sent later"))?;
             }
+            ConnectionState::Refused => screen.line(&format!("-- {}, or say /token TOKEN here", refused(device)))?,
             ConnectionState::Connecting => {}
         },
         Event::Notice { level, text, .. } => {
@@ -287,7 +288,7 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
              /dropbox  open the room's drop-box, where scripts post what only members read; /dropbox close closes it (owners and moderators)\n   \
              /words  words to compare with the others, and a code that /verify compares\n   \
              /verify NAME  words to compare with a person; /verify tells more\n   /evidence FILE  write what this device can show others of the room's history\n   /adddevice CODE  make another device yours\n   /devices  your devices\n   \
-             /removedevice KEY  take one of them out of every room\n   /leave  leave the room with this device\n   /quit   close; the room stays yours",
+             /removedevice KEY  take one of them out of every room\n   /token TOKEN  what the edge wants of this device, if it lets in only those that it knows\n   /leave  leave the room with this device\n   /quit   close; the room stays yours",
         )?,
         ("/who", Some(room)) => {
             for member in &room.members {
@@ -317,6 +318,10 @@ async fn act(client: &Client, screen: &Screen, id: &str, room: Option<&Room>, li
         ("/newlink", Some(room)) => client.command(Command::MakeLink { room: room.id.clone() }).await?,
         (line, Some(room)) if line.starts_with("/history") => {
             history(client, screen, room, line.trim_start_matches("/history").trim()).await?
+        }
+        (line, _) if line.starts_with("/token") => {
+            let token = line.trim_start_matches("/token").trim().to_owned();
+            client.command(Command::Token { token }).await?;
         }
         ("/devices", _) => {
             for device in &client.identity.devices {

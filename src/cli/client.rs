@@ -27,6 +27,14 @@ use crate::{
 /// How long a script waits for the edge before it gives up.
 const WAIT: Duration = Duration::from_secs(30);
 
+/// What to do at an edge that does not know this device.
+pub(super) fn refused(device: &str) -> String {
+    format!(
+        "the edge does not let this device in. Give its key to whoever runs the edge, who makes a token of it \
+         (waxwing token --device {device}), and start again with --token TOKEN"
+    )
+}
+
 /// Who, and how to connect.
 #[derive(Debug, Clone, Args)]
 pub(super) struct ClientArgs {
@@ -44,7 +52,7 @@ pub(super) struct ClientArgs {
     transport: String,
     #[command(flatten)]
     trust: TrustArgs,
-    /// Login token, for edges that want one (see `waxwing token`).
+    /// Login token, for edges that want one (see `waxwing token`). The profile keeps it.
     #[arg(long, env = "WAXWING_CLIENT_TOKEN", hide_env_values = true, default_value = "")]
     token: String,
 }
@@ -189,6 +197,7 @@ impl Client {
                     Event::Room { room } if room.state == RoomState::Refused => {
                         bail!(room.reason.unwrap_or_else(|| "the room cannot be used".to_owned()))
                     }
+                    Event::Connection { state: ConnectionState::Refused, .. } => bail!(refused(&self.identity.device)),
                     Event::Connection { state: ConnectionState::Offline, detail: Some(detail), .. } => obstacle = detail,
                     Event::Notice { level: Level::Warn | Level::Alarm, text, .. } => super::complain(&text),
                     _ => {}

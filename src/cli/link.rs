@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::client::ClientArgs;
+use super::client::{ClientArgs, refused};
 use crate::client::view::{Command, ConnectionState, Event, Level};
 
 /// Arguments of `waxwing link`.
@@ -19,6 +19,7 @@ pub(super) struct LinkArgs {
 /// Shows codes until one is taken.
 pub(super) async fn run(args: &LinkArgs) -> anyhow::Result<()> {
     let mut handle = args.client.start_anonymous(args.edge.trim_end_matches('/'))?;
+    let mut device = String::new();
     loop {
         let event = tokio::select! {
             event = handle.events.recv() => event.context("the client stopped")?,
@@ -33,11 +34,15 @@ pub(super) async fn run(args: &LinkArgs) -> anyhow::Result<()> {
                 ))?;
                 break;
             }
-            Event::DeviceCode { code, words, .. } => super::print(format_args!(
-                "Give this code to a device of yours, within ten minutes: /adddevice in a chat, or \"Add a device\" in the page.\n\n{code}\n\n\
+            Event::DeviceCode { code, words, device: own, .. } => {
+                device = own;
+                super::print(format_args!(
+                    "Give this code to a device of yours, within ten minutes: /adddevice in a chat, or \"Add a device\" in the page.\n\n{code}\n\n\
                  Before you agree there, compare these words: {}\n",
-                words.join(" ")
-            ))?,
+                    words.join(" ")
+                ))?;
+            }
+            Event::Connection { state: ConnectionState::Refused, .. } => bail!(refused(&device)),
             Event::Connection { state: ConnectionState::Offline, detail: Some(detail), .. } => {
                 super::complain(&format!("waiting for the edge: {detail}"));
             }

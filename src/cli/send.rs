@@ -9,7 +9,7 @@ use anyhow::bail;
 use clap::Args;
 
 use super::{
-    client::{ClientArgs, parse_link},
+    client::{ClientArgs, parse_link, refused},
     since::{self, Since},
 };
 use crate::{
@@ -114,6 +114,7 @@ pub(super) async fn send(args: &SendArgs) -> anyhow::Result<()> {
             Event::Message { message: Message { state: MessageState::Failed, reason, .. }, .. } => {
                 bail!("not sent: {}", reason.unwrap_or_default());
             }
+            Event::Connection { state: ConnectionState::Refused, .. } => bail!(refused(&client.identity.device)),
             Event::Connection { state: ConnectionState::Offline, detail: Some(detail), .. } => {
                 super::complain(&format!("waiting for the edge: {detail}"));
             }

@@ -12,7 +12,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The device's key, as the client shows it.
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     device: DeviceKey,
     /// How long the token opens: a number and s, m, h or d.
     #[arg(long, value_name = "TIME", default_value = "1h")]
@@ -45,6 +45,19 @@ fn seconds(text: &str) -> anyhow::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_may_begin_with_a_dash() {
+        #[derive(Debug, clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            args: Args,
+        }
+        let key = DeviceKey([0xfb; 32]).to_string();
+        assert!(key.starts_with('-'));
+        let parsed = <Command as clap::Parser>::try_parse_from(["token", "--device", &key]).unwrap();
+        assert_eq!(parsed.args.device, DeviceKey([0xfb; 32]));
+    }
 
     #[test]
     fn durations_have_a_number_and_a_unit() {

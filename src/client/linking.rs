@@ -98,7 +98,8 @@ impl Client {
         let Some(me) = self.me.as_ref().filter(|me| me.inbox.subscribed()) else { return };
         let Some(Shown { secret, expires_ms }) = me.shown.clone() else { return };
         let code = DeviceCode { device: me.identity.device(), inbox: me.identity.inbox_public().clone(), secret, expires_ms };
-        self.outputs.push_back(Output::Event(Event::DeviceCode { code: code.to_string(), words: code.words(), expires_ms }));
+        let (device, words) = (code.device.to_string(), code.words());
+        self.outputs.push_back(Output::Event(Event::DeviceCode { code: code.to_string(), device, words, expires_ms }));
     }
 
     /// What answers the code that is shown makes this device one of a person's. Anything else is skipped; anybody may post.

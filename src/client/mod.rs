@@ -22,6 +22,7 @@ mod patience;
 mod people;
 mod room;
 mod session;
+mod token;
 
 #[cfg(feature = "client")]
 pub mod native;
@@ -52,10 +53,9 @@ use crate::{
 
 pub use self::{
     contacts::safety_hash,
-    link::{LinkId, TicketRecord, Transport},
+    link::{Choice, LinkId, TicketRecord, Transport},
     linking::device_words,
     people::ImportError,
-    session::Choice,
 };
 
 /// A source of randomness that a client owns.
@@ -196,6 +196,7 @@ struct Stored {
     contacts: BTreeMap<UserKey, ContactRecord>,
     former: Vec<(RoomId, String)>,
     ticket: Option<TicketRecord>,
+    token: Option<Bytes>,
     shelves: Option<packages::Shelves>,
     acquaintances: Option<AcquaintancesRecord>,
     invites: BTreeMap<RoomId, InvitesRecord>,
@@ -208,7 +209,8 @@ impl core::fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client of the edge at `origin` (`https://chat.example.com`, `http://localhost:8433`), that will present `token`.
+    /// A client of the edge at `origin` (`https://chat.example.com`, `http://localhost:8433`), that will present `token`; where it
+    /// is empty, the one that it was given last ([`Command::Token`]).
     #[must_use]
     pub fn new(origin: &str, token: Bytes, rng: ClientRandom) -> Self {
         let authority = origin.split_once("://").map_or(origin, |(_, authority)| authority);
@@ -254,6 +256,7 @@ impl Client {
         let mut stored = core::mem::take(&mut self.stored);
         self.former = core::mem::take(&mut stored.former);
         self.contacts = core::mem::take(&mut stored.contacts);
+        self.load_token(stored.token.take());
         stored.ticket.take().into_iter().for_each(|ticket| self.wire.load_ticket(ticket));
         self.shelves = stored.shelves.take().unwrap_or_default();
         self.acquaintances = stored.acquaintances.take().unwrap_or_default();
@@ -284,7 +287,7 @@ impl Client {
 
     /// A person's command. What is wrong with it is told as a notice.
     pub fn command(&mut self, command: Command, now_ms: u64) {
-        if self.is_nobody() && !matches!(command, Command::Start { .. } | Command::ShowCode) {
+        if self.is_nobody() && !matches!(command, Command::Start { .. } | Command::ShowCode | Command::Token { .. }) {
             return self.notice(Level::Warn, "choose a name first", None);
         }
         match command {
@@ -310,6 +313,7 @@ impl Client {
             Command::CloseDropBox { room } => self.in_room(&room, |this, room| this.close_drop_box(room, now_ms)),
             Command::Leave { room } => self.in_room(&room, |this, room| this.leave(room, now_ms)),
             Command::ShowCode => self.show_code(now_ms),
+            Command::Token { token } => self.take_token(&token, now_ms),
             Command::RemoveDevice { device } => self.remove_device(&device, now_ms),
             Command::LinkDevice { code } => self.link_device(&code, now_ms),
             Command::Verify { user, verified } => self.verify_person(&user, verified, now_ms),
@@ -528,6 +532,7 @@ impl Stored {
             "acquaintances" => self.acquaintances = Some(postcard::from_bytes(value).ok()?),
             "invites" => drop(self.invites.insert(id()?, postcard::from_bytes(value).ok()?)),
             "packages" => self.shelves = Some(packages::Shelves::load(postcard::from_bytes(value).ok()?).ok()?),
+            "token" => self.token = Some(Bytes::copy_from_slice(value)),
             "ticket" => self.ticket = Some(postcard::from_bytes(value).ok()?),
             "identity" => *me = Some(Me::new(postcard::from_bytes(value).ok()?)),
             "room" => self.rooms.push((id()?, postcard::from_bytes(value).ok()?)),

@@ -28,12 +28,15 @@ pub(super) struct Backoff {
     attempts: u32,
     /// The server does not want to be asked before.
     not_before_ms: u64,
+    /// The server does not know this device, or not any more.
+    pub(super) refused: bool,
 }
 
 impl Backoff {
     /// The server has let the client in.
     pub(super) const fn let_in(&mut self) {
         self.not_before_ms = 0;
+        self.refused = false;
     }
 
     /// The session ended after so long.

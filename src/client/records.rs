@@ -18,6 +18,7 @@
 //! | `acquaintances` | [`AcquaintancesRecord`] |
 //! | `packages` | [`PackagesRecord`] |
 //! | `ticket` | [`super::TicketRecord`] |
+//! | `token` | the login token, as it was given (no postcard) |
 //! | `evidence/ROOM` | list of [`super::evidence::Contradicted`]: what the server said that contradicts |
 //! | `former/ROOM/LIFE/SEQ` | [`LogRecord`] of a life of the log that the server no longer has |
 
@@ -513,6 +514,8 @@ pub struct RoomBackup {
 
 /// The key of what an earlier login left for the next one.
 pub const TICKET_KEY: &str = "ticket";
+/// The key of the login token.
+pub const TOKEN_KEY: &str = "token";
 /// The key of a room's record.
 #[must_use]
 pub fn room_key(room: RoomId) -> String {

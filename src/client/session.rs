@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{
     ClientRandom, Output,
-    link::{Caller, Health, Link, LinkId, TicketRecord, Transport},
+    link::{Caller, Choice, Health, Link, LinkId, TicketRecord, Transport},
     patience::{Backoff, Better, Patience},
     records::{TICKET_KEY, encode},
     view::{ConnectionState, Event},
@@ -33,16 +33,6 @@ const CLOCK_STEP_MS: u64 = 1_000;
 const FIRST_FLIGHT_RESERVE: usize = 256;
 /// The length of a frame takes so many bytes at most.
 const DELIMITER_MAX: usize = 5;
-
-/// Which transports a client uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Choice {
-    /// WebSocket, and WebTransport where it gets through.
-    #[default]
-    Auto,
-    /// This one.
-    Only(Transport),
-}
 
 /// What every input comes with, and where what it leads to goes.
 pub(super) struct Turn<'a> {
@@ -379,6 +369,7 @@ impl Wire {
         }
         if matches!(code, CloseCode::Unauthenticated | CloseCode::Version) {
             self.backoff.be_slow();
+            self.backoff.refused = code == CloseCode::Unauthenticated;
         }
         self.backoff.asked(retry_after_ms, turn.now_ms);
         let blamed = self.carrier != Some(id);
@@ -465,6 +456,16 @@ impl Wire {
         self.better.network_changed();
         self.patience.network_changed();
         self.head_start_ms = None;
+        self.begin_anew(turn)
+    }
+
+    /// The device has another token: where the former one was refused, it is tried at once.
+    pub(super) fn introduced(&mut self, turn: &mut Turn<'_>) -> Change {
+        if core::mem::take(&mut self.backoff.refused) { self.begin_anew(turn) } else { Change::None }
+    }
+
+    /// Links that are being opened are opened anew, and what waits for its time is tried now.
+    fn begin_anew(&mut self, turn: &mut Turn<'_>) -> Change {
         self.relieved = false;
         let begun: Vec<_> = self.links.iter().filter(|link| !link.is_open()).map(|link| link.id).collect();
         begun.iter().for_each(|id| self.close(*id, turn));
@@ -573,6 +574,7 @@ impl Wire {
         let open = self.carrier().filter(|link| link.is_open()).map(|link| link.transport);
         let state = match (open, self.links.is_empty()) {
             (Some(_), _) => ConnectionState::Online,
+            _ if self.backoff.refused => ConnectionState::Refused,
             (None, false) => ConnectionState::Connecting,
             (None, true) => ConnectionState::Offline,
         };

@@ -6,6 +6,7 @@ mod outbox;
 mod packages;
 mod posting;
 mod restarts;
+mod token;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -69,6 +69,12 @@ pub enum Command {
         /// The room.
         room: String,
     },
+    /// Presents this token to the edge from now on, and keeps it; an empty one: none. For edges that let in only devices that they were told about
+    /// ([`ConnectionState::Refused`]).
+    Token {
+        /// As the edge's operator or back end gave it.
+        token: String,
+    },
     /// Shows a code by which this fresh device can become one of a person's: [`Event::DeviceCode`], and another one every ten minutes.
     ShowCode,
     /// Takes another device of this person out of the list of their devices, and out of every room.
@@ -208,6 +214,8 @@ pub enum Event {
     DeviceCode {
         /// The code, for a device of the person to scan, or to be pasted there.
         code: String,
+        /// This device's key.
+        device: String,
         /// Six words of it, which that device shows too.
         words: Vec<String>,
         /// Until when it is good.
@@ -569,6 +577,8 @@ pub enum ConnectionState {
     Connecting,
     /// Logged in.
     Online,
+    /// The edge does not let this device in: it wants a token ([`Command::Token`]), or another one. It is asked again now and then.
+    Refused,
 }
 
 /// How bad a notice is.

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import {createSocket} from 'node:dgram';
 import {existsSync} from 'node:fs';
-import {mkdtemp, rm} from 'node:fs/promises';
+import {mkdtemp, rm, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {after, before, describe, test} from 'node:test';
@@ -312,6 +312,58 @@ describe('without being told how', () => {
     await ann.get('delete-room').click();
     await ann.get('confirm-yes').click();
     await bob.get('composer-closed').filter({hasText: 'deleted'}).waitFor({timeout: SEEN_MS});
+  });
+});
+
+describe('an edge that lets in only devices that it was told about', () => {
+  const secret = join('tokens', 'secret');
+  const mint = (device) => terminal(dir, 'token', '--auth', 'token', '--set', `token_secret_file=${join(dir, secret)}`, '--device', device).then((out) => out.trim());
+  let edge;
+
+  before(async () => {
+    edge = await Edge.start(join(dir, 'tokens'), {WAXWING_AUTH: 'open'});
+    await edge.kill();
+    await writeFile(join(dir, secret), 'a secret of thirty-two bytes, or more', {mode: 0o600});
+    edge.settings = {WAXWING_AUTH: 'token', WAXWING_TOKEN_SECRET_FILE: join(dir, secret)};
+    await edge.up();
+  });
+
+  after(async () => {
+    await edge?.kill();
+  });
+
+  test('the page tells the device, takes its token, and keeps it', async () => {
+    const ann = await Person.open(browser, edge.url);
+    await ann.begin('Ann');
+    await ann.get('token-form').waitFor();
+    await ann.get('connection').filter({hasText: 'Not let in'}).waitFor();
+    const device = await ann.get('token-device').inputValue();
+    await ann.get('token').fill('AQAAAAAA');
+    await ann.get('token-use').click();
+    await ann.get('token-error').waitFor();
+    await ann.get('token').fill(`${await mint(device)} `);
+    await ann.get('token-use').click();
+    await ann.isOnline();
+    await ann.get('token-form').waitFor({state: 'hidden'});
+    await ann.createRoom('By token');
+    await ann.say('let in');
+    await ann.sees('let in', 'sent');
+
+    // It lets nobody resume: whoever comes back logs in anew.
+    await edge.kill();
+    await edge.up();
+    await ann.page.reload();
+    await ann.isOnline();
+
+    const home = join(dir, 'tokens-terminal');
+    const link = await ann.link();
+    const refused = await terminal(home, 'send', '--name', 'Cy', link, 'not let in').then(() => null, (error) => error.message);
+    const [, wanted] = /waxwing token --device ([\w-]+)/.exec(refused) ?? assert.fail(`it tells what to do: ${refused}`);
+    await terminal(home, 'send', '--token', await mint(wanted), link, 'let in, from a terminal');
+    await ann.sees('let in, from a terminal', 'received');
+    await terminal(home, 'send', link, 'the profile has kept it');
+    await ann.sees('the profile has kept it', 'received');
+    await ann.isUnalarmed();
   });
 });
 

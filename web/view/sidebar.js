@@ -5,7 +5,7 @@ import {initialsOf, paint} from './person.js';
 import {briefTime} from './time.js';
 import {inOrder} from '../state.js';
 
-const CONNECTIONS = {offline: 'Offline', connecting: 'Connecting…', online: 'Online'};
+const CONNECTIONS = {offline: 'Offline', connecting: 'Connecting…', online: 'Online', refused: 'Not let in'};
 const TRANSPORTS = {ws: 'WebSocket', wt: 'WebTransport', quic: 'QUIC'};
 
 export class Sidebar {

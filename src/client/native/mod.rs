@@ -20,7 +20,7 @@ use self::{
     store::{FileStore, Profile, StoreError},
 };
 use super::{
-    Client, ImportError, LoadError, Output, Transport, session,
+    Client, ImportError, LoadError, Output, Transport, link,
     view::{Command, Event, Identity},
 };
 use crate::{
@@ -40,7 +40,7 @@ pub enum Choice {
     Only(Kind),
 }
 
-impl From<Choice> for session::Choice {
+impl From<Choice> for link::Choice {
     fn from(choice: Choice) -> Self {
         match choice {
             Choice::Auto | Choice::Only(Kind::Memory) => Self::Auto,

@@ -62,11 +62,14 @@ pub(super) struct Edge {
     pub(super) forgotten: bool,
     /// Takes early data.
     pub(super) early: bool,
+    /// Lets in only devices that bring this token.
+    pub(super) token: Bytes,
 }
 
 impl Admission for Edge {
-    fn admit(&self, _: &Hello, _: u64) -> Result<(), CloseCode> {
-        Ok(())
+    fn admit(&self, hello: &Hello, _: u64) -> Result<(), CloseCode> {
+        let admits = self.token.is_empty() || self.token == hello.token;
+        admits.then_some(()).ok_or(CloseCode::Unauthenticated)
     }
 
     fn ticket(&self, _: &DeviceKey, _: u64) -> Bytes {
@@ -125,7 +128,7 @@ impl World {
         Self {
             client,
             now_ms: START_MS,
-            edge: Edge { forgotten: false, early: true },
+            edge: Edge { forgotten: false, early: true, token: Bytes::new() },
             sessions: BTreeMap::new(),
             hang: BTreeSet::new(),
             dead: BTreeSet::new(),
@@ -227,7 +230,15 @@ impl World {
         let mute = self.mute.contains(transport);
         let frame = ClientFrame::decode(frame).unwrap();
         self.arrived.push((link, frame.clone()));
-        match session.handle(frame, self.now_ms, self.now_ms, &self.edge).unwrap() {
+        let step = match session.handle(frame, self.now_ms, self.now_ms, &self.edge) {
+            Ok(step) => step,
+            Err(code) => {
+                self.sessions.remove(&link);
+                let closing = ServerFrame::Closing { code, retry_after_ms: 0 };
+                return self.client.received_frame(link, &closing.encode(), self.now_ms);
+            }
+        };
+        match step {
             Step::Send(ServerFrame::Pong { .. }) if mute => {}
             Step::Send(frame) | Step::Open(frame) => self.client.received_frame(link, &frame.encode(), self.now_ms),
             Step::Packages(request) => {
