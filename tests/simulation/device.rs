@@ -10,7 +10,7 @@ use bytes::Bytes;
 use waxwing::{
     client::{
         Client, LinkId, Output, Transport,
-        view::{Command, ConnectionState, Event, Level, Message, MessageKind, MessageState, Room, RoomState},
+        view::{Command, ConnectionState, Event, Identity, Level, Message, MessageKind, MessageState, Room, RoomState},
     },
     core::session::Session,
     router::{Conn, ConnId},
@@ -90,7 +90,12 @@ pub struct Device {
     pub udp_blocked: bool,
     pub timer_ms: Option<u64>,
     pub seed: u64,
+    /// Comes in by an invitation to the person's card, and not by a link.
+    pub by_card: bool,
     /// As a person sees it.
+    pub identity: Option<Identity>,
+    /// The room into which somebody unknown invites them.
+    pub request: Option<String>,
     pub room: Option<Room>,
     pub messages: BTreeMap<String, Message>,
     pub notices: Vec<(Level, String)>,
@@ -116,6 +121,9 @@ pub struct Moves {
     /// People that were put out, or handed a link to come in by, and devices that were put back to an older storage.
     pub removed: u32,
     pub invited: u32,
+    /// Invitations to a card, and people who came in by one.
+    pub asked: u32,
+    pub accepted: u32,
     pub restored: u32,
     /// Newcomers that read what was said before they came in.
     pub read_back: u32,
@@ -135,6 +143,8 @@ impl Moves {
             dropped: self.dropped + other.dropped,
             removed: self.removed + other.removed,
             invited: self.invited + other.invited,
+            asked: self.asked + other.asked,
+            accepted: self.accepted + other.accepted,
             restored: self.restored + other.restored,
             read_back: self.read_back + other.read_back,
             caught_up: self.caught_up + other.caught_up,
@@ -163,6 +173,9 @@ impl Device {
             udp_blocked: false,
             timer_ms: None,
             seed,
+            by_card: false,
+            identity: None,
+            request: None,
             room: None,
             messages: BTreeMap::new(),
             notices: Vec::new(),
@@ -204,6 +217,9 @@ impl Device {
 
     pub fn see(&mut self, event: Event) {
         match event {
+            Event::Identity { identity } => self.identity = identity,
+            Event::Invitation { invitation } => self.request = Some(invitation.room),
+            Event::InvitationRemoved { .. } => self.request = None,
             Event::Room { room } => self.room = Some(room),
             Event::Message { message, .. } => {
                 if message.mine && message.state == MessageState::Sent {
@@ -228,7 +244,12 @@ impl Device {
 
     /// Where in the log this device came in; 0 for who made the room.
     pub fn came_in(&self) -> u64 {
-        let own = self.messages.values().filter(|message| message.mine && message.kind == MessageKind::Join);
+        let name = self.identity.as_ref().map_or("", |identity| &identity.name);
+        let own = self.messages.values().filter(|message| match message.kind {
+            MessageKind::Join => message.mine,
+            MessageKind::Added => message.text == name,
+            _ => false,
+        });
         own.filter_map(|message| message.seq).max().unwrap_or(0)
     }
 

@@ -43,8 +43,14 @@ fn run(seed: u64, steps: usize) -> Moves {
         world.devices[0].perform(usize::MAX);
     }
     let link = room.link;
+    // In some schedules without trouble the last one comes in by an invitation.
+    if seed % 5 < 2 && seed % 4 == 3 {
+        world.devices.last_mut().unwrap().by_card = true;
+    }
     for device in &mut world.devices[1..] {
-        device.client.command(Command::Join { link: link.clone() }, 1);
+        if !device.by_card {
+            device.client.command(Command::Join { link: link.clone() }, 1);
+        }
         device.perform(usize::MAX);
     }
     if world.trouble.any() {
@@ -119,7 +125,22 @@ fn everyone_has_everything_once_whatever_breaks() {
         sum = sum.and(run(seed, 2500));
     }
     println!("{sum:?}");
-    let Moves { up, back, resumed, challenged, dropped, removed, invited, restored, read_back, caught_up, lacking } = sum;
-    let all = [up, back, resumed, challenged, dropped, removed, invited, restored, read_back, caught_up, lacking];
+    let Moves {
+        up,
+        back,
+        resumed,
+        challenged,
+        dropped,
+        removed,
+        invited,
+        asked,
+        accepted,
+        restored,
+        read_back,
+        caught_up,
+        lacking,
+    } = sum;
+    let all =
+        [up, back, resumed, challenged, dropped, removed, invited, asked, accepted, restored, read_back, caught_up, lacking];
     assert!(seeds < 45 || all.iter().all(|count| *count > 0), "{sum:?}");
 }

@@ -145,7 +145,7 @@ impl World {
         let newest = rooms.filter(|room| !room.link.is_empty()).max_by_key(|room| room.head);
         let Some(link) = newest.map(|room| room.link.clone()) else { return };
         let device = &mut self.devices[index];
-        if !device.is_open() {
+        if !device.is_open() && !device.by_card {
             device.client.command(Command::Join { link }, now_ms);
             device.perform(usize::MAX);
             self.moves.invited += 1;

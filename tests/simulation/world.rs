@@ -309,7 +309,7 @@ impl World {
         device.seed = device.seed.wrapping_mul(31).wrapping_add(7);
         device.client = client(device.seed);
         device.messages.clear();
-        device.room = None;
+        (device.room, device.request) = (None, None);
         device.online = None;
         for (key, value) in &device.stored {
             device.client.load(key, value).expect("what a client keeps, it can read");
@@ -358,6 +358,7 @@ impl World {
             95..96 => self.crash_client(index),
             96..97 => self.engine.fail_next(if self.rng.below(2) == 0 { Failure::DiskFull } else { Failure::OutcomeUnknown }),
             97..98 => self.change(index),
+            98..99 if self.devices[index].by_card => self.bring_in(index),
             _ => self.say(index),
         }
     }
@@ -374,6 +375,28 @@ impl World {
         };
         device.client.command(command, now_ms);
         device.perform(usize::MAX);
+    }
+
+    /// Whoever made the room invites this person, who may be away, or asks in vain; a person who was invited accepts.
+    fn bring_in(&mut self, index: usize) {
+        let now_ms = self.now_ms;
+        let device = &mut self.devices[index];
+        if device.room.is_some() {
+            return;
+        }
+        if let Some(room) = device.request.clone() {
+            device.client.command(Command::Accept { room }, now_ms);
+            device.perform(usize::MAX);
+            self.moves.accepted += 1;
+            return;
+        }
+        let Some(card) = device.identity.as_ref().filter(|identity| identity.reachable).map(|me| me.card.clone()) else { return };
+        let host = &mut self.devices[0];
+        if let Some(room) = host.room.as_ref().filter(|room| room.state == RoomState::Open).map(|room| room.id.clone()) {
+            host.client.command(Command::Invite { room, who: card }, now_ms);
+            host.perform(usize::MAX);
+            self.moves.asked += 1;
+        }
     }
 
     pub(super) fn say(&mut self, index: usize) {
@@ -408,7 +431,11 @@ impl World {
             };
             let heads: BTreeSet<_> = self.devices.iter().map(|device| device.room.as_ref().map(|room| room.head)).collect();
             // The link that somebody was given may have been ended before they came in.
-            let waits = |device: &Device| !device.is_open();
+            let waits = |device: &Device| !device.is_open() && !device.by_card;
+            if round % 20 == 10 {
+                let invited: Vec<_> = (0..self.devices.len()).filter(|index| self.devices[*index].by_card).collect();
+                invited.into_iter().for_each(|index| self.bring_in(index));
+            }
             if round % 20 == 10 && (self.trouble.any() || self.devices.iter().any(waits)) {
                 self.let_everybody_in();
             }
