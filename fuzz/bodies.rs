@@ -246,7 +246,8 @@ impl Model {
         self.chains.truncate(self.durable);
         let mut producers: HashMap<Producer, ProducerState> = HashMap::new();
         for (at, (producer, _, envelope)) in self.records.iter().enumerate() {
-            let hash = chain::digest(envelope).0.first_chunk().copied().unwrap_or_default();
+            // A change of the group is known by its outline.
+            let hash = handshake::entry(envelope).0.first_chunk().copied().unwrap_or_default();
             producers.entry(*producer).or_default().push(Stored { seq: at as u64 + 1, hash }, 1);
         }
         self.ring = producers.iter().map(|(producer, state)| (*producer, state.ring.len())).collect();
