@@ -22,11 +22,15 @@ struct Row {
     stretch: f64,
     /// More is better.
     at_least: bool,
-    /// For CPU time of Waxwing: what the floor took where the target was set, and where to find what both take here. With it, figures
-    /// of two machines compare.
-    floor: Option<(f64, Workload, Wire)>,
+    /// What the floor took where the target was set, and how to find how much of the floor it is here. With it, figures of two machines
+    /// compare.
+    floor: Option<(f64, Find)>,
     find: Find,
 }
+
+/// The p50, p99 and p99.9 of a delivery.
+const LATENCIES: [fn(&Sample) -> f64; 3] =
+    [|sample| sample.latency_us[0], |sample| sample.latency_us[1], |sample| sample.latency_us[2]];
 
 /// Finds a figure.
 type Find = Box<dyn Fn(&Found) -> f64>;
@@ -49,14 +53,14 @@ fn rows() -> Vec<Row> {
     row("W1 saturation, wss, CPU-µs", 1.6, 1.3, waxwing(W1Saturation, Wire::Wss, cpu));
     row("W2 rate, ws, CPU-µs", 15.0, 13.5, waxwing(W2, Wire::Ws, cpu));
     row("W2 rate, wss, CPU-µs", 18.0, 16.5, waxwing(W2, Wire::Wss, cpu));
-    let nosync: fn(usize) -> Find = |index| match index {
-        0 => Box::new(of(W2, Who::WaxwingNoSync, Wire::Ws, |sample| sample.latency_us[0])),
-        1 => Box::new(of(W2, Who::WaxwingNoSync, Wire::Ws, |sample| sample.latency_us[1])),
-        _ => Box::new(of(W2, Who::WaxwingNoSync, Wire::Ws, |sample| sample.latency_us[2])),
-    };
-    row("W2 latency, ws, without syncs, p50 µs", 115.0, 96.0, nosync(0));
-    row("W2 latency, ws, without syncs, p99 µs", 200.0, 154.0, nosync(1));
-    row("W2 latency, ws, without syncs, p99.9 µs", 500.0, 356.0, nosync(2));
+    let latency = |who, index: usize| Box::new(of(W2, who, Wire::Ws, LATENCIES[index])) as Find;
+    row("W2 latency, ws, without syncs, p50 µs", 115.0, 96.0, latency(Who::WaxwingNoSync, 0));
+    row("W2 latency, ws, without syncs, p99 µs", 200.0, 154.0, latency(Who::WaxwingNoSync, 1));
+    row("W2 latency, ws, without syncs, p99.9 µs", 500.0, 356.0, latency(Who::WaxwingNoSync, 2));
+    row("W2 rate, ws, without a commit, CPU-µs", 15.0, 13.5, ephemeral(W2, Wire::Ws));
+    row("W2 latency, ws, without a commit, p50 µs", 115.0, 96.0, latency(Who::WaxwingEphemeral, 0));
+    row("W2 latency, ws, without a commit, p99 µs", 200.0, 154.0, latency(Who::WaxwingEphemeral, 1));
+    row("W2 latency, ws, without a commit, p99.9 µs", 500.0, 356.0, latency(Who::WaxwingEphemeral, 2));
     let idle = |wire| waxwing(W3, wire, |sample| sample.idle_kib);
     let grown = |wire| waxwing(W3, wire, |sample| sample.after_kib - sample.idle_kib);
     let next_idle = |wire| waxwing(W3, wire, |sample| sample.next_idle_kib);
@@ -96,18 +100,42 @@ fn rows() -> Vec<Row> {
         floor: None,
         find: waxwing(W4, Wire::Ws, |sample| sample.rate / sample.syncs_per_second),
     });
-    let floors = [
-        ("W1 rate, ws, CPU-µs", (8.0, W1, Wire::Ws)),
-        ("W1 rate, wss, CPU-µs", (9.5, W1, Wire::Wss)),
-        ("W1 saturation, ws, CPU-µs", (0.87, W1Saturation, Wire::Ws)),
-        ("W1 saturation, wss, CPU-µs", (1.49, W1Saturation, Wire::Wss)),
-        ("W2 rate, ws, CPU-µs", (12.2, W2, Wire::Ws)),
-        ("W2 rate, wss, CPU-µs", (15.1, W2, Wire::Wss)),
-    ];
     for row in &mut rows {
-        row.floor = floors.iter().find(|(what, _)| *what == row.what).map(|(_, floor)| *floor);
+        row.floor = floor(row.what);
     }
     rows
+}
+
+/// For some rows: see [`Row::floor`].
+fn floor(what: &str) -> Option<(f64, Find)> {
+    use Workload::{W1, W1Saturation, W2};
+    let cpu = |there, who, workload, wire| {
+        let find = move |found: &Found| {
+            let samples = |who| found.get(&(workload, Contestant { who, wire })).map_or(&[][..], Vec::as_slice);
+            of_floor(samples(who), samples(Who::Floor))
+        };
+        Some((there, Box::new(find) as Find))
+    };
+    let latency = |who, index: usize| {
+        let [ours, floor] = [who, Who::Floor].map(|who| of(W2, who, Wire::Ws, LATENCIES[index]));
+        Some(([96.0, 154.0, 356.0][index], Box::new(move |found: &Found| ours(found) / floor(found)) as Find))
+    };
+    match what {
+        "W1 rate, ws, CPU-µs" => cpu(8.0, Who::Waxwing, W1, Wire::Ws),
+        "W1 rate, wss, CPU-µs" => cpu(9.5, Who::Waxwing, W1, Wire::Wss),
+        "W1 saturation, ws, CPU-µs" => cpu(0.87, Who::Waxwing, W1Saturation, Wire::Ws),
+        "W1 saturation, wss, CPU-µs" => cpu(1.49, Who::Waxwing, W1Saturation, Wire::Wss),
+        "W2 rate, ws, CPU-µs" => cpu(12.2, Who::Waxwing, W2, Wire::Ws),
+        "W2 rate, wss, CPU-µs" => cpu(15.1, Who::Waxwing, W2, Wire::Wss),
+        "W2 rate, ws, without a commit, CPU-µs" => cpu(12.2, Who::WaxwingEphemeral, W2, Wire::Ws),
+        "W2 latency, ws, without syncs, p50 µs" => latency(Who::WaxwingNoSync, 0),
+        "W2 latency, ws, without syncs, p99 µs" => latency(Who::WaxwingNoSync, 1),
+        "W2 latency, ws, without syncs, p99.9 µs" => latency(Who::WaxwingNoSync, 2),
+        "W2 latency, ws, without a commit, p50 µs" => latency(Who::WaxwingEphemeral, 0),
+        "W2 latency, ws, without a commit, p99 µs" => latency(Who::WaxwingEphemeral, 1),
+        "W2 latency, ws, without a commit, p99.9 µs" => latency(Who::WaxwingEphemeral, 2),
+        _ => None,
+    }
 }
 
 /// Writes the table, from all results that are there.
@@ -138,11 +166,8 @@ pub fn publish(out: &Path) -> anyhow::Result<()> {
         };
         let sign = if row.at_least { "≥" } else { "≤" };
         let asked = format!("{sign} {}", number(row.target));
-        let floor = |(there, workload, wire): (f64, Workload, Wire)| {
-            let samples = |who| found.get(&(workload, Contestant { who, wire })).map_or(&[][..], Vec::as_slice);
-            (of_floor(samples(Who::Waxwing), samples(Who::Floor)), row.target / there)
-        };
-        let (of_floor, asked_of_floor) = row.floor.map_or((f64::NAN, f64::NAN), floor);
+        let (of_floor, asked_of_floor) =
+            row.floor.map_or((f64::NAN, f64::NAN), |(there, find)| (find(&found), row.target / there));
         table.row([
             row.what.to_owned(),
             number(measured),
