@@ -61,6 +61,8 @@ say "documentation"
 WAXWING_PAGE=0 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 if has cargo-deny; then
   say "licences, duplicates, sources"
+  # Crates of other systems too, which no build here has brought.
+  cargo fetch --locked --quiet
   cargo deny --offline check bans licenses sources
 fi
 say "tests, the page and real browsers included"

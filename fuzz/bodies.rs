@@ -236,7 +236,9 @@ impl Model {
     fn pop(&mut self) {
         self.chains.pop();
         if let Some((producer, ..)) = self.records.pop() {
-            *self.ring.entry(producer).or_default() -= 1;
+            // What was pushed out of the ring by what is taken back does not come back.
+            let ring = self.ring.entry(producer).or_default();
+            *ring = ring.saturating_sub(1);
         }
     }
 
