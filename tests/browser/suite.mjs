@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import {createSocket} from 'node:dgram';
 import {existsSync} from 'node:fs';
-import {mkdtemp, rm, writeFile} from 'node:fs/promises';
+import {mkdir, mkdtemp, rm, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {after, before, describe, test} from 'node:test';
@@ -316,16 +316,16 @@ describe('without being told how', () => {
 });
 
 describe('an edge that lets in only devices that it was told about', () => {
-  const secret = join('tokens', 'secret');
-  const mint = (device) => terminal(dir, 'token', '--auth', 'token', '--set', `token_secret_file=${join(dir, secret)}`, '--device', device).then((out) => out.trim());
   let edge;
+  let secret;
+  const mint = (device) => terminal(dir, 'token', '--auth', 'token', '--set', `token_secret_file=${secret}`, '--device', device).then((out) => out.trim());
 
   before(async () => {
-    edge = await Edge.start(join(dir, 'tokens'), {WAXWING_AUTH: 'open'});
-    await edge.kill();
-    await writeFile(join(dir, secret), 'a secret of thirty-two bytes, or more', {mode: 0o600});
-    edge.settings = {WAXWING_AUTH: 'token', WAXWING_TOKEN_SECRET_FILE: join(dir, secret)};
-    await edge.up();
+    const home = join(dir, 'tokens');
+    await mkdir(home);
+    secret = join(home, 'secret');
+    await writeFile(secret, 'a secret of thirty-two bytes, or more', {mode: 0o600});
+    edge = await Edge.start(home, {WAXWING_AUTH: 'token', WAXWING_TOKEN_SECRET_FILE: secret});
   });
 
   after(async () => {
