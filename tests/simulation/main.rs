@@ -1,7 +1,7 @@
 //! Whole clients against the whole server side, without sockets: seeded schedules of messages, links that break, fall silent or
 //! stall, sessions that move between transports and resume, crashes of the server that lose what was not on disk, and crashes
 //! of clients between any two things that they do. At the end everyone has the same history since they came in (in one of five since the room was made, by one of two policies), every message is in it
-//! exactly once, and nobody was alarmed. In three of five, people are put out of the room and let in again, or devices are put back to
+//! exactly once, and nobody was alarmed. Into some of them somebody comes by an invitation, and not by a link. In three of five, people are put out of the room and let in again, or devices are put back to
 //! an older storage, or both: nobody reads what was said while they were out, and what was acked is there once.
 //! In some of these all devices are put back in the end, one after the other, so that nobody has the keys of some epochs any more: what somebody has
 //! everybody reads who may, and of the rest the room says that nobody has it.
