@@ -139,6 +139,9 @@ pub(super) async fn tail(args: &TailArgs) -> anyhow::Result<()> {
         if matches!(&event, Event::Message { message, .. } if message.time_ms < since_ms) {
             continue;
         }
+        if matches!(&event, Event::Connection { state: ConnectionState::Refused, .. }) {
+            bail!(refused(&client.identity.device));
+        }
         if args.json {
             super::print(format_args!("{}\n", serde_json::to_string(&event)?))?;
         } else {

@@ -349,7 +349,7 @@ describe('an edge that lets in only devices that it was told about', () => {
     await ann.say('let in');
     await ann.sees('let in', 'sent');
 
-    // It lets nobody resume: whoever comes back logs in anew.
+    // Whoever comes back is asked for it again, whether they resume or not.
     await edge.kill();
     await edge.up();
     await ann.page.reload();
@@ -359,6 +359,7 @@ describe('an edge that lets in only devices that it was told about', () => {
     const link = await ann.link();
     const refused = await terminal(home, 'send', '--name', 'Cy', link, 'not let in').then(() => null, (error) => error.message);
     const [, wanted] = /waxwing token --device ([\w-]+)/.exec(refused) ?? assert.fail(`it tells what to do: ${refused}`);
+    await assert.rejects(terminal(home, 'tail', '--once', link), /does not let this device in/);
     await terminal(home, 'send', '--token', await mint(wanted), link, 'let in, from a terminal');
     await ann.sees('let in, from a terminal', 'received');
     await terminal(home, 'send', link, 'the profile has kept it');

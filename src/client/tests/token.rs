@@ -75,9 +75,17 @@ fn a_new_token_waits_for_the_next_login_where_the_session_is_up() {
     let mut world = World::refused(62);
     world.says(TOKEN);
     let (over, begun) = (world.over().map(str::to_owned), world.opens.len());
-    world.edge.token = Bytes::from_static(b"the next one");
+    world.edge.token = Bytes::from_static(b"the-next");
     world.says("the-next");
     assert_eq!((world.over().map(str::to_owned), world.opens.len()), (over, begun), "nothing moves");
+    for transport in [WS, WT] {
+        if world.sessions.values().any(|(kind, _)| *kind == transport) {
+            world.lose(transport);
+        }
+    }
+    assert!(world.over().is_none());
+    world.pass(30_000);
+    assert!(world.over().is_some() && world.state() != ConnectionState::Refused, "it comes back with the new one");
 }
 
 #[test]
