@@ -125,6 +125,10 @@ impl Drop for Database {
 }
 
 fn commit<T>(database: &redb::Database, write: impl FnOnce(&WriteTransaction) -> Result<T, Error>) -> Result<T, Error> {
+    // While this is there, redb frees the pages that are given up with the next commit. Else it would free them in a transaction of its own
+    // after this one, which it does not write to the file; and as long as there is such a one, redb 4.6 makes room in a full cache
+    // by writing out what the next transaction has not finished, which is then read and written once more.
+    let _pinned = database.begin_read()?;
     let mut txn = database.begin_write()?;
     txn.set_durability(Durability::Immediate).map_err(|error| Error::Storage(error.into()))?;
     // Opens after a crash without a scan of the whole file.
