@@ -31,7 +31,7 @@ pub(super) struct Apply<'t> {
     producers: Producers<'t>,
     deleting: Table<'t, &'static [u8; 16], ()>,
     meta: Table<'t, &'static str, &'static [u8]>,
-    /// Where a row is made: a place that redb reserves would be cleared twice before.
+    /// Where a row is made, as long as the longest so far: a place that redb reserves would be cleared twice before.
     scratch: Vec<u8>,
 }
 
@@ -191,9 +191,13 @@ impl<'t> Apply<'t> {
             let before = chain_before(room, first, before, items, chunk.start);
             let items = items.get(chunk.clone()).unwrap_or_default();
             let table = if alone { &mut self.chunks } else { &mut self.tails };
-            self.scratch.resize(chunk::encoded_len(seq, items), 0);
-            chunk::encode(log, seq, before, items, &mut self.scratch);
-            table.insert((&log.0, seq), self.scratch.as_slice())?;
+            let len = chunk::encoded_len(seq, items);
+            if self.scratch.len() < len {
+                self.scratch.resize(len, 0);
+            }
+            let (row, _) = self.scratch.split_at_mut(len);
+            chunk::encode(log, seq, before, items, row);
+            table.insert((&log.0, seq), &*row)?;
         }
         Ok(())
     }

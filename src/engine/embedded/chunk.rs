@@ -165,9 +165,19 @@ impl<'a> Reader<'a> {
         Ok(here)
     }
 
+    /// A length, and a difference of times.
     #[inline]
+    fn entry(&mut self) -> Result<(u32, u64), DecodeError> {
+        // Nearly all have two bytes and one.
+        if let [a @ 0x80..=0xff, b @ 1..0x80, c @ ..0x80, rest @ ..] = self.0 {
+            self.0 = rest;
+            return Ok((u32::from(a & 0x7f) | u32::from(*b) << 7, u64::from(*c)));
+        }
+        let len = u32::try_from(self.varint()?).map_err(|_| DecodeError::Malformed)?;
+        Ok((len, self.varint()?))
+    }
+
     fn varint(&mut self) -> Result<u64, DecodeError> {
-        // Nearly all have one byte or two.
         match self.0 {
             [a @ ..0x80, rest @ ..] => {
                 self.0 = rest;
@@ -257,8 +267,7 @@ impl<'a> Chunk<'a> {
         let (mut end, mut chains) = (0_u32, 0);
         let mut entries = Vec::with_capacity(count);
         for seq in seqs {
-            let len = u32::try_from(rest.varint()?).map_err(|_| DecodeError::Malformed)?;
-            let delta = rest.varint()?;
+            let (len, delta) = rest.entry()?;
             if seq == first && delta != 0 {
                 return Err(DecodeError::Malformed);
             }
@@ -315,6 +324,16 @@ impl<'a> Chunk<'a> {
             let keeps = entry.chains > chains;
             (start, chains) = (offset(entry.end), entry.chains);
             Item { time_ms: entry.time_ms, envelope, chain: if keeps { kept.next().copied().map(Digest) } else { None } }
+        })
+    }
+
+    /// As [`Self::items`], without what only who checks the chain needs: times and envelopes.
+    pub fn records(&self) -> impl ExactSizeIterator<Item = (UnixMillis, &'a [u8])> + '_ {
+        let mut start = 0;
+        self.entries.iter().map(move |entry| {
+            let envelope = self.envelopes.get(start..offset(entry.end)).unwrap_or_default();
+            start = offset(entry.end);
+            (entry.time_ms, envelope)
         })
     }
 

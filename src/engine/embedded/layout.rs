@@ -1,10 +1,11 @@
 //! How records are divided into chunks, so that a chunk fills the page it lies in. Pure.
 //!
 //! redb gives a value that is larger than its page of 4 KiB a page of its own, of the next power of two. A chunk is made for
-//! good when its records fill such a page, the smallest that they fill well, from 16 KiB up to 1 MiB: the larger the records
-//! are, the larger the page. What is left over is *open*: it is put on small pages that it fills and will be moved once it
-//! fills a large one with what follows; and what does not even fill one of 4 KiB is *loose*, moved by whatever follows: on a
-//! page of its own where it takes most of one, or else divided into rows of which several lie on one page.
+//! good when its records fill such a page, from 16 KiB up to 1 MiB: the largest up to 64 KiB that they fill well, or else the
+//! smallest, so that the larger the records are, the larger the page. What is left over is *open*: it is put on small pages
+//! that it fills and will be moved once it fills a large one with what follows; and what does not even fill one of 4 KiB is
+//! *loose*, moved by whatever follows: on a page of its own where it takes most of one, or else divided into rows of which
+//! several lie on one page.
 
 use std::ops::Range;
 
@@ -13,6 +14,8 @@ const OPEN_PAGE_MIN: u64 = 4 << 10;
 const OPEN_PAGE_MAX: u64 = 512 << 10;
 const PAGE_MIN: u64 = 16 << 10;
 const PAGE_MAX: u64 = 1 << 20;
+/// Records that fill such a page at once get it, if they fill it well: the fewer rows, the less each record costs to apply and to read.
+const PAGE_BULK: u64 = 64 << 10;
 /// What a page that holds one chunk has besides the chunk's records: redb's header, length and key, and the chunk's header.
 const PAGE_OVERHEAD: u64 = 32 + super::chunk::HEADER_LEN as u64;
 /// The least part of a page, in 1/256, for which a chunk that may still be moved has one of its own: small rows fill less of
@@ -97,17 +100,21 @@ impl Sizes {
 
     /// The end of the full chunk that begins at `from`, or how many bytes it takes until there can be one.
     fn next_full(&self, from: usize) -> Result<usize, u64> {
+        // With sizes of 384·2^k and 512·2^k this is what a page can do.
+        let well = |page: u64| self.filled(from, page).filter(|end| self.use_of(from..*end, page) >= 240);
+        if let Some(end) = pages(PAGE_MIN, PAGE_BULK).filter_map(well).last() {
+            return Ok(end);
+        }
         let mut best: Option<(u64, usize)> = None;
         for page in pages(PAGE_MIN, PAGE_MAX) {
             if self.bytes(from..self.len()) <= page - PAGE_OVERHEAD {
                 return Err(page - PAGE_OVERHEAD);
             }
-            let Some(end) = self.filled(from, page) else { continue };
-            let part = self.use_of(from..end, page);
-            // With sizes of 384·2^k and 512·2^k this is what a page can do.
-            if part >= 240 {
+            if let Some(end) = well(page) {
                 return Ok(end);
             }
+            let Some(end) = self.filled(from, page) else { continue };
+            let part = self.use_of(from..end, page);
             if best.is_none_or(|(other, _)| part > other) {
                 best = Some((part, end));
             }
@@ -211,6 +218,9 @@ mod tests {
         assert!(exact.full.is_empty() && exact.bytes == page / 16 * 16);
         let more = layout(&[page / 16; 17]);
         assert_eq!((more.full.first(), more.small.first()), (Some(&(0..16)), Some(&(16..17))));
+        // What comes at once is not divided more than it has to be.
+        let much = layout(&vec![320; 330]);
+        assert_eq!(much.full, [0..204, 204..306], "pages of 64 and 32 KiB");
         // What fills a small page to the byte has it alone, and with a byte more it would not lie on it.
         let page = OPEN_PAGE_MIN - PAGE_OVERHEAD;
         let (exact, more) = (layout(&[page - 1000, 1000]), layout(&[page - 1000, 1001]));

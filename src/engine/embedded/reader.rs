@@ -81,7 +81,7 @@ pub(super) fn scan(
         let Some(view) = View::of(txn, room, &tail)?.flatten() else { return Ok(None) };
         if let Some(row) = &view.row {
             read::chunks(txn, room, row)?.ascending(row.state.floor, row.state.head, |chunk| {
-                (chunk.first()..).zip(chunk.items()).for_each(|(seq, item)| visit(seq, item.time_ms, item.envelope));
+                (chunk.first()..).zip(chunk.records()).for_each(|(seq, (time_ms, envelope))| visit(seq, time_ms, envelope));
                 Ok(true)
             })?;
         }

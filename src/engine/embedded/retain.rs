@@ -13,7 +13,7 @@ use crate::core::{
 };
 
 /// What a log must keep; what none of the limits that are set protects from being dropped goes, in whole chunks, and the
-/// newest chunk stays always. So somewhat more than was asked for is kept: up to a chunk, which is 16 KiB of small records.
+/// newest chunk stays always. So somewhat more than was asked for is kept: up to a chunk, which is 16 to 64 KiB of small records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Keep {
     /// A chunk may go when all of its records are older than so many milliseconds.
