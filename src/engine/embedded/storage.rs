@@ -5,12 +5,13 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use redb::{Builder, DatabaseError, StorageBackend, backends::FileBackend};
 
 use super::{
-    Config,
+    Config, clock,
     database::Database,
     memtable::{Memtable, RoomTail},
     read,
@@ -79,10 +80,15 @@ pub enum OpenError {
     Start(io::Error),
 }
 
+/// What a disk can take in that time is far less than what is kept free of it, and asking costs as much as a small batch does.
+const FREE_SPACE_HOLDS: Duration = Duration::from_millis(10);
+
 /// A store in a directory: `history.redb`, and the log's segments beside it.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    /// How much space was free, and when.
+    free: Mutex<Option<(Instant, u64)>>,
     /// Device and number of the history file that was opened.
     opened: Mutex<Option<(u64, u64)>>,
     /// Locked, so that the store is ours also while redb's file is opened anew.
@@ -102,7 +108,7 @@ impl Directory {
             // Some file systems lock no directories; redb's own lock is left then.
             Ok(()) | Err(fs::TryLockError::Error(_)) => {}
         }
-        Ok(Self { path: path.to_owned(), opened: Mutex::default(), _lock: directory })
+        Ok(Self { path: path.to_owned(), free: Mutex::default(), opened: Mutex::default(), _lock: directory })
     }
 
     fn history_path(&self) -> PathBuf {
@@ -157,7 +163,16 @@ impl Storage for Directory {
     }
 
     fn free_space(&self) -> io::Result<u64> {
-        free_bytes(&self.path)
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock();
+        match *free {
+            Some((then, bytes)) if now.saturating_duration_since(then) < FREE_SPACE_HOLDS => Ok(bytes),
+            _ => {
+                let bytes = free_bytes(&self.path)?;
+                *free = Some((now, bytes));
+                Ok(bytes)
+            }
+        }
     }
 
     fn path(&self) -> &Path {
