@@ -27,7 +27,7 @@ use crate::{
 /// Requests that may wait for one room's drop-box.
 const WAITING_MAX: usize = 64;
 
-/// What a room knows of its drop-box.
+/// What a room knows of its drop-box, which most rooms do not have.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     state: State,
@@ -40,8 +40,8 @@ enum State {
     #[default]
     Unknown,
     Loading,
-    Known(Option<DropBox>),
-    Storing(Option<DropBox>, Arc<Conn>, Permit),
+    Known(Option<Box<DropBox>>),
+    Storing(Option<Box<DropBox>>, Arc<Conn>, Permit),
 }
 
 /// Answers a request about a drop-box that was not done.
@@ -117,7 +117,7 @@ impl Room {
             }
             (_, Ok(Answer::Packages(bytes))) => {
                 let log = self.log.meta().log;
-                self.drop_box.state = State::Known(DropBox::decode(&bytes).filter(|kept| kept.log == log));
+                self.drop_box.state = State::Known(DropBox::decode(&bytes).filter(|kept| kept.log == log).map(Box::new));
             }
             (_, Ok(_)) => self.refuse_waiting(Refusal::Internal, ctx),
             (_, Err(failure)) => self.refuse_waiting(refusal(failure), ctx),
@@ -144,12 +144,12 @@ impl Room {
             return fail(ctx, conn, self.id, Operation::DropBox, why);
         }
         let (log, since, device) = (self.log.meta().log, self.log.opened_at(), dropbox::kept_under(self.id));
-        let next = offer.map(|offer| DropBox { log, since, offer });
+        let next = offer.map(|offer| Box::new(DropBox { log, since, offer }));
         if matches!(&self.drop_box.state, State::Known(now) if *now == next) {
             let announcement = next.map(|open| open.offer.announcement);
             return ctx.answer(conn, &ServerFrame::DropBox { room: self.id, announcement });
         }
-        let packages = next.as_ref().map_or_else(Bytes::new, DropBox::encode);
+        let packages = next.as_deref().map_or_else(Bytes::new, DropBox::encode);
         match ctx.submit(Request::StorePackages { device, packages }, Op::DropBox { room: self.id, life: self.life }) {
             Ok(()) => {
                 self.in_flight += 1;

@@ -10,17 +10,18 @@ use bytes::Bytes;
 use super::{ConnId, context::Context, room::Room};
 use crate::core::{frame::ServerFrame, id::DeviceKey, lane::Lane};
 
-/// What a subscriber knows of who is there.
+/// What a subscriber knows of who is there. Most know everything: what others lack is not kept in place.
 #[derive(Debug)]
+#[expect(clippy::box_collection, reason = "every member has one of these, and hardly any misses something")]
 pub(super) enum Knows {
     /// Nothing: it must be given the whole list.
     Nothing,
     /// It was told of devices once, and must be given the whole list anew; these may have gone since.
-    Stale(BTreeSet<DeviceKey>),
+    Stale(Box<BTreeSet<DeviceKey>>),
     /// Everything.
     All,
     /// All but what became of these devices.
-    AllBut(BTreeSet<DeviceKey>),
+    AllBut(Box<BTreeSet<DeviceKey>>),
 }
 
 impl Knows {
@@ -28,7 +29,7 @@ impl Knows {
     pub(super) fn begin_anew(&mut self) {
         *self = match std::mem::replace(self, Self::Nothing) {
             Self::Nothing => Self::Nothing,
-            Self::All => Self::Stale(BTreeSet::new()),
+            Self::All => Self::Stale(Box::default()),
             Self::AllBut(missed) | Self::Stale(missed) => Self::Stale(missed),
         };
     }
@@ -37,7 +38,7 @@ impl Knows {
     fn miss(&mut self, devices: &[DeviceKey], missed_max: usize) {
         match self {
             Self::Nothing => {}
-            Self::All => *self = Self::AllBut(devices.iter().copied().collect()),
+            Self::All => *self = Self::AllBut(Box::new(devices.iter().copied().collect())),
             Self::AllBut(missed) | Self::Stale(missed) => {
                 missed.extend(devices);
                 // Best effort beyond this: a reader that slow learns of these when they change again.
@@ -200,7 +201,8 @@ impl Room {
             }
             Knows::Nothing | Knows::Stale(_) => {
                 let missed = if let Knows::Stale(missed) = &member.knows { Some(missed) } else { None };
-                let offline: Vec<_> = missed.into_iter().flatten().filter(|device| !is_online(device)).copied().collect();
+                let offline: Vec<_> =
+                    missed.into_iter().flat_map(|missed| missed.iter()).filter(|device| !is_online(device)).copied().collect();
                 match (presence.is_on(), offline.is_empty()) {
                     (true, true) => {
                         let list = || ServerFrame::Presence { room, online: presence.online(), offline }.encode();

@@ -144,16 +144,17 @@ impl Driver {
 
     /// Serves who is logged in.
     async fn serve(&mut self, opened: Opened) -> End {
-        let Self { shared, service, session, wire, writer, home, .. } = self;
         let Opened { conn, _device } = opened;
-        let Some(lent) = writer.take() else { return CloseCode::Internal.into() };
+        let Some(lent) = self.writer.take() else { return CloseCode::Internal.into() };
         let link = Link::new(conn, lent);
-        link.set_deadline(session.borrow().poll_timeout());
-        home.links.insert(&link);
+        link.set_deadline(self.session.borrow().poll_timeout());
+        self.home.links.insert(&link);
         // It may have been too late to be told.
-        let end = if shared.stopping.is_cancelled() {
+        let end = if self.shared.stopping.is_cancelled() {
             CloseCode::GoingAway.into()
         } else {
+            // Borrowed here, so that what waits holds no more of them than `open`.
+            let Self { shared, service, session, wire, home, .. } = &mut *self;
             let open = Open { at: At { shared, service, home }, session, link: &link };
             // What was read is answered before anything else is looked at.
             tokio::select! {
@@ -162,8 +163,8 @@ impl Driver {
                 Err(end) = open.look_after() => end,
             }
         };
-        home.links.remove(link.conn().id);
-        *writer = Box::pin(leave(wire, link, end, shared, service)).await;
+        self.home.links.remove(link.conn().id);
+        self.writer = Box::pin(leave(&self.wire, link, end, &self.shared, &self.service)).await;
         end
     }
 
