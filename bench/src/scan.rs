@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::bail;
 use clap::Args;
+use crc_fast::CrcAlgorithm;
 use serde_json::json;
 use waxwing::{
     core::{id::RoomId, limits::Limits, room::RoomLog},
@@ -120,12 +121,18 @@ struct Floor {
     bytes: Vec<u8>,
     payload: usize,
     rates: Vec<f64>,
+    /// With a checksum before they are used, as whoever reads what may be damaged must.
+    checked: Vec<f64>,
 }
+
+/// About what a checksum of history covers.
+const BLOCK: usize = 16 << 10;
 
 impl Floor {
     fn new(args: &ScanArgs) -> Self {
         let count = usize::try_from(args.messages).unwrap_or_default();
-        Self { bytes: vec![0x5a; args.common.payload * count], payload: args.common.payload, rates: Vec::new() }
+        let (rates, checked) = (Vec::new(), Vec::new());
+        Self { bytes: vec![0x5a; args.common.payload * count], payload: args.common.payload, rates, checked }
     }
 
     fn round(&mut self) {
@@ -133,6 +140,13 @@ impl Floor {
         let total = self.bytes.chunks_exact(self.payload).fold(0_u64, |total, message| total.wrapping_add(sum(message)));
         black_box(total);
         self.rates.push(megabytes_per_second(self.bytes.len() as u64, begin.elapsed()));
+        let (begin, mut total) = (Instant::now(), 0_u64);
+        for block in self.bytes.chunks(BLOCK.next_multiple_of(self.payload)) {
+            black_box(crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, block));
+            total = block.chunks_exact(self.payload).fold(total, |total, message| total.wrapping_add(sum(message)));
+        }
+        black_box(total);
+        self.checked.push(megabytes_per_second(self.bytes.len() as u64, begin.elapsed()));
     }
 }
 
@@ -213,11 +227,21 @@ fn report(args: &ScanArgs, floor: &Floor, candidates: &[Candidate]) -> anyhow::R
         format!("{} MB/s", number(median(floor.rates.clone()))),
         "1".into(),
     ]);
-    let mut rounds = vec![json!({ "engine": "memory", "megabytes_per_second": floor.rates })];
+    let of_floor = |rates: &[f64]| median(rates.iter().zip(&floor.rates).map(|(rate, floor)| rate / floor));
+    table.row([
+        "memory, checksum, then sum loop".into(),
+        "the whole room".into(),
+        format!("{} MB/s", number(median(floor.checked.clone()))),
+        number(of_floor(&floor.checked)),
+    ]);
+    let mut rounds = vec![
+        json!({ "engine": "memory", "megabytes_per_second": floor.rates }),
+        json!({ "engine": "memory", "what": "with a checksum", "megabytes_per_second": floor.checked }),
+    ];
     for candidate in candidates {
         let name = candidate.kind.name();
         for (page, rates) in args.page.iter().zip(&candidate.scans) {
-            let ratio = median(rates.iter().zip(&floor.rates).map(|(rate, floor)| rate / floor));
+            let ratio = of_floor(rates);
             table.row([
                 name.to_owned(),
                 format!("the whole room, pages of {} KiB", page >> 10),
@@ -227,7 +251,7 @@ fn report(args: &ScanArgs, floor: &Floor, candidates: &[Candidate]) -> anyhow::R
             rounds.push(json!({ "engine": name, "page": page, "megabytes_per_second": rates }));
         }
         if !candidate.visits.is_empty() {
-            let ratio = median(candidate.visits.iter().zip(&floor.rates).map(|(rate, floor)| rate / floor));
+            let ratio = of_floor(&candidate.visits);
             let rate = format!("{} MB/s", number(median(candidate.visits.clone())));
             table.row([name.to_owned(), "the whole room, scanned in place".into(), rate, number(ratio)]);
             rounds.push(json!({ "engine": name, "what": "scan", "megabytes_per_second": candidate.visits }));

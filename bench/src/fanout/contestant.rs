@@ -78,7 +78,7 @@ const WIRES: [(&str, Wire); 4] = [("ws", Wire::Ws), ("wss", Wire::Wss), ("wt", W
 
 impl Contestant {
     /// Everybody, the floors first.
-    pub const ALL: [Self; 22] = {
+    pub const ALL: [Self; 23] = {
         const fn of(who: Who, wire: Wire) -> Contestant {
             Contestant { who, wire }
         }
@@ -103,6 +103,7 @@ impl Contestant {
             of(Who::WaxwingOneShard, Wire::Ws),
             of(Who::WaxwingTwoShards, Wire::Ws),
             of(Who::WaxwingEphemeral, Wire::Ws),
+            of(Who::WaxwingEphemeral, Wire::Wss),
             of(Who::WaxwingEphemeral, Wire::Wt),
             of(Who::WaxwingEphemeral, Wire::Quic),
         ]
