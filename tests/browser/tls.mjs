@@ -88,7 +88,8 @@ for (const [name, takesPart] of Object.entries(browsers)) {
       await takesPart(edge.secure, 'wt');
       assert.deepEqual(edge.websockets, []);
       const groups = await edge.keyExchanges('udp');
-      assert.deepEqual(Object.keys(groups), [POST_QUANTUM], JSON.stringify(groups));
+      // Chromium 148 has no such keys for WebTransport, 156 has: an old browser fails here.
+      assert.deepEqual(Object.keys(groups), [POST_QUANTUM], `${JSON.stringify(groups)}: is the browser up to date?`);
     } finally {
       await edge.kill();
     }
