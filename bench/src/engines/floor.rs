@@ -1,11 +1,17 @@
 //! The least that durable appending costs here: bytes appended to a file that was allocated and written before (so that a
-//! sync has no metadata to write), and one `fdatasync` a batch.
+//! sync has no metadata to write), and one `fdatasync` a batch. And the least that a log with a history behind it costs: the
+//! messages are written to a second file as well, because a log is written over and a history is not.
 
 use std::{
     fs::{File, OpenOptions},
+    mem,
     os::unix::fs::FileExt as _,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+    },
+    thread::{self, JoinHandle},
     time::Instant,
 };
 
@@ -21,6 +27,13 @@ use super::queue::Worker;
 pub const RECORD_OVERHEAD: usize = 20 + 1 + 16 + 32 + 16 + 12 + 3;
 /// Bytes of the file, which is written over from its beginning once it is full.
 const FILE_BYTES: u64 = 128 << 20;
+
+/// Bytes that are handed to the history's thread at once.
+const HANDED_BYTES: usize = 4 << 20;
+/// So many of them may wait: as much as Waxwing's memtables hold.
+const WAITING_MAX: usize = 2 * 96 / 4;
+/// Bytes of the history between its syncs, as Waxwing's applier has them.
+const SLICE_BYTES: u64 = 16 << 20;
 
 /// A file that is appended to.
 struct Log {
@@ -60,21 +73,93 @@ impl Log {
         self.file.write_all_at(&self.buffer, self.at)?;
         self.file.sync_data()?;
         self.at += len;
-        self.buffer.clear();
         Ok(())
     }
+}
+
+/// What the log wrote, and how many bytes of it are kept.
+type Batch = (Vec<u8>, usize);
+
+/// A second file, which grows by the messages alone: no order by rooms, no index, nothing in memory; written by a thread of
+/// its own from the log's buffers.
+struct History {
+    send: Option<SyncSender<Vec<Batch>>>,
+    used: Receiver<Vec<u8>>,
+    batches: Vec<Batch>,
+    bytes: usize,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl History {
+    fn open(dir: &Path) -> anyhow::Result<Self> {
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(dir.join("history"))?;
+        let (send, batches) = sync_channel(WAITING_MAX);
+        let (again, used) = channel();
+        let thread = thread::spawn(move || {
+            if let Err(error) = keep(&file, &batches, &again) {
+                eprintln!("history was not stored: {error:#}");
+            }
+        });
+        Ok(Self { send: Some(send), used, batches: Vec::new(), bytes: 0, thread: Some(thread) })
+    }
+
+    /// Takes a batch, and gives back memory for the next one.
+    fn take(&mut self, batch: Vec<u8>, kept: usize) -> Vec<u8> {
+        self.bytes += kept;
+        self.batches.push((batch, kept));
+        if self.bytes >= HANDED_BYTES {
+            self.bytes = 0;
+            let batches = mem::take(&mut self.batches);
+            // When its thread has ended, it has said why.
+            self.send.as_ref().map(|send| send.send(batches));
+        }
+        self.used.try_recv().unwrap_or_default()
+    }
+}
+
+impl Drop for History {
+    fn drop(&mut self) {
+        self.send = None;
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// Writes of each batch as many bytes as are kept.
+fn keep(file: &File, batches: &Receiver<Vec<Batch>>, again: &Sender<Vec<u8>>) -> anyhow::Result<()> {
+    let (mut at, mut synced) = (0, 0);
+    for (mut batch, kept) in batches.iter().flatten() {
+        file.write_all_at(&batch[..kept], at)?;
+        at += kept as u64;
+        if at - synced >= SLICE_BYTES {
+            file.sync_data()?;
+            synced = at;
+        }
+        batch.clear();
+        // Nobody takes it when the store is being closed.
+        drop(again.send(batch));
+    }
+    Ok(file.sync_data()?)
 }
 
 /// The floor with group commit.
 pub struct Floor(Worker);
 
 impl Floor {
-    pub fn open(dir: &Path, observer: Arc<dyn Observer>) -> anyhow::Result<Self> {
+    /// With `keeps`, as much is written to a history as Waxwing's takes of the disk: 1.05 × what is in the envelopes.
+    pub fn open(dir: &Path, observer: Arc<dyn Observer>, keeps: bool) -> anyhow::Result<Self> {
         let mut log = Log::open(dir)?;
+        let mut history = keeps.then(|| History::open(dir)).transpose()?;
         Ok(Self(Worker::start(move |batch| {
             let begin = Instant::now();
+            log.buffer.clear();
             batch.iter().for_each(|job| log.push(&job.append));
             log.commit()?;
+            if let Some(history) = &mut history {
+                let kept = batch.iter().map(|job| job.append.envelope.len()).sum::<usize>() * 21 / 20;
+                log.buffer = history.take(mem::take(&mut log.buffer), kept);
+            }
             observer.committed(batch.len(), 0, begin.elapsed());
             Ok(())
         })))
@@ -101,6 +186,7 @@ impl Bare {
 
     /// Stores one batch.
     pub fn batch(&mut self, count: usize, payload: &[u8]) -> anyhow::Result<()> {
+        self.0.buffer.clear();
         for _ in 0..count {
             self.0.buffer.extend_from_slice(&[0x11; RECORD_OVERHEAD]);
             self.0.buffer.extend_from_slice(payload);

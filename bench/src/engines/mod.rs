@@ -31,6 +31,8 @@ pub enum Kind {
     Bare,
     /// Append and fdatasync, with group commit.
     Floor,
+    /// The floor, whose messages are written to a second file as well.
+    FloorKept,
     /// Waxwing, every batch a transaction of redb.
     Redb,
     /// Waxwing, a write-ahead log before redb.
@@ -45,7 +47,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] = [Self::Bare, Self::Floor, Self::Redb, Self::Embedded, Self::Sqlite, Self::Nats, Self::Redis];
+    pub const ALL: [Self; 8] = [Self::Bare, Self::Floor, Self::FloorKept, Self::Redb, Self::Embedded, Self::Sqlite, Self::Nats, Self::Redis];
     /// Our own.
     pub const OURS: [Self; 2] = [Self::Redb, Self::Embedded];
     /// Those that are engines.
@@ -56,6 +58,7 @@ impl Kind {
         match self {
             Self::Bare => "floor, bare loop",
             Self::Floor => "floor",
+            Self::FloorKept => "floor, and kept",
             Self::Redb => "Waxwing, redb direct",
             Self::Embedded => "Waxwing, log and redb",
             Self::Sqlite => "SQLite WAL FULL",
@@ -141,7 +144,8 @@ impl Store {
         let (mut process, mut embedded) = (None, None);
         let engine: Arc<dyn Engine> = match kind {
             Kind::Bare => anyhow::bail!("the bare loop is no engine"),
-            Kind::Floor => Arc::new(floor::Floor::open(dir, observer)?),
+            Kind::Floor => Arc::new(floor::Floor::open(dir, observer, false)?),
+            Kind::FloorKept => Arc::new(floor::Floor::open(dir, observer, true)?),
             Kind::Redb => Arc::new(redb::RedbEngine::open(&dir.join("rooms.redb"), redb::Config::default(), observer)?),
             Kind::Embedded => {
                 let engine = embedded::EmbeddedEngine::open(&dir.join("embedded"), tools.settings.clone(), observer)?;

@@ -40,8 +40,14 @@ pub enum Wire {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Who {
     Floor,
+    /// The floor, which stores before it passes on.
+    FloorDurable,
+    /// The floor, with whom who sends does not hear it, as ephemeral messages are.
+    FloorOthers,
     Lean,
     Tutorial,
+    /// WebTransport without anything around it.
+    Toy,
     Nats,
     Sockudo,
     Waxwing,
@@ -62,10 +68,13 @@ pub struct Contestant {
     pub wire: Wire,
 }
 
-const WHO: [(&str, &str, Who); 10] = [
+const WHO: [(&str, &str, Who); 13] = [
     ("floor", "floor", Who::Floor),
+    ("floor-durable", "floor, durable", Who::FloorDurable),
+    ("floor-others", "floor, to the others", Who::FloorOthers),
     ("lean", "tokio-tungstenite, lean", Who::Lean),
     ("tutorial", "tokio-tungstenite, tutorial", Who::Tutorial),
+    ("toy", "wtransport, toy", Who::Toy),
     ("nats", "NATS", Who::Nats),
     ("sockudo", "Sockudo", Who::Sockudo),
     ("waxwing", "Waxwing", Who::Waxwing),
@@ -78,17 +87,22 @@ const WIRES: [(&str, Wire); 4] = [("ws", Wire::Ws), ("wss", Wire::Wss), ("wt", W
 
 impl Contestant {
     /// Everybody, the floors first.
-    pub const ALL: [Self; 23] = {
+    pub const ALL: [Self; 28] = {
         const fn of(who: Who, wire: Wire) -> Contestant {
             Contestant { who, wire }
         }
         [
             of(Who::Floor, Wire::Ws),
             of(Who::Floor, Wire::Wss),
+            of(Who::FloorDurable, Wire::Ws),
+            of(Who::FloorDurable, Wire::Wss),
+            of(Who::FloorOthers, Wire::Ws),
+            of(Who::FloorOthers, Wire::Wss),
             of(Who::Lean, Wire::Ws),
             of(Who::Lean, Wire::Wss),
             of(Who::Tutorial, Wire::Ws),
             of(Who::Tutorial, Wire::Wss),
+            of(Who::Toy, Wire::Wt),
             of(Who::Nats, Wire::Ws),
             of(Who::Nats, Wire::Wss),
             of(Who::Sockudo, Wire::Ws),
@@ -134,7 +148,7 @@ impl Contestant {
 
     /// Whether who publishes hears it too.
     pub const fn echoes(self) -> bool {
-        !matches!(self.who, Who::WaxwingEphemeral | Who::Sockudo)
+        !matches!(self.who, Who::WaxwingEphemeral | Who::FloorOthers | Who::Sockudo)
     }
 
     /// The program that must be installed, if it is not this one.
@@ -148,10 +162,10 @@ impl Contestant {
 
     /// Whether the workload says something about it.
     pub fn plays(self, workload: Workload) -> bool {
-        use Who::{Floor, Waxwing, WaxwingEphemeral, WaxwingNoSync, WaxwingOneShard, WaxwingTwoShards};
+        use Who::{Floor, FloorDurable, FloorOthers, Waxwing, WaxwingEphemeral, WaxwingNoSync, WaxwingOneShard, WaxwingTwoShards};
         match workload {
             Workload::W4 => matches!(self.who, Floor | Waxwing | WaxwingNoSync | WaxwingOneShard | WaxwingTwoShards),
-            Workload::W3 => !matches!(self.who, WaxwingNoSync | WaxwingOneShard | WaxwingTwoShards | WaxwingEphemeral),
+            Workload::W3 => !matches!(self.who, FloorDurable | FloorOthers | WaxwingNoSync | WaxwingOneShard | WaxwingTwoShards | WaxwingEphemeral),
             Workload::W1 | Workload::W1Saturation | Workload::W2 => true,
         }
     }
@@ -225,9 +239,10 @@ impl Served {
         fs::create_dir_all(&dir)?;
         let dir = fs::canonicalize(dir)?;
         match contestant.who {
-            Who::Floor => Self::rival(Rival::Floor, contestant, setup, &dir),
+            Who::Floor | Who::FloorDurable | Who::FloorOthers => Self::rival(Rival::Floor, contestant, setup, &dir),
             Who::Lean => Self::rival(Rival::Lean, contestant, setup, &dir),
             Who::Tutorial => Self::rival(Rival::Tutorial, contestant, setup, &dir),
+            Who::Toy => Self::toy(&dir),
             Who::Nats => Self::nats(contestant, setup, &dir),
             Who::Sockudo => Self::sockudo(contestant, setup, &dir),
             _ => Self::waxwing(contestant, setup, &dir),
@@ -242,13 +257,26 @@ impl Served {
         if tls {
             command.args(["--tls", "certs"]);
         }
-        if setup.durable {
+        if setup.durable || contestant.who == Who::FloorDurable {
             command.args(["--durable", "log"]);
+        }
+        if contestant.who == Who::FloorOthers {
+            command.arg("--others");
         }
         let (process, lines) = start(&mut command, "listening")?;
         let address = address(&lines, "listening")?;
         let endpoint = Endpoint { address, dialect: Dialect::Raw, tls: tls.then(|| client_tls(&dir.join("certs"))).transpose()? };
         Ok(Self { process, endpoint, target: None, plain: None, counts: None })
+    }
+
+    fn toy(dir: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new(env::current_exe()?);
+        command.args(["rival", Rival::Toy.name(), "--tls", "certs"]).current_dir(dir);
+        let (process, lines) = start(&mut command, "listening")?;
+        let address = address(&lines, "listening")?;
+        let fingerprint = rivals::identity(&dir.join("certs"))?.fingerprint();
+        let endpoint = Endpoint { address, dialect: Dialect::Raw, tls: None };
+        Ok(Self { process, endpoint, target: Some(target(address, true, address, fingerprint)), plain: None, counts: None })
     }
 
     fn nats(contestant: Contestant, setup: &Setup, dir: &Path) -> anyhow::Result<Self> {
@@ -342,27 +370,31 @@ impl Served {
         let fingerprint = rivals::identity(&dir.join("certs"))?.fingerprint();
         let tls = contestant.wire != Wire::Ws;
         let chosen = if tls { over_tls } else { plain };
-        let dial = |address: SocketAddr| Dial { host: address.ip().to_string(), port: address.port() };
-        let target = |address: SocketAddr, tls| Target {
-            authority: address.to_string(),
-            tls,
-            tcp: dial(address),
-            quic: Some(dial(over_tls)),
-            ws_path: "/ws".into(),
-            wt_path: "/wt".into(),
-            trust: Trust::Pinned(fingerprint),
-            quic_trust: Trust::Pinned(fingerprint),
-        };
         let tls = tls.then(|| pinned(fingerprint)).transpose()?;
         let counts = Shared::map(&dir.join("count"))?;
         let endpoint = Endpoint { address: chosen, dialect: Dialect::Waxwing, tls };
         Ok(Self {
             process: process.keep(),
             endpoint,
-            target: Some(target(over_tls, true)),
-            plain: Some(target(plain, false)),
+            target: Some(target(over_tls, true, over_tls, fingerprint)),
+            plain: Some(target(plain, false, over_tls, fingerprint)),
             counts: Some(counts),
         })
+    }
+}
+
+/// As the product's own client reaches a server.
+fn target(address: SocketAddr, tls: bool, quic: SocketAddr, fingerprint: [u8; 32]) -> Target {
+    let dial = |address: SocketAddr| Dial { host: address.ip().to_string(), port: address.port() };
+    Target {
+        authority: address.to_string(),
+        tls,
+        tcp: dial(address),
+        quic: Some(dial(quic)),
+        ws_path: "/ws".into(),
+        wt_path: "/wt".into(),
+        trust: Trust::Pinned(fingerprint),
+        quic_trust: Trust::Pinned(fingerprint),
     }
 }
 

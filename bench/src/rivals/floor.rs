@@ -30,8 +30,11 @@ const STORED: u64 = u64::MAX - 1;
 /// Bytes of the file of messages; it is used again from its beginning.
 const FILE: u64 = 64 << 20;
 
-/// Frames of one turn, by room.
-type Turn = Vec<(u32, Vec<u8>)>;
+/// Frames of one turn: to whom, and by room.
+type Turn = Vec<(To, Vec<u8>)>;
+
+/// A room; and who sent, if that is not to hear it.
+type To = (u32, Option<u64>);
 
 struct Conn {
     socket: TcpStream,
@@ -99,13 +102,20 @@ struct Floor {
     conns: HashMap<u64, Conn>,
     rooms: HashMap<u32, Vec<u64>>,
     /// Frames of this turn.
-    turn: HashMap<u32, Vec<u8>>,
+    turn: HashMap<To, Vec<u8>>,
     tls: Option<Arc<ServerConfig>>,
     log: Option<Log>,
+    /// Whether who sends hears it too.
+    echoes: bool,
     next: u64,
 }
 
-pub fn serve(listener: &TcpListener, tls: Option<Arc<ServerConfig>>, durable: Option<&Path>) -> anyhow::Result<()> {
+pub fn serve(
+    listener: &TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    durable: Option<&Path>,
+    echoes: bool,
+) -> anyhow::Result<()> {
     let poll = Poll::new()?;
     poll.add(listener.as_raw_fd(), LISTENER, epoll::READ)?;
     let log = durable.map(start_log).transpose()?;
@@ -113,7 +123,7 @@ pub fn serve(listener: &TcpListener, tls: Option<Arc<ServerConfig>>, durable: Op
         poll.add(log.event.as_raw_fd(), STORED, epoll::READ)?;
     }
     let (conns, rooms, turn) = (HashMap::new(), HashMap::new(), HashMap::new());
-    let mut floor = Floor { poll, conns, rooms, turn, tls, log, next: 0 };
+    let mut floor = Floor { poll, conns, rooms, turn, tls, log, echoes, next: 0 };
     let (mut scratch, mut ready) = (Vec::new(), Vec::new());
     loop {
         ready.extend(floor.poll.wait(None)?);
@@ -182,6 +192,7 @@ impl Floor {
             self.rooms.entry(room).or_default().push(token);
         }
         let Some(room) = conn.room else { return Ok(()) };
+        let to = (room, (!self.echoes).then_some(token));
         while let Some(frame) = wire::peek(&bytes[at..]) {
             let payload = &mut bytes[at + frame.start..at + frame.end];
             if let Some(mask) = frame.mask {
@@ -190,7 +201,7 @@ impl Floor {
             match frame.opcode {
                 wire::CLOSE => return Err(ErrorKind::UnexpectedEof.into()),
                 wire::PING | wire::PONG => {}
-                _ => wire::put(self.turn.entry(room).or_default(), wire::BINARY, payload, None),
+                _ => wire::put(self.turn.entry(to).or_default(), wire::BINARY, payload, None),
             }
             at += frame.end;
         }
@@ -201,8 +212,8 @@ impl Floor {
     fn end_turn(&mut self) {
         let mut turn = std::mem::take(&mut self.turn);
         let Some(log) = &mut self.log else {
-            for (room, frames) in turn.drain() {
-                self.broadcast(room, &frames);
+            for (to, frames) in turn.drain() {
+                self.broadcast(to, &frames);
             }
             self.turn = turn;
             return;
@@ -220,15 +231,15 @@ impl Floor {
         unsafe { libc::read(log.event.as_raw_fd(), count.as_mut_ptr().cast(), 8) };
         let turns: Vec<Turn> = log.stored.try_iter().collect();
         log.submit();
-        for (room, frames) in turns.into_iter().flatten() {
-            self.broadcast(room, &frames);
+        for (to, frames) in turns.into_iter().flatten() {
+            self.broadcast(to, &frames);
         }
         Ok(())
     }
 
-    fn broadcast(&mut self, room: u32, frames: &[u8]) {
+    fn broadcast(&mut self, (room, sender): To, frames: &[u8]) {
         let members = self.rooms.remove(&room).unwrap_or_default();
-        for token in &members {
+        for token in members.iter().filter(|token| Some(**token) != sender) {
             self.send(*token, frames);
         }
         self.rooms.insert(room, members);
@@ -282,7 +293,7 @@ fn store(file: &File, turns: &Receiver<Turn>, done: &SyncSender<Turn>, wake: &Ow
     let (mut at, mut bytes) = (0, Vec::new());
     while let Ok(turn) = turns.recv() {
         bytes.clear();
-        for (room, frames) in &turn {
+        for ((room, _), frames) in &turn {
             bytes.extend_from_slice(&room.to_le_bytes());
             bytes.extend_from_slice(frames);
         }

@@ -3,6 +3,7 @@
 
 mod floor;
 mod lean;
+mod toy;
 mod tutorial;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use rustls::ServerConfig;
 use waxwing::{
@@ -31,6 +33,9 @@ pub struct RivalArgs {
     /// Floor only: everything is in this file, durably, before it is passed on.
     #[arg(long, value_name = "FILE")]
     durable: Option<PathBuf>,
+    /// Floor only: who sends does not hear it.
+    #[arg(long)]
+    others: bool,
 }
 
 /// A rival that is part of this program.
@@ -42,6 +47,8 @@ pub enum Rival {
     Lean,
     /// tokio-tungstenite as its tutorial has it.
     Tutorial,
+    /// wtransport as its examples have it, on one thread.
+    Toy,
 }
 
 impl Rival {
@@ -51,6 +58,7 @@ impl Rival {
             Self::Floor => "floor",
             Self::Lean => "lean",
             Self::Tutorial => "tutorial",
+            Self::Toy => "toy",
         }
     }
 }
@@ -59,17 +67,22 @@ impl Rival {
 pub fn serve(args: &RivalArgs) -> anyhow::Result<()> {
     crate::meter::raise_file_limit();
     let tls = args.tls.as_ref().map(|dir| tls_config(dir)).transpose()?;
+    match args.which {
+        Rival::Floor => floor::serve(&listen()?, tls, args.durable.as_deref(), !args.others),
+        Rival::Lean => lean::serve(listen()?, tls),
+        Rival::Tutorial => tutorial::serve(listen()?, tls),
+        Rival::Toy => toy::serve(args.tls.as_deref().context("WebTransport needs --tls")?),
+    }
+}
+
+fn listen() -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     // The default backlog is too short for a crowd that comes at once.
     // SAFETY: takes a descriptor that lives and a number.
     unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&listener), 4096) };
     listener.set_nonblocking(true)?;
     announce(listener.local_addr()?)?;
-    match args.which {
-        Rival::Floor => floor::serve(&listener, tls, args.durable.as_deref()),
-        Rival::Lean => lean::serve(listener, tls),
-        Rival::Tutorial => tutorial::serve(listener, tls),
-    }
+    Ok(listener)
 }
 
 fn announce(address: SocketAddr) -> anyhow::Result<()> {
