@@ -238,6 +238,7 @@ pub(super) fn keys() -> Vec<Key> {
         &mut c.store.commit_wait_us
     }));
     keys.push(number("store.cache_bytes", "a whole number of bytes", 0, |c| &mut c.store.cache_bytes));
+    keys.push(number("store.read_cache_bytes", "a whole number of bytes", 0, |c| &mut c.store.read_cache_bytes));
     keys.push(number("store.wal_bytes_max", "a whole number of bytes", 0, |c| &mut c.store.wal_bytes_max));
     keys.push(number("store.apply_bytes", "a whole number of bytes", 0, |c| &mut c.store.apply_bytes));
     keys.extend(retention::keys());

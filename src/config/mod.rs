@@ -53,6 +53,8 @@ pub struct Store {
     pub commit_wait_us: u32,
     /// Bytes of memory for pages of the history file. Default 64 MiB.
     pub cache_bytes: u64,
+    /// Bytes of memory for messages of the history file that were read lately, checked and ready to be read again. Default 64 MiB.
+    pub read_cache_bytes: u64,
     /// Bytes of disk for the write-ahead log. When it is full of messages that could not be brought into the history file,
     /// publishes are refused. Default 512 MiB.
     pub wal_bytes_max: u64,
@@ -63,7 +65,13 @@ pub struct Store {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { commit_wait_us: 0, cache_bytes: 64 << 20, wal_bytes_max: 512 << 20, apply_bytes: 96 << 20 }
+        Self {
+            commit_wait_us: 0,
+            cache_bytes: 64 << 20,
+            read_cache_bytes: 64 << 20,
+            wal_bytes_max: 512 << 20,
+            apply_bytes: 96 << 20,
+        }
     }
 }
 

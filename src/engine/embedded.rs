@@ -15,10 +15,12 @@
 //! | active memtable | logged, readable | `apply_bytes`, then it is frozen |
 //! | frozen memtable | being applied | the same |
 //! | redb's cache | pages of history | `cache_bytes` |
+//! | chunk cache | chunks that were read lately, checked | `read_cache_bytes` |
 
 mod applier;
 mod apply;
 pub mod chunk;
+mod chunk_cache;
 mod database;
 mod hash;
 mod layers;
@@ -49,6 +51,7 @@ use std::{
 
 use self::{
     applier::Applier,
+    chunk_cache::ChunkCache,
     database::Database,
     layers::Layers,
     memtable::{Memtable, Space},
@@ -72,6 +75,8 @@ pub struct Config {
     pub wal: wal::Config,
     /// Bytes of memory for redb's cache. Default 64 MiB.
     pub cache_bytes: usize,
+    /// Bytes of memory for chunks of history that were read lately. Default 64 MiB; 0 keeps none.
+    pub read_cache_bytes: usize,
     /// Requests that may wait to be written, and as many to be read; above it they are refused as busy. Default 16,384.
     pub queue_requests_max: usize,
     /// Envelope bytes that may wait to be written. Default 64 MiB.
@@ -117,6 +122,7 @@ impl Default for Config {
         Self {
             wal: wal::Config::default(),
             cache_bytes: 64 << 20,
+            read_cache_bytes: 64 << 20,
             queue_requests_max: 16 << 10,
             queue_bytes_max: 64 << 20,
             batch_requests_max: 8 << 10,
@@ -185,6 +191,7 @@ impl Health {
 pub struct EmbeddedEngine {
     layers: Arc<Layers>,
     database: Arc<Database>,
+    cache: Arc<ChunkCache>,
     health: Arc<Health>,
     jobs: Arc<Jobs>,
     recycler: wal::Recycler,
@@ -227,7 +234,8 @@ impl EmbeddedEngine {
         let layers = Arc::new(Layers::new(table));
         let health = Arc::new(Health::new(storage::damaged(&database)?));
         let jobs = Arc::new(Jobs::new(config.queue_requests_max, config.queue_bytes_max));
-        let engine = Self { layers, database, health, jobs, recycler: wal.recycler(), threads: Mutex::default() };
+        let cache = Arc::new(ChunkCache::new(config.read_cache_bytes));
+        let engine = Self { layers, database, cache, health, jobs, recycler: wal.recycler(), threads: Mutex::default() };
         engine.start(wal, storage, &config, &observer).map_err(OpenError::Start)?;
         Ok(engine)
     }
@@ -237,9 +245,9 @@ impl EmbeddedEngine {
         let recycler = wal.recycler();
         let space = Space::new(config.apply_bytes);
         for number in 0..config.readers.max(1) {
-            let (layers, database) = (Arc::clone(&self.layers), Arc::clone(&self.database));
+            let (layers, database, cache) = (Arc::clone(&self.layers), Arc::clone(&self.database), Arc::clone(&self.cache));
             let (jobs, observer) = (Arc::clone(&self.jobs), Arc::clone(observer));
-            let serve = move || jobs.serve_reads(&*observer, |subject| reader::answer(&layers, &database, subject));
+            let serve = move || jobs.serve_reads(&*observer, |subject| reader::answer(&layers, &database, &cache, subject));
             threads.queues.push(self.spawn(&format!("store-read-{number}"), serve)?);
         }
         let writer = Writer {
@@ -293,7 +301,7 @@ impl EmbeddedEngine {
     /// # Errors
     /// [`Failure::Read`]; what was shown before is as it was stored.
     pub fn scan(&self, room: RoomId, visit: &mut dyn FnMut(Seq, UnixMillis, &[u8])) -> Result<Option<LogState>, Failure> {
-        reader::scan(&self.layers, &self.database, room, visit)
+        reader::scan(&self.layers, &self.database, &self.cache, room, visit)
     }
 
     /// How it stands.

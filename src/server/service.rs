@@ -59,6 +59,7 @@ pub fn store_settings(config: &Config) -> embedded::Config {
     embedded::Config {
         wal: wal::Config { bytes_max: config.store.wal_bytes_max, ..default.wal.clone() },
         cache_bytes: bytes(config.store.cache_bytes),
+        read_cache_bytes: bytes(config.store.read_cache_bytes),
         commit_wait_us: config.store.commit_wait_us,
         apply_bytes: bytes(config.store.apply_bytes),
         disk_reserve_bytes: config.disk_reserve_bytes,

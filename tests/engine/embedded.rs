@@ -26,6 +26,7 @@ fn small() -> Config {
     Config {
         wal: wal::Config { segment_bytes: 64 << 10, bytes_max: 1 << 20, ..wal::Config::default() },
         cache_bytes: 64 << 10,
+        read_cache_bytes: 64 << 10,
         batch_bytes_max: 16 << 10,
         batch_requests_max: 64,
         apply_bytes: 24 << 10,

@@ -20,7 +20,7 @@ use waxwing::{
         packages::Packages,
     },
     engine::{
-        Answer, Engine, Request,
+        Answer, Engine, Failure, Request,
         embedded::{
             Config, EmbeddedEngine,
             ops::{self, Error, Progress},
@@ -226,6 +226,27 @@ fn damage(data: &Path, name: &str) {
     }
     assert!(found > 0, "the record lies in the file as it is");
     fs::write(&path, bytes).unwrap();
+}
+
+/// What came from the file is compared with its checksum then, and is what is read as long as it is remembered.
+#[test]
+fn what_was_read_lately_is_read_without_the_file() {
+    for (read_cache_bytes, remembers) in [(4 << 20, true), (0, false)] {
+        let (directory, logs) = varied().stop();
+        // redb itself remembers next to nothing.
+        let engine = open(directory.path(), Config { cache_bytes: 16 << 10, read_cache_bytes, ..config() });
+        let mut driver = Driver::new(Arc::clone(&engine) as Arc<dyn Engine>);
+        let log = &logs[2];
+        log.check(&mut driver);
+        // Nothing is written now, so that the file can be changed under its user's hands.
+        damage(directory.path(), "3/000400|");
+        let read = driver.after(log.room, 380, 1 << 20).map(|page| page.records.len());
+        assert_eq!(read, if remembers { Ok(320) } else { Err(Failure::Read) });
+        // Who looks at the file finds it.
+        engine.shutdown();
+        drop((driver, engine));
+        assert!(!ops::check(&directory.path().join("store"), &mut go_on).unwrap().is_whole());
+    }
 }
 
 #[test]

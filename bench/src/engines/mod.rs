@@ -47,7 +47,8 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] = [Self::Bare, Self::Floor, Self::FloorKept, Self::Redb, Self::Embedded, Self::Sqlite, Self::Nats, Self::Redis];
+    pub const ALL: [Self; 8] =
+        [Self::Bare, Self::Floor, Self::FloorKept, Self::Redb, Self::Embedded, Self::Sqlite, Self::Nats, Self::Redis];
     /// Our own.
     pub const OURS: [Self; 2] = [Self::Redb, Self::Embedded];
     /// Those that are engines.

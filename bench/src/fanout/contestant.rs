@@ -162,10 +162,15 @@ impl Contestant {
 
     /// Whether the workload says something about it.
     pub fn plays(self, workload: Workload) -> bool {
-        use Who::{Floor, FloorDurable, FloorOthers, Waxwing, WaxwingEphemeral, WaxwingNoSync, WaxwingOneShard, WaxwingTwoShards};
+        use Who::{
+            Floor, FloorDurable, FloorOthers, Waxwing, WaxwingEphemeral, WaxwingNoSync, WaxwingOneShard, WaxwingTwoShards,
+        };
         match workload {
             Workload::W4 => matches!(self.who, Floor | Waxwing | WaxwingNoSync | WaxwingOneShard | WaxwingTwoShards),
-            Workload::W3 => !matches!(self.who, FloorDurable | FloorOthers | WaxwingNoSync | WaxwingOneShard | WaxwingTwoShards | WaxwingEphemeral),
+            Workload::W3 => !matches!(
+                self.who,
+                FloorDurable | FloorOthers | WaxwingNoSync | WaxwingOneShard | WaxwingTwoShards | WaxwingEphemeral
+            ),
             Workload::W1 | Workload::W1Saturation | Workload::W2 => true,
         }
     }

@@ -110,12 +110,7 @@ struct Floor {
     next: u64,
 }
 
-pub fn serve(
-    listener: &TcpListener,
-    tls: Option<Arc<ServerConfig>>,
-    durable: Option<&Path>,
-    echoes: bool,
-) -> anyhow::Result<()> {
+pub fn serve(listener: &TcpListener, tls: Option<Arc<ServerConfig>>, durable: Option<&Path>, echoes: bool) -> anyhow::Result<()> {
     let poll = Poll::new()?;
     poll.add(listener.as_raw_fd(), LISTENER, epoll::READ)?;
     let log = durable.map(start_log).transpose()?;

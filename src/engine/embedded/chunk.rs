@@ -13,6 +13,8 @@
 //! Integers are little-endian; varints are LEB128 in their shortest form, at most 64 bits. The log id and the first seq are
 //! the row's key. So a chunk is spelled in one way only.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use crate::{
@@ -224,9 +226,46 @@ struct Entry {
 pub struct Chunk<'a> {
     first: Seq,
     before: Digest,
-    entries: Vec<Entry>,
+    entries: Cow<'a, [Entry]>,
     chains: &'a [[u8; CHAIN_LEN]],
     envelopes: &'a [u8],
+}
+
+/// A chunk that was checked, without its row.
+#[derive(Debug)]
+pub struct OwnedChunk {
+    first: Seq,
+    before: Digest,
+    entries: Box<[Entry]>,
+    chains: Box<[[u8; CHAIN_LEN]]>,
+    envelopes: Box<[u8]>,
+}
+
+impl OwnedChunk {
+    /// To be read.
+    #[must_use]
+    pub fn as_chunk(&self) -> Chunk<'_> {
+        let Self { first, before, ref entries, ref chains, ref envelopes } = *self;
+        Chunk { first, before, entries: Cow::Borrowed(entries), chains, envelopes }
+    }
+
+    /// The seq of its first record.
+    #[must_use]
+    pub const fn first(&self) -> Seq {
+        self.first
+    }
+
+    /// The seq of its last record.
+    #[must_use]
+    pub const fn last(&self) -> Seq {
+        self.first + (self.entries.len() as u64 - 1)
+    }
+
+    /// Bytes of memory that its parts take.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        size_of_val(&*self.entries) + size_of_val(&*self.chains) + self.envelopes.len()
+    }
 }
 
 impl<'a> Chunk<'a> {
@@ -250,7 +289,7 @@ impl<'a> Chunk<'a> {
         match envelopes.len() as u64 {
             len if len < u64::from(end) => Err(DecodeError::Truncated),
             len if len > u64::from(end) => Err(DecodeError::Malformed),
-            _ => Ok(Self { first, before, entries, chains: chains.as_chunks().0, envelopes }),
+            _ => Ok(Self { first, before, entries: Cow::Owned(entries), chains: chains.as_chunks().0, envelopes }),
         }
     }
 
@@ -287,8 +326,15 @@ impl<'a> Chunk<'a> {
 
     /// The seq of its last record.
     #[must_use]
-    pub const fn last(&self) -> Seq {
+    pub fn last(&self) -> Seq {
         self.first + (self.entries.len() as u64 - 1)
+    }
+
+    /// A copy that does not need the row.
+    #[must_use]
+    pub fn detach(&self) -> OwnedChunk {
+        let Self { first, before, ref entries, chains, envelopes } = *self;
+        OwnedChunk { first, before, entries: entries.as_ref().into(), chains: chains.into(), envelopes: envelopes.into() }
     }
 
     /// The chain value before its first record.
@@ -340,7 +386,7 @@ impl<'a> Chunk<'a> {
     /// The first record whose time is at least `time_ms`.
     #[must_use]
     pub fn since(&self, time_ms: UnixMillis) -> Option<Seq> {
-        (self.first..).zip(&self.entries).find(|(_, entry)| entry.time_ms >= time_ms).map(|(seq, _)| seq)
+        (self.first..).zip(self.entries.iter()).find(|(_, entry)| entry.time_ms >= time_ms).map(|(seq, _)| seq)
     }
 
     /// Envelope bytes of the record `seq`; 0 where there is none.

@@ -1,11 +1,12 @@
 //! Reads of one snapshot of the tables.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use redb::{AccessGuard, Range, ReadTransaction, ReadableTable, TableError};
 
 use super::{
-    chunk::Chunk,
+    chunk::{Chunk, OwnedChunk},
+    chunk_cache::ChunkCache,
     tables::{self, CHUNKS, ChunkKey, Error, HANDSHAKES, Kept, LOGS, LogRow, PRODUCERS, STRANDED, TAILS},
 };
 use crate::{
@@ -59,15 +60,17 @@ pub(super) struct Chunks<'r, T> {
     row: &'r LogRow,
     chunks: T,
     tails: T,
+    cache: Option<&'r ChunkCache>,
 }
 
-/// The chunks of the log `row` of `room`, in this snapshot.
+/// The chunks of the log `row` of `room`, in this snapshot. Those that are in `cache` are not read from the file, and not checked again.
 pub(super) fn chunks<'r>(
     txn: &ReadTransaction,
     room: RoomId,
     row: &'r LogRow,
+    cache: Option<&'r ChunkCache>,
 ) -> Result<Chunks<'r, redb::ReadOnlyTable<ChunkKey, &'static [u8]>>, Error> {
-    Ok(Chunks { room, row, chunks: txn.open_table(CHUNKS)?, tails: txn.open_table(TAILS)? })
+    Ok(Chunks { room, row, chunks: txn.open_table(CHUNKS)?, tails: txn.open_table(TAILS)?, cache })
 }
 
 impl<'r, T: ChunkTable> Chunks<'r, T> {
@@ -95,6 +98,36 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
         self.row.damaged(format!("record {seq} is missing"))
     }
 
+    /// Before this seq, chunks were made for good and may be in the cache.
+    fn cached_before(&self) -> Seq {
+        self.cache.map_or(0, |_| self.row.open.first)
+    }
+
+    /// The chunk with the record `seq`, which is at least the floor and in a chunk that was made for good.
+    fn cached(&self, seq: Seq) -> Result<Arc<OwnedChunk>, Error> {
+        let log = self.row.meta.log;
+        if let Some(chunk) = self.cache.and_then(|cache| cache.covering(log, seq)) {
+            return Ok(chunk);
+        }
+        // Whoever goes on from one to the next asks for where it begins.
+        let decode = |first, row: &[u8]| tables::decode_chunk(log, first, row).map(|chunk| Arc::new(chunk.detach()));
+        let chunk = match self.chunks.get((&log.0, seq))? {
+            Some(row) => decode(seq, row.value())?,
+            None => {
+                let mut rows = self.range(&self.chunks, self.row.state.floor, seq)?;
+                let (key, row) = rows.next_back().ok_or_else(|| self.missing(seq))??;
+                decode(key.value().1, row.value())?
+            }
+        };
+        if chunk.last() < seq || chunk.last() >= self.row.open.first {
+            return Err(self.missing(seq));
+        }
+        if let Some(cache) = self.cache {
+            cache.insert(log, &chunk);
+        }
+        Ok(chunk)
+    }
+
     /// Calls `each` for the chunks with the records `from..=to`, which lie between `floor` and `head`, ascending, until it
     /// says `false`. What it is given is dense.
     pub(super) fn ascending(
@@ -103,10 +136,22 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
         to: Seq,
         mut each: impl FnMut(&Chunk<'_>) -> Result<bool, Error>,
     ) -> Result<(), Error> {
-        if from > to {
+        // The next record that is wanted. But for the first one, a chunk begins with it.
+        let mut next = from;
+        while next <= to && next < self.cached_before() {
+            let chunk = self.cached(next)?;
+            if next != from && chunk.first() != next {
+                return Err(self.missing(next));
+            }
+            next = chunk.last() + 1;
+            if !each(&chunk.as_chunk())? {
+                return Ok(());
+            }
+        }
+        if next > to {
             return Ok(());
         }
-        let (start, tails) = (self.start_of(from)?, self.row.open.tails);
+        let (start, tails) = (if next == from { self.start_of(from)? } else { next }, self.row.open.tails);
         let mut expected = start;
         let mut visit = |entry: Result<Row<'_>, redb::StorageError>| {
             let (key, row) = entry?;
@@ -144,28 +189,37 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
         if from > to {
             return Ok(());
         }
-        let tails = self.row.open.tails;
+        let (tails, cached_before) = (self.row.open.tails, self.cached_before());
         // The chunk that is visited next must have this record.
         let mut expected = to;
-        let mut visit = |entry: Result<Row<'_>, redb::StorageError>| {
-            let (key, row) = entry?;
-            let chunk = tables::decode_chunk(self.row.meta.log, key.value().1, row.value())?;
-            let joins = if expected == to { chunk.last() >= to } else { chunk.last() == expected };
+        let mut show = |expected: &mut Seq, chunk: &Chunk<'_>| {
+            let joins = if *expected == to { chunk.last() >= to } else { chunk.last() == *expected };
             if !joins || chunk.last() > self.row.state.head {
-                return Err(self.missing(expected));
+                return Err(self.missing(*expected));
             }
-            expected = chunk.first() - 1;
-            Ok(each(&chunk)? && chunk.first() > from)
+            *expected = chunk.first() - 1;
+            Ok(each(chunk)? && chunk.first() > from)
+        };
+        let mut visit = |expected: &mut Seq, entry: Result<Row<'_>, redb::StorageError>| {
+            let (key, row) = entry?;
+            show(expected, &tables::decode_chunk(self.row.meta.log, key.value().1, row.value())?)
         };
         if to >= tails {
             for entry in self.range(&self.tails, tails.max(self.row.state.floor), to)?.rev() {
-                if !visit(entry)? {
+                if !visit(&mut expected, entry)? {
                     return Ok(());
                 }
             }
         }
-        for entry in self.range(&self.chunks, self.row.state.floor, to.min(tails.saturating_sub(1)))?.rev() {
-            if !visit(entry)? {
+        let floor = self.row.state.floor.max(cached_before);
+        for entry in self.range(&self.chunks, floor, to.min(tails.saturating_sub(1)))?.rev() {
+            if !visit(&mut expected, entry)? {
+                return Ok(());
+            }
+        }
+        while expected >= from && expected < cached_before {
+            let chunk = self.cached(expected)?;
+            if !show(&mut expected, &chunk.as_chunk())? {
                 return Ok(());
             }
         }

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use redb::ReadTransaction;
+use redb::{ReadOnlyTable, ReadTransaction};
 
 use super::{
+    chunk_cache::ChunkCache,
     database::Database,
     layers::{Layers, Life, Tail, Want},
     memtable::Handle,
-    read,
-    tables::{Error, Kept, LogRow},
+    read::{self, Chunks},
+    tables::{ChunkKey, Error, Kept, LogRow},
 };
 use crate::{
     core::{
@@ -29,9 +30,9 @@ use crate::{
 const ATTEMPTS: usize = 8;
 
 /// Answers one read.
-pub(super) fn answer(layers: &Layers, database: &Database, subject: Subject) -> Result<Answer, Failure> {
+pub(super) fn answer(layers: &Layers, database: &Database, cache: &ChunkCache, subject: Subject) -> Result<Answer, Failure> {
     match subject {
-        Subject::Room(room, read) => of_room(layers, database, room, read),
+        Subject::Room(room, read) => of_room(layers, database, cache, room, read),
         Subject::Packages(device) => {
             let packages = layers.packages(device).map_or_else(|| database.read(|txn| rows::packages(txn, device)), Ok);
             packages.map(Answer::Packages).map_err(|_: Error| Failure::Read)
@@ -39,7 +40,7 @@ pub(super) fn answer(layers: &Layers, database: &Database, subject: Subject) -> 
     }
 }
 
-fn of_room(layers: &Layers, database: &Database, room: RoomId, read: Read) -> Result<Answer, Failure> {
+fn of_room(layers: &Layers, database: &Database, cache: &ChunkCache, room: RoomId, read: Read) -> Result<Answer, Failure> {
     let want = match read {
         // Which records a time lies among is not known before: all handles, no bytes.
         Read::Load | Read::Seek { .. } => Want::All,
@@ -55,7 +56,7 @@ fn of_room(layers: &Layers, database: &Database, room: RoomId, read: Read) -> Re
         // The tables first: whatever leaves them is in redb by then.
         let tail = layers.tail(room, want);
         let found = database.read(|txn| {
-            let Some(view) = View::of(txn, room, &tail)? else { return Ok(None) };
+            let Some(view) = View::of(txn, cache, room, &tail)? else { return Ok(None) };
             view.map(|view| view.answer(read)).transpose().map(Some)
         });
         match found {
@@ -73,14 +74,15 @@ fn of_room(layers: &Layers, database: &Database, room: RoomId, read: Read) -> Re
 pub(super) fn scan(
     layers: &Layers,
     database: &Database,
+    cache: &ChunkCache,
     room: RoomId,
     visit: &mut dyn FnMut(Seq, UnixMillis, &[u8]),
 ) -> Result<Option<LogState>, Failure> {
     let tail = layers.tail(room, Want::All);
     let scanned = database.snapshot(|txn| {
-        let Some(view) = View::of(txn, room, &tail)?.flatten() else { return Ok(None) };
+        let Some(view) = View::of(txn, cache, room, &tail)?.flatten() else { return Ok(None) };
         if let Some(row) = &view.row {
-            read::chunks(txn, room, row)?.ascending(row.state.floor, row.state.head, |chunk| {
+            view.chunks(row)?.ascending(row.state.floor, row.state.head, |chunk| {
                 (chunk.first()..).zip(chunk.records()).for_each(|(seq, (time_ms, envelope))| visit(seq, time_ms, envelope));
                 Ok(true)
             })?;
@@ -94,6 +96,7 @@ pub(super) fn scan(
 /// One log at one moment.
 struct View<'a> {
     txn: &'a ReadTransaction,
+    cache: &'a ChunkCache,
     room: RoomId,
     meta: LogMeta,
     /// As redb has it, if it does.
@@ -107,7 +110,7 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     /// `None` outside when the log ended in between; inside when there is none.
-    fn of(txn: &'a ReadTransaction, room: RoomId, tail: &'a Tail) -> Result<Option<Option<Self>>, Error> {
+    fn of(txn: &'a ReadTransaction, cache: &'a ChunkCache, room: RoomId, tail: &'a Tail) -> Result<Option<Option<Self>>, Error> {
         let row = match tail.life {
             Life::Gone => return Ok(Some(None)),
             Life::Unknown => match read::row(txn, room)? {
@@ -124,7 +127,12 @@ impl<'a> View<'a> {
         }
         let applied = tail.records.iter().take_while(|record| record.seq() <= base.head).count();
         let records = tail.records.get(applied..).unwrap_or_default();
-        Ok(Some(Some(View { txn, room, meta, state: tail.state(base), row, tail: records, unapplied: tail })))
+        Ok(Some(Some(View { txn, cache, room, meta, state: tail.state(base), row, tail: records, unapplied: tail })))
+    }
+
+    /// The log's chunks.
+    fn chunks<'r>(&'r self, row: &'r LogRow) -> Result<Chunks<'r, ReadOnlyTable<ChunkKey, &'static [u8]>>, Error> {
+        read::chunks(self.txn, self.room, row, Some(self.cache))
     }
 
     /// The newest seq that redb has.
@@ -161,9 +169,7 @@ impl<'a> View<'a> {
     fn after(&self, after: Seq, bytes_max: u32) -> Result<Records, Error> {
         let first = (after.min(self.state.head) + 1).max(self.state.floor);
         let mut page = match &self.row {
-            Some(row) if first <= row.state.head => {
-                read::chunks(self.txn, self.room, row)?.after(first - 1, row.state.head, bytes_max)?
-            }
+            Some(row) if first <= row.state.head => self.chunks(row)?.after(first - 1, row.state.head, bytes_max)?,
             _ => Records { state: self.state, before: self.chain_at(first - 1)?, records: Vec::new() },
         };
         page.state = self.state;
@@ -197,7 +203,7 @@ impl<'a> View<'a> {
 
     fn seek(&self, time_ms: UnixMillis) -> Result<Seq, Error> {
         let applied = match &self.row {
-            Some(row) => read::chunks(self.txn, self.room, row)?.seek(time_ms)?,
+            Some(row) => self.chunks(row)?.seek(time_ms)?,
             None => None,
         };
         let unapplied = || self.tail.iter().find(|record| record.time_ms() >= time_ms).map(Handle::seq);
@@ -246,7 +252,7 @@ impl<'a> View<'a> {
     /// What precedes `taken` records, as far as the limits allow.
     fn older(&self, row: &LogRow, last: Seq, max: (u32, u32), taken: (usize, u64)) -> Result<Option<Records>, Error> {
         let (count, bytes) = taken;
-        let chunks = read::chunks(self.txn, self.room, row)?;
+        let chunks = self.chunks(row)?;
         if count == 0 {
             return chunks.before(last + 1, last, max.0, max.1).map(Some);
         }
@@ -274,7 +280,7 @@ impl<'a> View<'a> {
             return found.map(Handle::chain).ok_or(Error::Row("logs"));
         }
         match &self.row {
-            Some(row) => read::chunks(self.txn, self.room, row)?.chain_at(seq),
+            Some(row) => self.chunks(row)?.chain_at(seq),
             None => Err(Error::Row("logs")),
         }
     }

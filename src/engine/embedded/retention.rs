@@ -76,7 +76,7 @@ impl Retention {
         }
         let Some(age) = keep.age_ms.filter(|_| count > 0) else { return Ok(false) };
         let mut old = false;
-        read::chunks(txn, room, &row)?.ascending(state.floor, state.floor, |chunk| {
+        read::chunks(txn, room, &row, None)?.ascending(state.floor, state.floor, |chunk| {
             old = chunk.latest_ms().saturating_add(age) < now;
             Ok(false)
         })?;

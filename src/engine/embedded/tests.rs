@@ -8,6 +8,7 @@ use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, backend
 
 use super::{
     apply::Apply,
+    chunk_cache::ChunkCache,
     memtable::{Handle, Memtable, RoomTail},
     read,
     retain::Keep,
@@ -23,8 +24,8 @@ use crate::{
     engine::wal::Entry,
 };
 
-/// A database in memory.
-struct Store(Database);
+/// A database in memory, and what was read of it lately, which is less than a few chunks.
+struct Store(Database, ChunkCache);
 
 impl Store {
     fn new() -> Self {
@@ -36,7 +37,7 @@ impl Store {
         let txn = db.begin_write().unwrap();
         tables::make(&txn).unwrap();
         txn.commit().unwrap();
-        Self(db)
+        Self(db, ChunkCache::new(100 << 10))
     }
 
     fn write<T>(&self, write: impl FnOnce(&mut Apply<'_>) -> T) -> T {
@@ -132,7 +133,7 @@ impl Log {
         let kept = &self.records[usize::try_from(state.floor).unwrap() - 1..];
         assert_eq!(state.floor_chain, self.chain(state.floor - 1));
         assert_eq!(state.bytes, kept.iter().map(|record| record.envelope.len() as u64).sum::<u64>());
-        let chunks = read::chunks(&txn, self.room, &row).unwrap();
+        let chunks = read::chunks(&txn, self.room, &row, None).unwrap();
         let mut seen = 0;
         chunks
             .verify(|chunk| {
@@ -141,11 +142,14 @@ impl Log {
             })
             .unwrap();
         assert_eq!(seen, kept.len());
+        let cached = read::chunks(&txn, self.room, &row, Some(&store.1)).unwrap();
         for (cursor, bytes_max) in limits.iter().copied() {
             self.check_pages(&chunks, state.floor, cursor, bytes_max);
+            self.check_pages(&cached, state.floor, cursor, bytes_max);
         }
         for time in [0, 1, kept.first().map_or(0, |record| record.time_ms), kept.last().map_or(9, |record| record.time_ms + 1)] {
             self.check_seek(&chunks, kept, time);
+            self.check_seek(&cached, kept, time);
         }
         for (cursor, _) in limits {
             if let Some(record) = kept.get(usize::try_from(*cursor).unwrap_or(usize::MAX)) {
@@ -407,7 +411,7 @@ fn seeking_by_a_clock_that_stepped_back_answers_a_record_of_at_least_that_time()
     store.apply(&table);
     let txn = store.0.begin_read().unwrap();
     let row = read::row(&txn, log.room).unwrap().unwrap();
-    let chunks = read::chunks(&txn, log.room, &row).unwrap();
+    let chunks = read::chunks(&txn, log.room, &row, None).unwrap();
     for time in (9_990..11_020).step_by(13) {
         if let Some(seq) = chunks.seek(time).unwrap() {
             assert!(log.records[usize::try_from(seq).unwrap() - 1].time_ms >= time);
@@ -453,7 +457,7 @@ fn a_damaged_chunk_fails_its_log_alone_and_is_named() {
     other.check(&store, &[(0, 100)]);
     let txn = store.0.begin_read().unwrap();
     let row = read::row(&txn, log.room).unwrap().unwrap();
-    let chunks = read::chunks(&txn, log.room, &row).unwrap();
+    let chunks = read::chunks(&txn, log.room, &row, None).unwrap();
     assert!(chunks.verify(|_| Ok(())).is_err());
     assert!(chunks.after(99, Seq::MAX, 1_000).is_err());
     assert_eq!(chunks.after(0, Seq::MAX, 1_000).unwrap().records.len(), 3, "what is whole is read");

@@ -240,7 +240,7 @@ impl<'a, 'd, 'r> Copier<'a, 'd, 'r> {
     fn log_of_history(&mut self, txn: &ReadTransaction, room: RoomId, id: LogId) -> Result<(), rows::Error> {
         let row = read::row(txn, room)?.ok_or(rows::Error::Row("logs"))?;
         let place = |first| if first < row.open.tails { Place::Chunks } else { Place::Tails };
-        read::chunks(txn, room, &row)?.verify(|chunk| {
+        read::chunks(txn, room, &row, None)?.verify(|chunk| {
             if self.target.keeps() {
                 let items: Vec<Item<'_>> = chunk.items().collect();
                 let mut bytes = vec![0; chunk::encoded_len(chunk.first(), &items)];
