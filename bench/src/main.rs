@@ -132,12 +132,16 @@ struct Common {
     /// MiB of logged messages that Waxwing keeps in memory before it applies them (twice as much at most).
     #[arg(long, default_value_t = embedded::Config::default().apply_bytes >> 20)]
     apply_mib: usize,
+    /// MiB of history that Waxwing keeps checked and ready to be read again.
+    #[arg(long, default_value_t = embedded::Config::default().read_cache_bytes >> 20)]
+    read_cache_mib: usize,
 }
 
 impl Common {
     fn tools(&self) -> Tools {
-        let (commit_wait_us, apply_bytes) = (self.commit_wait_us, self.apply_mib << 20);
-        let settings = embedded::Config { commit_wait_us, apply_bytes, ..embedded::Config::default() };
+        let (commit_wait_us, apply_bytes, read_cache_bytes) =
+            (self.commit_wait_us, self.apply_mib << 20, self.read_cache_mib << 20);
+        let settings = embedded::Config { commit_wait_us, apply_bytes, read_cache_bytes, ..embedded::Config::default() };
         Tools { nats: self.nats_server.clone(), redis: self.redis_server.clone(), settings }
     }
 

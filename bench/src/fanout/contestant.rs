@@ -136,10 +136,10 @@ impl Contestant {
         format!("{long}, {wire}")
     }
 
-    /// Whose ratio it is measured by.
+    /// By whom it is measured: who hears of a message what this one's members do.
     pub const fn floor(self) -> Self {
         let wire = if matches!(self.wire, Wire::Ws) { Wire::Ws } else { Wire::Wss };
-        Self { who: Who::Floor, wire }
+        Self { who: if self.echoes() { Who::Floor } else { Who::FloorOthers }, wire }
     }
 
     pub const fn is_ephemeral(self) -> bool {

@@ -113,16 +113,22 @@ fn rows() -> Vec<Row> {
 /// For some rows: see [`Row::floor`].
 fn floor(what: &str) -> Option<(f64, Find)> {
     use Workload::{W1, W1Saturation, W2, W4};
+    // Over UDP by the library's toy, whose figures the targets were set beside.
+    let beside = |who, wire| match wire {
+        Wire::Wt => Contestant { who: Who::Toy, wire },
+        _ => Contestant { who, wire }.floor(),
+    };
     let cpu = |there, who, workload, wire| {
         let find = move |found: &Found| {
-            let samples = |who| found.get(&(workload, Contestant { who, wire })).map_or(&[][..], Vec::as_slice);
-            of_floor(samples(who), samples(Who::Floor))
+            let samples = |contestant| found.get(&(workload, contestant)).map_or(&[][..], Vec::as_slice);
+            of_floor(samples(Contestant { who, wire }), samples(beside(who, wire)))
         };
         Some((there, Box::new(find) as Find))
     };
-    let latency = |who, index: usize| {
-        let [ours, floor] = [who, Who::Floor].map(|who| of(W2, who, Wire::Ws, LATENCIES[index]));
-        Some(([96.0, 154.0, 356.0][index], Box::new(move |found: &Found| ours(found) / floor(found)) as Find))
+    let latency = |there, who, wire, index: usize| {
+        let Contestant { who: floor, wire: same } = beside(who, wire);
+        let [ours, floor] = [(who, wire), (floor, same)].map(|(who, wire)| of(W2, who, wire, LATENCIES[index]));
+        Some((there, Box::new(move |found: &Found| ours(found) / floor(found)) as Find))
     };
     let durable = |there, figure: fn(&Sample) -> f64| {
         let [ours, floor] = [Who::Waxwing, Who::Floor].map(|who| of(W4, who, Wire::Ws, figure));
@@ -137,12 +143,17 @@ fn floor(what: &str) -> Option<(f64, Find)> {
         "W2 rate, wss, CPU-µs" => cpu(15.1, Who::Waxwing, W2, Wire::Wss),
         "W2 rate, ws, without a commit, CPU-µs" => cpu(12.2, Who::WaxwingEphemeral, W2, Wire::Ws),
         "W2 rate, wss, without a commit, CPU-µs" => cpu(15.1, Who::WaxwingEphemeral, W2, Wire::Wss),
-        "W2 latency, ws, without syncs, p50 µs" => latency(Who::WaxwingNoSync, 0),
-        "W2 latency, ws, without syncs, p99 µs" => latency(Who::WaxwingNoSync, 1),
-        "W2 latency, ws, without syncs, p99.9 µs" => latency(Who::WaxwingNoSync, 2),
-        "W2 latency, ws, without a commit, p50 µs" => latency(Who::WaxwingEphemeral, 0),
-        "W2 latency, ws, without a commit, p99 µs" => latency(Who::WaxwingEphemeral, 1),
-        "W2 latency, ws, without a commit, p99.9 µs" => latency(Who::WaxwingEphemeral, 2),
+        "W2 latency, ws, without syncs, p50 µs" => latency(96.0, Who::WaxwingNoSync, Wire::Ws, 0),
+        "W2 latency, ws, without syncs, p99 µs" => latency(154.0, Who::WaxwingNoSync, Wire::Ws, 1),
+        "W2 latency, ws, without syncs, p99.9 µs" => latency(356.0, Who::WaxwingNoSync, Wire::Ws, 2),
+        "W2 latency, ws, without a commit, p50 µs" => latency(96.0, Who::WaxwingEphemeral, Wire::Ws, 0),
+        "W2 latency, ws, without a commit, p99 µs" => latency(154.0, Who::WaxwingEphemeral, Wire::Ws, 1),
+        "W2 latency, ws, without a commit, p99.9 µs" => latency(356.0, Who::WaxwingEphemeral, Wire::Ws, 2),
+        "WebTransport, W1 rate, CPU-µs" => cpu(24.3, Who::Waxwing, W1, Wire::Wt),
+        "WebTransport, W1 saturation, CPU-µs" => cpu(3.0, Who::Waxwing, W1Saturation, Wire::Wt),
+        "WebTransport, W2 rate, CPU-µs" => cpu(53.8, Who::Waxwing, W2, Wire::Wt),
+        "WebTransport, W2 latency without syncs, p50 µs" => latency(203.0, Who::WaxwingNoSync, Wire::Wt, 0),
+        "WebTransport, W2 latency without syncs, p99 µs" => latency(1311.0, Who::WaxwingNoSync, Wire::Wt, 1),
         "W4, ws, p99 ms" => durable(3.6, |sample| sample.ack_us[1]),
         "W4, ws, CPU-µs, with the store's" => durable(10.5, |sample| sample.cpu_us + sample.store_us),
         ACKS_A_SYNC => durable(12.7, |sample| sample.rate),
