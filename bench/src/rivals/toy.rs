@@ -95,7 +95,7 @@ async fn write(mut send: SendStream, member: Rc<Member>) -> anyhow::Result<()> {
 fn take(frame: ClientFrame, member: &Rc<Member>, rooms: &Rooms) {
     let position = Position { log: LogId([0; 16]), head: 0, floor: 1 };
     let tell = |member: &Member, frame: &ServerFrame| {
-        put_delimited(&mut *member.unsent.borrow_mut(), &frame.encode());
+        put_delimited(&mut member.unsent.borrow_mut(), &frame.encode());
         member.filled.notify_one();
     };
     match frame {
