@@ -100,8 +100,9 @@ impl Applier {
         }
     }
 
-    /// The writer seldom has to make a segment itself, which takes long.
+    /// The writer seldom has to make a segment itself, or to wait for memory, which takes long.
     fn prepare(&self) {
+        self.space.stock();
         if self.recycler.wants_preparation() {
             self.tidy(self.recycler.prepare());
         }
@@ -129,6 +130,7 @@ impl Applier {
         while let Some(slice) = slices.next() {
             let done = slices.rooms.is_empty().then_some(table.last);
             self.database.write(|txn| apply_slice(txn, slice, done, &mut damaged))?;
+            self.space.stock();
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     core::{
         chain, envelope, handshake,
-        id::{AccessKey, ClientSeq, DeviceKey, Digest, LogId, RoomId, Seq, UnixMillis},
+        id::{AccessKey, ClientSeq, DeviceKey, Digest, LogId, ProducerId, RoomId, Seq, UnixMillis},
         log::{Append, EnvelopeHash, LogMeta, LogState, Producer, Stored},
     },
     engine::{
@@ -56,6 +56,17 @@ impl Space {
         self.records.clear();
     }
 
+    /// Whether little is kept in a flood, and somebody should call [`Self::stock`]. It is told once.
+    pub(super) fn runs_low(&self) -> bool {
+        self.envelopes.runs_low() | self.records.runs_low()
+    }
+
+    /// Fetches what a flood will ask for next, so that it need not wait for the system.
+    pub(super) fn stock(&self) {
+        self.envelopes.stock(0);
+        self.records.stock(Logged::BLANK);
+    }
+
     /// A block for so many records with so many bytes of envelopes.
     pub(super) fn block(&self, records: usize, envelope_bytes: usize) -> BlockBuilder {
         BlockBuilder { envelopes: self.envelopes.take(envelope_bytes), records: self.records.take(records) }
@@ -63,7 +74,7 @@ impl Space {
 }
 
 /// A logged record without its envelope.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 struct Logged {
     seq: Seq,
     chain: Digest,
@@ -77,6 +88,17 @@ struct Logged {
 }
 
 impl Logged {
+    const BLANK: Self = Self {
+        seq: 0,
+        chain: Digest([0; 32]),
+        time_ms: 0,
+        producer: Producer { device: DeviceKey([0; 32]), id: ProducerId([0; 16]) },
+        client_seq: 0,
+        hash: [0; 8],
+        start: 0,
+        end: 0,
+    };
+
     fn new(append: &Append, start: usize) -> Self {
         let Append { seq, chain, time_ms, producer, client_seq, hash, envelope, .. } = append;
         let (seq, chain, time_ms, producer, client_seq, hash) = (*seq, *chain, *time_ms, *producer, *client_seq, *hash);

@@ -170,7 +170,7 @@ impl Writer {
         match self.wal.commit() {
             Ok(()) => {
                 self.layers.insert(&block, batch.changes.drain(..).map(|(_, lsn, change)| (lsn, change)));
-                if self.recycler.wants_preparation() {
+                if self.recycler.wants_preparation() || self.space.runs_low() {
                     self.layers.chore();
                 }
                 Ok(true)
