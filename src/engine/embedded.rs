@@ -191,7 +191,7 @@ impl Health {
 pub struct EmbeddedEngine {
     layers: Arc<Layers>,
     database: Arc<Database>,
-    cache: Arc<ChunkCache>,
+    cache: Option<Arc<ChunkCache>>,
     health: Arc<Health>,
     jobs: Arc<Jobs>,
     recycler: wal::Recycler,
@@ -234,7 +234,7 @@ impl EmbeddedEngine {
         let layers = Arc::new(Layers::new(table));
         let health = Arc::new(Health::new(storage::damaged(&database)?));
         let jobs = Arc::new(Jobs::new(config.queue_requests_max, config.queue_bytes_max));
-        let cache = Arc::new(ChunkCache::new(config.read_cache_bytes));
+        let cache = (config.read_cache_bytes > 0).then(|| Arc::new(ChunkCache::new(config.read_cache_bytes)));
         let engine = Self { layers, database, cache, health, jobs, recycler: wal.recycler(), threads: Mutex::default() };
         engine.start(wal, storage, &config, &observer).map_err(OpenError::Start)?;
         Ok(engine)
@@ -245,9 +245,10 @@ impl EmbeddedEngine {
         let recycler = wal.recycler();
         let space = Space::new(config.apply_bytes);
         for number in 0..config.readers.max(1) {
-            let (layers, database, cache) = (Arc::clone(&self.layers), Arc::clone(&self.database), Arc::clone(&self.cache));
+            let (layers, database, cache) = (Arc::clone(&self.layers), Arc::clone(&self.database), self.cache.clone());
             let (jobs, observer) = (Arc::clone(&self.jobs), Arc::clone(observer));
-            let serve = move || jobs.serve_reads(&*observer, |subject| reader::answer(&layers, &database, &cache, subject));
+            let serve =
+                move || jobs.serve_reads(&*observer, |subject| reader::answer(&layers, &database, cache.as_deref(), subject));
             threads.queues.push(self.spawn(&format!("store-read-{number}"), serve)?);
         }
         let writer = Writer {
@@ -301,7 +302,7 @@ impl EmbeddedEngine {
     /// # Errors
     /// [`Failure::Read`]; what was shown before is as it was stored.
     pub fn scan(&self, room: RoomId, visit: &mut dyn FnMut(Seq, UnixMillis, &[u8])) -> Result<Option<LogState>, Failure> {
-        reader::scan(&self.layers, &self.database, &self.cache, room, visit)
+        reader::scan(&self.layers, &self.database, self.cache.as_deref(), room, visit)
     }
 
     /// How it stands.

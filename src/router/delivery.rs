@@ -32,6 +32,10 @@ use crate::core::{
 const EPHEMERALS_MAX: usize = 256;
 /// Pages that the recent tail may hold of what live members have not been given yet. What is older they read from the engine.
 const UNSHOWN_PAGES: usize = 16;
+/// A room with so many live members gathers what goes to them: telling them takes longer than a sync, and what is larger than this
+/// gains nothing by it.
+const GATHERING_MEMBERS: usize = 128;
+const GATHERING_BYTES: usize = 8 << 10;
 
 /// The seq of the last item of `page`; the one before its first if it has none.
 pub(super) const fn last(page: &Page) -> Seq {
@@ -166,11 +170,30 @@ impl Room {
         let ephemerals_first = !std::mem::take(&mut self.ephemerals_last);
         let what = match () {
             () if ephemerals_first && !self.ephemerals.is_empty() => self.next_ephemerals(),
-            () if self.shown < self.log.durable().head => self.next_page(ctx),
+            () if self.shown < self.log.durable().head && !self.gathers() => self.next_page(ctx),
             () if !self.ephemerals.is_empty() => self.next_ephemerals(),
             () => return None,
         };
         Some(Broadcast { what, passed: None })
+    }
+
+    /// Whether what became durable waits for what was with the engine by then, so that many members are told of both with one
+    /// write each: a busy room would else fall into halves, one of which is synced while the other is told.
+    fn gathers(&mut self) -> bool {
+        if self.gathering.is_none() && self.live >= GATHERING_MEMBERS && self.unshown_bytes < GATHERING_BYTES {
+            self.gathering = Some(self.log.durable().head + self.waiters.len() as u64);
+        }
+        let gathers = self.is_gathering();
+        if !gathers {
+            self.gathering = None;
+        }
+        gathers
+    }
+
+    /// An append that is with the engine comes back, one way or the other, and then the room has its turn.
+    fn is_gathering(&self) -> bool {
+        let more = |upto| self.log.durable().head < upto && !self.log.is_quiet() && !self.log.has_failed();
+        self.gathering.is_some_and(more)
     }
 
     fn next_ephemerals(&mut self) -> What {
@@ -247,7 +270,7 @@ impl Room {
     pub(super) fn has_more(&self) -> bool {
         let (live, unshown) = (self.live > 0, self.shown < self.log.durable().head);
         self.broadcast.is_some()
-            || (live && (unshown || !self.ephemerals.is_empty()))
+            || (live && ((unshown && !self.is_gathering()) || !self.ephemerals.is_empty()))
             // The last live member fell behind just as the slice ended: nothing else shows them what they wait for.
             || (unshown && !self.parked.is_empty())
             || !self.hungry.is_empty()

@@ -45,11 +45,13 @@ pub(super) struct Room {
     pub(super) inbox: VecDeque<Asked>,
     taken: (u64, u64),
     /// Who waits for each pending append, in the order of their seqs.
-    waiters: VecDeque<Vec<(Arc<Conn>, Permit)>>,
+    pub(super) waiters: VecDeque<Vec<(Arc<Conn>, Permit)>>,
     /// Members may have been given everything up to here, and nothing beyond.
     pub(super) shown: Seq,
     /// Envelope bytes that are durable and not yet shown.
     pub(super) unshown_bytes: usize,
+    /// What is not yet shown waits until the log is durable up to here.
+    pub(super) gathering: Option<Seq>,
     /// What is on its way to the live members.
     pub(super) broadcast: Option<Broadcast>,
     /// Ephemeral envelopes to be passed on, and whom they are from.
@@ -182,6 +184,7 @@ impl Room {
             waiters: VecDeque::new(),
             shown,
             unshown_bytes: 0,
+            gathering: None,
             broadcast: None,
             ephemerals: Vec::new(),
             ephemerals_last: false,

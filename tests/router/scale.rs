@@ -14,6 +14,7 @@ use waxwing::{
         room::ITEM_BYTES,
         session::Action,
     },
+    engine::Failure,
     router::{Conn, shard::Message, shard::Slices},
 };
 
@@ -86,6 +87,46 @@ fn big_and_small(count: u64) -> (World, Vec<Arc<Conn>>, Vec<Arc<Conn>>) {
     drain(&mut world, &small);
     world.shard.take_stats();
     (world, big, small)
+}
+
+#[test]
+fn a_large_room_is_told_of_what_will_soon_be_durable_together_with_what_is() {
+    let shown = |world: &mut World, conn: &Conn| {
+        let items = |frame: ServerFrame| if let ServerFrame::Deliver(page) = frame { page.items.len() } else { 0 };
+        read(world, conn).into_iter().map(items).collect::<Vec<_>>()
+    };
+    let (mut world, big, small) = big_and_small(200);
+    for (room, conns) in [(BIG, &big), (SMALL, &small)] {
+        for n in 1..=2 {
+            world.ask(&conns[0], room, publish(room, n, b"soon"));
+        }
+        world.turn();
+        world.engine.step(1);
+        world.turn();
+        let acked = matches!(read(&mut world, &conns[0])[0], ServerFrame::Ack { seq: 1, .. });
+        assert!(acked && !world.shard.wants_turn(), "nothing is done until the engine answers");
+        // What comes now is not waited for as well.
+        world.ask(&conns[0], room, publish(room, 3, b"later"));
+        world.turn();
+        let first = shown(&mut world, &conns[1]);
+        world.engine.step(1);
+        world.turn();
+        let second = shown(&mut world, &conns[1]);
+        world.settle();
+        let third = shown(&mut world, &conns[1]);
+        let parts = [first, second, third];
+        assert_eq!(parts, if room == BIG { [vec![], vec![2], vec![1]] } else { [vec![1], vec![1], vec![1]] });
+    }
+    // Nobody waits for what failed.
+    for n in 4..=5 {
+        world.ask(&big[0], BIG, publish(BIG, n, b"soon"));
+    }
+    world.engine.step(1);
+    world.turn();
+    assert!(shown(&mut world, &big[1]).is_empty());
+    world.engine.fail_next(Failure::DiskFull);
+    world.settle();
+    assert_eq!(shown(&mut world, &big[1]), [1]);
 }
 
 #[test]

@@ -109,16 +109,9 @@ impl<'r, T: ChunkTable> Chunks<'r, T> {
         if let Some(chunk) = self.cache.and_then(|cache| cache.covering(log, seq)) {
             return Ok(chunk);
         }
-        // Whoever goes on from one to the next asks for where it begins.
-        let decode = |first, row: &[u8]| tables::decode_chunk(log, first, row).map(|chunk| Arc::new(chunk.detach()));
-        let chunk = match self.chunks.get((&log.0, seq))? {
-            Some(row) => decode(seq, row.value())?,
-            None => {
-                let mut rows = self.range(&self.chunks, self.row.state.floor, seq)?;
-                let (key, row) = rows.next_back().ok_or_else(|| self.missing(seq))??;
-                decode(key.value().1, row.value())?
-            }
-        };
+        let row = { self.range(&self.chunks, self.row.state.floor, seq)? }.next_back();
+        let (key, row) = row.ok_or_else(|| self.missing(seq))??;
+        let chunk = Arc::new(tables::decode_chunk(log, key.value().1, row.value())?.detach());
         if chunk.last() < seq || chunk.last() >= self.row.open.first {
             return Err(self.missing(seq));
         }

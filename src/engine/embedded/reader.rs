@@ -30,7 +30,12 @@ use crate::{
 const ATTEMPTS: usize = 8;
 
 /// Answers one read.
-pub(super) fn answer(layers: &Layers, database: &Database, cache: &ChunkCache, subject: Subject) -> Result<Answer, Failure> {
+pub(super) fn answer(
+    layers: &Layers,
+    database: &Database,
+    cache: Option<&ChunkCache>,
+    subject: Subject,
+) -> Result<Answer, Failure> {
     match subject {
         Subject::Room(room, read) => of_room(layers, database, cache, room, read),
         Subject::Packages(device) => {
@@ -40,7 +45,13 @@ pub(super) fn answer(layers: &Layers, database: &Database, cache: &ChunkCache, s
     }
 }
 
-fn of_room(layers: &Layers, database: &Database, cache: &ChunkCache, room: RoomId, read: Read) -> Result<Answer, Failure> {
+fn of_room(
+    layers: &Layers,
+    database: &Database,
+    cache: Option<&ChunkCache>,
+    room: RoomId,
+    read: Read,
+) -> Result<Answer, Failure> {
     let want = match read {
         // Which records a time lies among is not known before: all handles, no bytes.
         Read::Load | Read::Seek { .. } => Want::All,
@@ -74,7 +85,7 @@ fn of_room(layers: &Layers, database: &Database, cache: &ChunkCache, room: RoomI
 pub(super) fn scan(
     layers: &Layers,
     database: &Database,
-    cache: &ChunkCache,
+    cache: Option<&ChunkCache>,
     room: RoomId,
     visit: &mut dyn FnMut(Seq, UnixMillis, &[u8]),
 ) -> Result<Option<LogState>, Failure> {
@@ -96,7 +107,7 @@ pub(super) fn scan(
 /// One log at one moment.
 struct View<'a> {
     txn: &'a ReadTransaction,
-    cache: &'a ChunkCache,
+    cache: Option<&'a ChunkCache>,
     room: RoomId,
     meta: LogMeta,
     /// As redb has it, if it does.
@@ -110,7 +121,12 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     /// `None` outside when the log ended in between; inside when there is none.
-    fn of(txn: &'a ReadTransaction, cache: &'a ChunkCache, room: RoomId, tail: &'a Tail) -> Result<Option<Option<Self>>, Error> {
+    fn of(
+        txn: &'a ReadTransaction,
+        cache: Option<&'a ChunkCache>,
+        room: RoomId,
+        tail: &'a Tail,
+    ) -> Result<Option<Option<Self>>, Error> {
         let row = match tail.life {
             Life::Gone => return Ok(Some(None)),
             Life::Unknown => match read::row(txn, room)? {
@@ -132,7 +148,7 @@ impl<'a> View<'a> {
 
     /// The log's chunks.
     fn chunks<'r>(&'r self, row: &'r LogRow) -> Result<Chunks<'r, ReadOnlyTable<ChunkKey, &'static [u8]>>, Error> {
-        read::chunks(self.txn, self.room, row, Some(self.cache))
+        read::chunks(self.txn, self.room, row, self.cache)
     }
 
     /// The newest seq that redb has.
