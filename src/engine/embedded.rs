@@ -14,6 +14,7 @@
 //! | queue | submitted writes | `queue_requests_max`, `queue_bytes_max` |
 //! | active memtable | logged, readable | `apply_bytes`, then it is frozen |
 //! | frozen memtable | being applied | the same |
+//! | spare blocks | space of tables that were applied, and what a flood will ask for next | `apply_bytes` and an eighth, half as much again for what goes with envelopes |
 //! | redb's cache | pages of history | `cache_bytes` |
 //! | chunk cache | chunks that were read lately, checked | `read_cache_bytes` |
 

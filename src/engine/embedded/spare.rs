@@ -151,6 +151,9 @@ impl<T: Copy> Spares<T> {
                 shelf.wanted = None;
             }
         }
+        if let Some(wanted) = &mut self.lock().wanted {
+            wanted.told = false;
+        }
     }
 }
 
