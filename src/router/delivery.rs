@@ -32,9 +32,9 @@ use crate::core::{
 const EPHEMERALS_MAX: usize = 256;
 /// Pages that the recent tail may hold of what live members have not been given yet. What is older they read from the engine.
 const UNSHOWN_PAGES: usize = 16;
-/// A room with so many live members gathers what goes to them: telling them takes longer than a sync, and what is larger than this
-/// gains nothing by it.
+/// A room with so many live members gathers what goes to them: telling them takes longer than a sync.
 const GATHERING_MEMBERS: usize = 128;
+/// It gathers no longer once so many bytes are ready: a write of more costs by its bytes, and not by the call.
 const GATHERING_BYTES: usize = 8 << 10;
 
 /// The seq of the last item of `page`; the one before its first if it has none.
