@@ -96,9 +96,9 @@ async fn serve(
     stream.set_nodelay(true)?;
     let mut peer = Peer { remote, exporter: None };
     let socket = match tls {
-        None => Socket::Tcp(stream),
+        None => Socket::Tcp(stream.into()),
         Some(acceptor) => {
-            let Ok(accepted) = tokio::time::timeout(shared.handshake_timeout(), acceptor.accept(stream)).await else {
+            let Ok(accepted) = tokio::time::timeout(shared.handshake_timeout(), acceptor.accept(stream.into())).await else {
                 shared.metrics.handshake_failed("tls_timeout");
                 return Err(io::ErrorKind::TimedOut.into());
             };

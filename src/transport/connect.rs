@@ -194,10 +194,10 @@ pub(super) async fn tcp(dial: &Dial, trust: Option<&Trust>) -> Result<(Socket, O
     let addresses = dial.resolve().await?;
     let stream = TcpStream::connect(addresses.as_slice()).await?;
     stream.set_nodelay(true)?;
-    let Some(trust) = trust else { return Ok((Socket::Tcp(stream), None)) };
+    let Some(trust) = trust else { return Ok((Socket::Tcp(stream.into()), None)) };
     let config = trust::config(trust, &[b"http/1.1"])?;
     let name = ServerName::try_from(dial.host.clone()).map_err(|_| ConnectError::Origin(dial.host.clone()))?;
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream.into()).await?;
     let exporter = stream.get_ref().1.export_keying_material([0; 32], tls::EXPORTER_LABEL, None).ok();
     Ok((Socket::Tls(Box::new(stream.into())), exporter))
 }
@@ -205,8 +205,8 @@ pub(super) async fn tcp(dial: &Dial, trust: Option<&Trust>) -> Result<(Socket, O
 async fn connect_websocket(target: &Target) -> Result<Connection, ConnectError> {
     let (socket, exporter) = tcp(&target.tcp, target.tls.then_some(&target.trust)).await?;
     let remote = match &socket {
-        Socket::Tcp(stream) => stream.peer_addr()?,
-        Socket::Tls(stream) => stream.get_ref().0.peer_addr()?,
+        Socket::Tcp(tcp) => tcp.peer_addr()?,
+        Socket::Tls(tls) => tls.get_ref().0.peer_addr()?,
         Socket::Http2(_) => return Err(ConnectError::NotOffered(Kind::WebSocket)),
     };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;

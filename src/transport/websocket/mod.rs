@@ -14,7 +14,7 @@ mod socket;
 #[cfg(feature = "test-utils")]
 pub use echo::echo;
 pub use handshake::{Upgrade, UpgradeError, upgrade};
-pub use socket::Socket;
+pub use socket::{Socket, Tcp};
 
 #[cfg(feature = "client")]
 pub(super) use handshake::request;

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::{Mutex, PoisonError},
     task::{Context, Poll},
@@ -9,6 +10,8 @@ use std::{
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+#[cfg(target_os = "linux")]
+use rustix::{io::Errno, net::SendFlags};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -19,9 +22,9 @@ use tokio_rustls::TlsStream;
 #[derive(Debug)]
 pub enum Socket {
     /// Plain TCP.
-    Tcp(TcpStream),
+    Tcp(Tcp),
     /// TLS over TCP, of either side.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Tcp>>),
     /// A stream of HTTP/2: [`Socket::http2`]. Never locked: the mutex makes it `Sync`, which `Upgraded` is not.
     Http2(Box<Mutex<TokioIo<Upgraded>>>),
 }
@@ -31,6 +34,66 @@ impl Socket {
     #[must_use]
     pub fn http2(stream: Upgraded) -> Self {
         Self::Http2(Box::new(Mutex::new(TokioIo::new(stream))))
+    }
+}
+
+/// A TCP connection whose writes go to the kernel at once: the runtime hears of one only when the kernel takes no more. What it knows of
+/// a connection lies apart from it, so that asking it first is a cache miss for each delivery, and the kernel says the same.
+#[derive(Debug)]
+pub struct Tcp(TcpStream);
+
+impl From<TcpStream> for Tcp {
+    fn from(stream: TcpStream) -> Self {
+        Self(stream)
+    }
+}
+
+impl Tcp {
+    /// As [`TcpStream::peer_addr`].
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.0.peer_addr()
+    }
+}
+
+impl AsyncRead for Tcp {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Tcp {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        #[cfg(target_os = "linux")]
+        match rustix::net::send(&self.0, buf, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(written) => return Poll::Ready(Ok(written)),
+            // The runtime is asked to wake the caller, and finds the same.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(error) => return Poll::Ready(Err(error.into())),
+        }
+        Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match bufs {
+            // A TLS record, mostly.
+            [one] => self.poll_write(cx, one),
+            _ => Pin::new(&mut self.get_mut().0).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
     }
 }
 
