@@ -343,3 +343,12 @@ async fn no_key_package_is_handed_out_twice_over_kills_and_restarts() {
     }
     assert_eq!(taken, (1..10).chain([0]).map(|number| package(number).bytes).collect::<Vec<_>>());
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_has_no_huge_pages_whatever_the_system_gives() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&mut serve(dir.path())).await;
+    let status = fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
+    assert!(status.lines().any(|line| line.split_whitespace().eq(["THP_enabled:", "0"])), "{status}");
+}

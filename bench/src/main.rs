@@ -162,6 +162,9 @@ fn payload(text: &str) -> Result<usize, String> {
 }
 
 fn main() -> anyhow::Result<()> {
+    // As the server's own program has it; clients, floors and rivals too.
+    #[cfg(target_os = "linux")]
+    rustix::thread::disable_transparent_huge_pages(true)?;
     match Cli::parse().command {
         Command::Store(Store::Acks(args)) => acks::run(&args),
         Command::Store(Store::Bytes(args)) => volume::run(&args),

@@ -372,6 +372,16 @@ impl FrameWriter {
         }
     }
 
+    /// Touches what [`Self::poll_send`] will need, so that it is in the processor's cache by then. What it returns means nothing.
+    #[must_use]
+    pub fn look(&self) -> usize {
+        match &self.sink {
+            Sink::WebSocket(writer) => writer.look(),
+            Sink::Quic(writer) => writer.unwritten_bytes(),
+            Sink::Memory(writer) => writer.unwritten_bytes(),
+        }
+    }
+
     /// Whether a frame may be written although one before it cannot be yet.
     #[must_use]
     pub const fn has_lanes(&self) -> bool {

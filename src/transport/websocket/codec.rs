@@ -176,6 +176,11 @@ impl Writer {
         self.taken
     }
 
+    /// As [`FrameWriter::look`](crate::transport::FrameWriter::look): what both halves share is reached without its lock.
+    pub(in crate::transport) fn look(&self) -> usize {
+        self.taken + usize::from(self.out.is_poisoned())
+    }
+
     /// Messages of as many frames as go together.
     pub(in crate::transport) fn poll_send(
         &mut self,
