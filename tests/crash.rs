@@ -1,6 +1,6 @@
 //! A real server process under load, killed with SIGKILL: every acked message is there when it runs again, once, and every
 //! answer that makes publishing exactly-once stays what it was. The rig in `bench` does the same for as long as one likes
-//! (`wax-bench audit`). And a real disk that fills up, and has space again.
+//! (`wax-bench audit`). And a real disk that fills up, and has space again; and what such a process asks of the system.
 
 #![allow(
     clippy::unwrap_used,

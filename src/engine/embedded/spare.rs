@@ -1,8 +1,8 @@
 //! Space for the blocks of batches, which is used again: what a table has left behind when it is applied takes the batches that follow.
 //!
 //! Memory that is given back to the system and asked for again is cleared by it, page by page, on the thread that acks; that cost
-//! as much as all else this thread does. And what was never used is found by it first: for a huge page of a virtual machine whose host
-//! has to look for it, that takes milliseconds. So in a flood another thread fetches it in advance ([`Spares::stock`]).
+//! as much as all else this thread does. And what was never used is found by it first. So in a flood another thread fetches it in
+//! advance ([`Spares::stock`]).
 
 use std::{
     collections::BTreeMap,
