@@ -98,7 +98,7 @@ impl World {
         });
         let proof = access.sign(&access_message(Digest([2; 32]), ROOM)).to_bytes().into();
         let connect = |id| {
-            let outbox = Arc::new(Outbox::new(limits.outbox_bytes_max));
+            let outbox = Outbox::new(limits.outbox_bytes_max);
             Arc::new(Conn::new(ConnId(id), DeviceKey([1; 32]), Digest([2; 32]), outbox, Arc::new(Usage::default())))
         };
         let mut world = Self { shard, mailbox, conns: (0..members).map(connect).collect(), client_seq: 0 };
@@ -113,7 +113,7 @@ impl World {
     }
 
     fn ask(&mut self, conn: &Arc<Conn>, action: Action) {
-        let permit = Permit::new(&conn.outbox, 0);
+        let permit = Permit::new(conn, 0);
         self.shard.handle(Message::Request { conn: Arc::clone(conn), request: RoomRequest { room: ROOM, action }, permit }, 0);
     }
 

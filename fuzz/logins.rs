@@ -73,7 +73,7 @@ impl Logins {
         assert!(matches!(step, Ok(Step::Send(ServerFrame::Challenge { .. }))));
         let sign = || self.sign(&Transcript { hello: &hello, challenge: CHALLENGE, exporter: None }.message());
         let step = self.handle(&mut session, ClientFrame::Authenticate { signature: *SIGNATURE.get_or_init(sign) }, 0);
-        assert!(matches!(step, Ok(Step::Open(ServerFrame::Welcome { .. }))));
+        assert!(matches!(step, Ok(Step::Open { welcome: ServerFrame::Welcome { .. }, .. })));
         session
     }
 
@@ -108,8 +108,10 @@ impl Logins {
                 Some(session)
             }
             Err(CloseCode::Unauthenticated) if forged && !others && is_near => None,
-            Ok(Step::Open(ServerFrame::Welcome { .. })) if !forged && !others && is_near && !is_old => {
-                assert_eq!(session.principal(), Some((self.device(), login::binding(&message))));
+            Ok(Step::Open { device, binding, welcome: ServerFrame::Welcome { .. } })
+                if !forged && !others && is_near && !is_old =>
+            {
+                assert_eq!((device, binding), (self.device(), login::binding(&message)));
                 self.accepted.push((nonce, time_ms));
                 Some(session)
             }
@@ -120,12 +122,14 @@ impl Logins {
     /// What was said behind a resume that was not accepted goes nowhere; then the challenge is answered.
     fn answer(&self, session: &mut Session, hello: &Hello, now_ms: u64) {
         let behind = self.handle(session, ClientFrame::Ping { token: 1 }, now_ms);
-        assert_eq!((behind, session.principal()), (Ok(Step::Nothing), None));
+        assert_eq!(behind, Ok(Step::Nothing));
         let transcript = Transcript { hello, challenge: CHALLENGE, exporter: None };
         let signature = self.sign(&transcript.message());
         let step = self.handle(session, ClientFrame::Authenticate { signature }, now_ms);
-        assert!(matches!(step, Ok(Step::Open(ServerFrame::Welcome { .. }))));
-        assert_eq!(session.principal(), Some((self.device(), transcript.binding())));
+        let Ok(Step::Open { device, binding, welcome: ServerFrame::Welcome { .. } }) = step else {
+            panic!("{step:?} to a login")
+        };
+        assert_eq!((device, binding), (self.device(), transcript.binding()));
     }
 
     fn hello(&self, nonce: Nonce, exporter: bool) -> Hello {

@@ -227,7 +227,7 @@ impl Metrics {
         let label = Transport { transport: Name(kind.name()) };
         self.connections_accepted.get_or_create(&label).inc();
         self.connections.get_or_create(&label).inc();
-        ConnectionGauge { metrics: Arc::clone(self), label }
+        ConnectionGauge { metrics: Arc::clone(self), kind }
     }
 
     /// Everything, as Prometheus reads it.
@@ -246,20 +246,30 @@ impl Metrics {
 #[derive(Debug)]
 pub struct ConnectionGauge {
     metrics: Arc<Metrics>,
-    label: Transport,
+    kind: Kind,
 }
 
 impl ConnectionGauge {
+    /// The name of its transport.
+    #[must_use]
+    pub const fn transport(&self) -> &'static str {
+        self.kind.name()
+    }
+
+    const fn label(&self) -> Transport {
+        Transport { transport: Name(self.transport()) }
+    }
+
     /// Adds to the bytes of its transport.
     pub fn count_bytes(&self, received: u64, sent: u64) {
-        self.metrics.received_bytes.get_or_create(&self.label).inc_by(received);
-        self.metrics.sent_bytes.get_or_create(&self.label).inc_by(sent);
+        self.metrics.received_bytes.get_or_create(&self.label()).inc_by(received);
+        self.metrics.sent_bytes.get_or_create(&self.label()).inc_by(sent);
     }
 }
 
 impl Drop for ConnectionGauge {
     fn drop(&mut self) {
-        self.metrics.connections.get_or_create(&self.label).dec();
+        self.metrics.connections.get_or_create(&self.label()).dec();
     }
 }
 

@@ -144,8 +144,15 @@ impl PackagesRequest {
 pub enum Step {
     /// Answer with this.
     Send(ServerFrame),
-    /// The device is who it says. Open its session, answer with this, and allow larger frames.
-    Open(ServerFrame),
+    /// The device is who it says. Open its session, answer with the welcome, and allow larger frames.
+    Open {
+        /// Who it is.
+        device: DeviceKey,
+        /// Its login, which access proofs sign.
+        binding: Digest,
+        /// The answer.
+        welcome: ServerFrame,
+    },
     /// Ask the room's owner.
     Route(RoomRequest),
     /// Ask who keeps the device's key packages.
@@ -208,7 +215,6 @@ enum State {
 #[derive(Debug)]
 struct Open {
     device: DeviceKey,
-    binding: Digest,
     requests: TokenBucket,
     publishes: TokenBucket,
     publishes_per_second: u32,
@@ -240,15 +246,6 @@ impl Session {
     /// Who is logged in is not logged in again.
     fn setup(&self) -> Result<&Setup, CloseCode> {
         self.setup.as_deref().ok_or(CloseCode::Protocol)
-    }
-
-    /// The authenticated device and the login's binding, once open.
-    #[must_use]
-    pub fn principal(&self) -> Option<(DeviceKey, Digest)> {
-        match &self.state {
-            State::Open(open) => Some((open.device, open.binding)),
-            _ => None,
-        }
     }
 
     /// When to call [`Session::handle_timeout`], in the clock of the other calls. Changes with every frame.
@@ -319,9 +316,10 @@ impl Session {
         admission: &dyn Admission,
     ) -> Result<Step, CloseCode> {
         let Setup { limits, agent, .. } = *self.setup.take().ok_or(CloseCode::Protocol)?;
-        self.state = State::Open(Box::new(Open::new(&limits, device, binding)));
+        self.state = State::Open(Box::new(Open::new(&limits, device)));
         self.heard(now_ms);
-        Ok(Step::Open(ServerFrame::Welcome { agent, limits, time_ms: wall_ms, ticket: admission.ticket(&device, wall_ms) }))
+        let welcome = ServerFrame::Welcome { agent, limits, time_ms: wall_ms, ticket: admission.ticket(&device, wall_ms) };
+        Ok(Step::Open { device, binding, welcome })
     }
 
     fn challenge(&mut self, hello: Hello, dropping: bool) -> Result<Step, CloseCode> {
@@ -379,10 +377,9 @@ impl Session {
 }
 
 impl Open {
-    fn new(limits: &Limits, device: DeviceKey, binding: Digest) -> Self {
+    fn new(limits: &Limits, device: DeviceKey) -> Self {
         Self {
             device,
-            binding,
             requests: TokenBucket::default(),
             publishes: TokenBucket::default(),
             publishes_per_second: limits.publishes_per_second_max,

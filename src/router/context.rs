@@ -1,7 +1,7 @@
 //! What the rooms of one shard share: the way to the engine, what connections wait for, what is counted.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, hash_map},
     fmt,
     sync::Arc,
 };
@@ -207,20 +207,14 @@ pub(super) struct Context {
     pub(super) ops: HashMap<Token, Op>,
     next_token: Token,
     next_life: u64,
-    pub(super) conns: HashMap<ConnId, InRooms>,
+    /// Which rooms a connection has entered, in their order.
+    entered: HashMap<ConnId, Vec<RoomId>>,
+    /// In which of them it is stalled; of few connections.
+    stalled: HashMap<ConnId, Vec<RoomId>>,
     /// Rooms to be looked after at the next tick.
     pub(super) retry: BTreeSet<RoomId>,
     /// What was sent since the shell took it, by the homes of the connections.
     pub(super) sent: Vec<Vec<Sent>>,
-}
-
-/// Where a connection is known.
-#[derive(Debug, Default)]
-pub(super) struct InRooms {
-    /// In order.
-    pub(super) entered: Vec<RoomId>,
-    /// Rooms that wait for its outbox to have room.
-    pub(super) stalled: Vec<RoomId>,
 }
 
 impl Context {
@@ -237,7 +231,8 @@ impl Context {
             ops: HashMap::new(),
             next_token: 0,
             next_life: 0,
-            conns: HashMap::new(),
+            entered: HashMap::new(),
+            stalled: HashMap::new(),
             retry: BTreeSet::new(),
             sent: Vec::new(),
         }
@@ -311,7 +306,7 @@ impl Context {
     }
 
     pub(super) fn entered(&mut self, conn: ConnId, room: RoomId) {
-        let entered = &mut self.conns.entry(conn).or_default().entered;
+        let entered = self.entered.entry(conn).or_default();
         if let Err(place) = entered.binary_search(&room) {
             if entered.capacity() == 0 {
                 // Many connections are in one room, and idle there.
@@ -322,19 +317,35 @@ impl Context {
     }
 
     pub(super) fn left(&mut self, conn: ConnId, room: RoomId) {
-        if let Some(rooms) = self.conns.get_mut(&conn) {
-            if let Ok(place) = rooms.entered.binary_search(&room) {
-                rooms.entered.remove(place);
+        if let hash_map::Entry::Occupied(mut entered) = self.entered.entry(conn) {
+            if let Ok(place) = entered.get().binary_search(&room) {
+                entered.get_mut().remove(place);
             }
-            rooms.stalled.retain(|stalled| *stalled != room);
-            if rooms.entered.is_empty() {
-                self.conns.remove(&conn);
+            if entered.get().is_empty() {
+                entered.remove();
+            }
+        }
+        if let hash_map::Entry::Occupied(mut stalled) = self.stalled.entry(conn) {
+            stalled.get_mut().retain(|stalled| *stalled != room);
+            if stalled.get().is_empty() {
+                stalled.remove();
             }
         }
     }
 
     pub(super) fn stalled(&mut self, conn: ConnId, room: RoomId) {
-        self.conns.entry(conn).or_default().stalled.push(room);
+        self.stalled.entry(conn).or_default().push(room);
+    }
+
+    /// The rooms in which the connection was stalled, and is no more.
+    pub(super) fn relieved(&mut self, conn: ConnId) -> Vec<RoomId> {
+        self.stalled.remove(&conn).unwrap_or_default()
+    }
+
+    /// The rooms that the connection had entered: it is gone.
+    pub(super) fn gone(&mut self, conn: ConnId) -> Vec<RoomId> {
+        self.stalled.remove(&conn);
+        self.entered.remove(&conn).unwrap_or_default()
     }
 
     /// The engine was busy, or failed: the room is looked after again at the next tick.

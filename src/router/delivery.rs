@@ -92,7 +92,6 @@ impl Room {
         match member.cursor {
             Cursor::Off => {
                 self.presence.came(conn.device);
-                self.subscribers.insert(conn.id);
                 member.knows = Knows::Nothing;
             }
             Cursor::Live(_) => self.live -= 1,
@@ -112,7 +111,6 @@ impl Room {
             }
             member.cursor = Cursor::Off;
             self.presence.went(member.conn.device);
-            self.subscribers.remove(&conn);
         }
     }
 
@@ -145,7 +143,9 @@ impl Room {
     fn show(&mut self, seq: Seq, bytes: usize) {
         self.shown = seq;
         self.unshown_bytes = if seq == self.log.durable().head { 0 } else { self.unshown_bytes.saturating_sub(bytes) };
-        self.encoded.clear();
+        if let Some(feeding) = &mut self.feeding {
+            feeding.forget_encoded();
+        }
         self.hungry.append(&mut self.parked);
     }
 
@@ -274,7 +274,7 @@ impl Room {
             // The last live member fell behind just as the slice ended: nothing else shows them what they wait for.
             || (unshown && !self.parked.is_empty())
             || !self.hungry.is_empty()
-            || !self.held.is_empty()
+            || self.feeding.as_ref().is_some_and(|feeding| feeding.has_held())
             || !self.inbox.is_empty()
     }
 

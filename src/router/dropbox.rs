@@ -57,13 +57,17 @@ pub(super) fn refuse(ctx: &mut Context, conn: &Conn, room: crate::core::id::Room
 }
 
 impl Room {
+    fn slot(&mut self) -> &mut Slot {
+        self.drop_box.get_or_insert_default()
+    }
+
     /// Somebody asks.
     pub(super) fn ask_drop_box(&mut self, asked: Asked, ctx: &mut Context) {
         let why = match () {
             () if self.log.meta().kind != LogKind::Room => Refusal::NoAccess,
-            () if self.drop_box.waiting.len() >= WAITING_MAX => Refusal::Overloaded,
+            () if self.slot().waiting.len() >= WAITING_MAX => Refusal::Overloaded,
             () => {
-                self.drop_box.waiting.push_back(asked);
+                self.slot().waiting.push_back(asked);
                 return self.tend_drop_box(ctx);
             }
         };
@@ -71,21 +75,21 @@ impl Room {
     }
 
     fn tend_drop_box(&mut self, ctx: &mut Context) {
-        while !self.drop_box.waiting.is_empty() {
-            match self.drop_box.state {
+        while !self.slot().waiting.is_empty() {
+            match self.slot().state {
                 State::Loading | State::Storing(..) => return,
                 State::Unknown => {
                     let request = Request::LoadPackages { device: dropbox::kept_under(self.id) };
                     match ctx.submit(request, Op::DropBox { room: self.id, life: self.life }) {
                         Ok(()) => {
                             self.in_flight += 1;
-                            self.drop_box.state = State::Loading;
+                            self.slot().state = State::Loading;
                         }
                         Err(_) => self.refuse_waiting(Refusal::Overloaded, ctx),
                     }
                 }
                 State::Known(_) => {
-                    let Some((conn, action, permit)) = self.drop_box.waiting.pop_front() else { return };
+                    let Some((conn, action, permit)) = self.slot().waiting.pop_front() else { return };
                     match action {
                         Action::PutDropBox { offer } => self.put_drop_box(&conn, offer, permit, ctx),
                         Action::Post { proof, envelope } => self.post(&conn, proof, envelope, permit, ctx),
@@ -97,7 +101,7 @@ impl Room {
     }
 
     fn refuse_waiting(&mut self, why: Refusal, ctx: &mut Context) {
-        for (conn, action, _permit) in mem::take(&mut self.drop_box.waiting) {
+        for (conn, action, _permit) in self.drop_box.as_mut().map(|slot| mem::take(&mut slot.waiting)).unwrap_or_default() {
             refuse(ctx, &conn, self.id, &action, why);
         }
     }
@@ -105,11 +109,11 @@ impl Room {
     /// It was loaded or stored, or not.
     pub(super) fn drop_box_done(&mut self, result: Result<Answer, Failure>, ctx: &mut Context) {
         self.in_flight -= 1;
-        match (mem::take(&mut self.drop_box.state), result) {
+        match (mem::take(&mut self.slot().state), result) {
             (State::Storing(next, conn, _permit), Ok(_)) => {
                 let announcement = next.as_ref().map(|open| open.offer.announcement.clone());
                 ctx.answer(&conn, &ServerFrame::DropBox { room: self.id, announcement });
-                self.drop_box.state = State::Known(next);
+                self.slot().state = State::Known(next);
             }
             // It may be on disk all the same: how it is is looked at before anything else is done.
             (State::Storing(_, conn, _permit), Err(failure)) => {
@@ -117,7 +121,7 @@ impl Room {
             }
             (_, Ok(Answer::Packages(bytes))) => {
                 let log = self.log.meta().log;
-                self.drop_box.state = State::Known(DropBox::decode(&bytes).filter(|kept| kept.log == log).map(Box::new));
+                self.slot().state = State::Known(DropBox::decode(&bytes).filter(|kept| kept.log == log).map(Box::new));
             }
             (_, Ok(_)) => self.refuse_waiting(Refusal::Internal, ctx),
             (_, Err(failure)) => self.refuse_waiting(refusal(failure), ctx),
@@ -127,7 +131,7 @@ impl Room {
 
     /// The drop-box, if there is one that was opened by the access key that is in force.
     fn open_drop_box(&self) -> Option<&DropBox> {
-        let State::Known(Some(open)) = &self.drop_box.state else { return None };
+        let State::Known(Some(open)) = &self.drop_box.as_ref()?.state else { return None };
         (open.since == self.log.opened_at()).then_some(open)
     }
 
@@ -145,7 +149,7 @@ impl Room {
         }
         let (log, since, device) = (self.log.meta().log, self.log.opened_at(), dropbox::kept_under(self.id));
         let next = offer.map(|offer| Box::new(DropBox { log, since, offer }));
-        if matches!(&self.drop_box.state, State::Known(now) if *now == next) {
+        if matches!(&self.slot().state, State::Known(now) if *now == next) {
             let announcement = next.map(|open| open.offer.announcement);
             return ctx.answer(conn, &ServerFrame::DropBox { room: self.id, announcement });
         }
@@ -153,7 +157,7 @@ impl Room {
         match ctx.submit(Request::StorePackages { device, packages }, Op::DropBox { room: self.id, life: self.life }) {
             Ok(()) => {
                 self.in_flight += 1;
-                self.drop_box.state = State::Storing(next, Arc::clone(conn), permit);
+                self.slot().state = State::Storing(next, Arc::clone(conn), permit);
             }
             Err(_) => fail(ctx, conn, self.id, Operation::DropBox, Refusal::Overloaded),
         }
@@ -167,7 +171,7 @@ impl Room {
     fn post(&mut self, conn: &Arc<Conn>, proof: Signature, envelope: Bytes, permit: Permit, ctx: &mut Context) {
         let producer = dropbox::producer(self.id).id;
         let asked = (self.id, producer, 0);
-        let State::Known(Some(kept)) = &self.drop_box.state else {
+        let Some(Slot { state: State::Known(Some(kept)), .. }) = self.drop_box.as_deref() else {
             return self.decided(conn, permit, asked, Verdict::Refused(Refusal::NoAccess), ctx);
         };
         if !proof.verifies(&kept.offer.poster.0, &dropbox::post_message(self.id, chain::digest(&envelope))) {

@@ -51,7 +51,7 @@ pub struct Conn {
     /// The shard on whose thread it is read and written: at most 63.
     pub home: usize,
     /// How much waits to be written to it.
-    pub outbox: Arc<Outbox>,
+    pub outbox: Outbox,
     /// What its device uses, over all of its connections.
     pub usage: Arc<Usage>,
     rooms: AtomicU32,
@@ -60,7 +60,7 @@ pub struct Conn {
 impl Conn {
     /// A connection that has entered no room and lives on the first shard.
     #[must_use]
-    pub const fn new(id: ConnId, device: DeviceKey, binding: Digest, outbox: Arc<Outbox>, usage: Arc<Usage>) -> Self {
+    pub const fn new(id: ConnId, device: DeviceKey, binding: Digest, outbox: Outbox, usage: Arc<Usage>) -> Self {
         Self { id, device, binding, home: 0, outbox, usage, rooms: AtomicU32::new(0) }
     }
 
@@ -222,7 +222,7 @@ mod tests {
     fn entered_rooms_are_limited_per_device_and_given_back_with_the_connection() {
         let limits = Limits { rooms_per_device_max: 2, ..Limits::default() };
         let usage = Arc::new(Usage::default());
-        let conn = |id| Conn::new(ConnId(id), DeviceKey([1; 32]), Digest([2; 32]), Arc::new(Outbox::new(1)), Arc::clone(&usage));
+        let conn = |id| Conn::new(ConnId(id), DeviceKey([1; 32]), Digest([2; 32]), Outbox::new(1), Arc::clone(&usage));
         let (first, second) = (conn(1), conn(2));
         assert_eq!(first.enter(&limits), Ok(()));
         assert_eq!(second.enter(&limits), Ok(()));

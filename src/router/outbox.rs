@@ -14,6 +14,8 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
+use super::Conn;
+
 /// Bytes of requests that one connection may have asked and not yet seen answered (the answer's largest size counts too).
 pub const IN_FLIGHT_BYTES_MAX: usize = 256 << 10;
 
@@ -153,24 +155,25 @@ impl Outbox {
 /// Counts a request against its connection until it has been answered, that is, until this is dropped.
 #[derive(Debug)]
 pub struct Permit {
-    outbox: Arc<Outbox>,
+    conn: Arc<Conn>,
     bytes: usize,
 }
 
 impl Permit {
     /// Counts `bytes`: the request's, and the largest answer's.
     #[must_use]
-    pub fn new(outbox: &Arc<Outbox>, bytes: usize) -> Self {
-        outbox.in_flight.fetch_add(bytes, SeqCst);
-        Self { outbox: Arc::clone(outbox), bytes }
+    pub fn new(conn: &Arc<Conn>, bytes: usize) -> Self {
+        conn.outbox.in_flight.fetch_add(bytes, SeqCst);
+        Self { conn: Arc::clone(conn), bytes }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let before = self.outbox.in_flight.fetch_sub(self.bytes, SeqCst);
+        let outbox = &self.conn.outbox;
+        let before = outbox.in_flight.fetch_sub(self.bytes, SeqCst);
         if before >= IN_FLIGHT_BYTES_MAX && before - self.bytes < IN_FLIGHT_BYTES_MAX {
-            self.outbox.relieved.notify_one();
+            outbox.relieved.notify_one();
         }
     }
 }
@@ -178,6 +181,10 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        core::id::{DeviceKey, Digest},
+        router::ConnId,
+    };
 
     #[test]
     fn pages_are_refused_when_they_do_not_fit_and_answers_are_not() {
@@ -240,10 +247,10 @@ mod tests {
 
     #[tokio::test]
     async fn unanswered_requests_hold_the_reader() {
-        let outbox = Arc::new(Outbox::new(100));
-        let permit = Permit::new(&outbox, IN_FLIGHT_BYTES_MAX);
-        let waiter = Arc::clone(&outbox);
-        let mut reader = std::pin::pin!(waiter.relieved());
+        let (device, binding, usage) = (DeviceKey([1; 32]), Digest([2; 32]), Arc::default());
+        let conn = Arc::new(Conn::new(ConnId(1), device, binding, Outbox::new(100), usage));
+        let (outbox, permit) = (&conn.outbox, Permit::new(&conn, IN_FLIGHT_BYTES_MAX));
+        let mut reader = std::pin::pin!(outbox.relieved());
         tokio::select! {
             biased;
             () = &mut reader => panic!("the reader goes on"),

@@ -157,24 +157,24 @@ impl Room {
                 Some((devices, ServerFrame::Presence { room: self.id, online, offline }.encode()))
             }
             Change::Restart => {
-                for id in &self.subscribers {
-                    if let Some(member) = self.members.get_mut(id) {
-                        member.knows.begin_anew();
-                    }
-                }
-                self.uninformed = self.subscribers.iter().copied().collect();
+                self.members.values_mut().filter(|member| member.is_subscribed()).for_each(|member| member.knows.begin_anew());
+                self.uninformed = self.subscribers();
                 None
             }
         };
         let mut hearers = std::mem::take(&mut self.uninformed);
         if delta.is_some() {
-            hearers = self.subscribers.iter().copied().collect();
+            hearers = self.subscribers();
         }
         ctx.work += hearers.len() as u64;
         let mut all = None;
         for id in hearers {
             self.tell_member(id, &delta, &mut all, ctx);
         }
+    }
+
+    fn subscribers(&self) -> Vec<ConnId> {
+        self.members.iter().filter(|(_, member)| member.is_subscribed()).map(|(id, _)| *id).collect()
     }
 
     fn tell_member(&mut self, id: ConnId, delta: &Delta, all: &mut Option<Bytes>, ctx: &mut Context) {

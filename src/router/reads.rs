@@ -6,7 +6,7 @@
 //! that nobody who reads long stretches keeps others waiting.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     mem,
     sync::Arc,
 };
@@ -53,10 +53,6 @@ impl Reads {
         self.next.entry(after).or_default().push(id);
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
-        self.flying.is_empty()
-    }
-
     /// Where to read next.
     fn cursor(&mut self) -> Option<Seq> {
         if self.now.is_empty() {
@@ -84,6 +80,33 @@ impl Reads {
             }
         }
         taken.into_values().flatten().collect()
+    }
+}
+
+/// Members that are fed history, and what they are fed.
+#[derive(Debug, Default)]
+pub(super) struct Feeding {
+    /// Pages of the recent tail, encoded, by the cursor that they follow: for those who are fed in this slice.
+    encoded: BTreeMap<Seq, Encoded>,
+    /// Members that wait for the engine, and what it has read for them.
+    reads: Reads,
+    held: VecDeque<Held>,
+}
+
+impl Feeding {
+    /// Whether there is something that a read has brought.
+    pub(super) fn has_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// More is shown: what was encoded may go on.
+    pub(super) fn forget_encoded(&mut self) {
+        self.encoded.clear();
+    }
+
+    fn is_over(&self) -> bool {
+        let Reads { now, next, flying } = &self.reads;
+        self.encoded.is_empty() && self.held.is_empty() && now.is_empty() && next.is_empty() && flying.is_empty()
     }
 }
 
@@ -154,19 +177,31 @@ impl Room {
         let end = ctx.slice_end();
         while ctx.work < end {
             ctx.work += 1;
-            if let Some(mut held) = self.held.pop_front() {
+            if let Some(mut held) = self.feeding.as_mut().and_then(|feeding| feeding.held.pop_front()) {
                 if let Some(id) = held.waiting.pop_front() {
                     self.feed_held(id, &mut held, ctx);
-                    self.held.push_front(held);
+                    self.feeding().held.push_front(held);
                 }
             } else if let Some(id) = self.hungry.pop_front() {
                 self.feed_recent(id, ctx);
             } else {
-                self.encoded.clear();
+                if let Some(feeding) = &mut self.feeding {
+                    feeding.forget_encoded();
+                }
                 break;
             }
         }
         self.read_more(ctx);
+        self.feeding.take_if(|feeding| feeding.is_over());
+    }
+
+    fn feeding(&mut self) -> &mut Feeding {
+        self.feeding.get_or_insert_default()
+    }
+
+    /// Whether the engine is reading for its members.
+    pub(super) fn is_reading(&self) -> bool {
+        self.feeding.as_ref().is_some_and(|feeding| !feeding.reads.flying.is_empty())
     }
 
     /// The cursor of a member that is behind and has room for a page. It waits for nothing now.
@@ -235,7 +270,7 @@ impl Room {
     fn wait(&mut self, id: ConnId, after: Seq) {
         if let Some(member) = self.members.get_mut(&id) {
             member.waits = true;
-            self.reads.wait(after, id);
+            self.feeding().reads.wait(after, id);
         }
     }
 
@@ -250,16 +285,17 @@ impl Room {
 
     /// What follows `after` in memory, encoded once for all who are there.
     fn encoded_recent(&mut self, after: Seq, ctx: &mut Context) -> Option<Encoded> {
-        if let Some(page) = self.encoded.get(&after) {
+        if let Some(page) = self.feeding.as_ref().and_then(|feeding| feeding.encoded.get(&after)) {
             return Some(page.clone());
         }
         let upto = self.shown.min(self.log.page_end(after));
         let page = self.log.recent_between(after, upto, ctx.catch_up_bytes_max()).filter(|page| !page.items.is_empty())?;
         let page = Encoded::new(page, ctx);
-        if self.encoded.values().map(|page| page.frame.len()).sum::<usize>() > ENCODED_BYTES_MAX {
-            self.encoded.clear();
+        let encoded = &mut self.feeding().encoded;
+        if encoded.values().map(|page| page.frame.len()).sum::<usize>() > ENCODED_BYTES_MAX {
+            encoded.clear();
         }
-        self.encoded.insert(after, page.clone());
+        encoded.insert(after, page.clone());
         Some(page)
     }
 
@@ -299,8 +335,10 @@ impl Room {
 
     /// Has the engine read for those who wait.
     fn read_more(&mut self, ctx: &mut Context) {
-        while self.reads.flying.len() + self.held.len() < READS_MAX {
-            let Some(after) = self.reads.cursor() else { return };
+        while let Some(feeding) = &mut self.feeding
+            && feeding.reads.flying.len() + feeding.held.len() < READS_MAX
+        {
+            let Some(after) = feeding.reads.cursor() else { return };
             let (room, bytes_max) = (self.id, ctx.catch_up_bytes_max());
             let request = engine::Request::ReadAfter { room, after, bytes_max };
             if ctx.submit(request, Op::ReadAfter { room, life: self.life, after }).is_err() {
@@ -309,17 +347,18 @@ impl Room {
             ctx.stats.history_reads += 1;
             let state = self.log.durable();
             let record_bytes = (state.bytes / (state.head + 1 - state.floor).max(1)).max(1);
-            self.reads.flying.push((after, after + (u64::from(bytes_max) / record_bytes).max(1)));
+            feeding.reads.flying.push((after, after + (u64::from(bytes_max) / record_bytes).max(1)));
         }
     }
 
     /// What follows `after` was read, or not.
     pub(super) fn read_done(&mut self, after: Seq, result: Result<Records, Failure>, ctx: &mut Context) {
-        self.reads.flying.retain(|(start, _)| *start != after);
+        let reads = &mut self.feeding().reads;
+        reads.flying.retain(|(start, _)| *start != after);
         let mut read = match result {
             Ok(read) => read,
             Err(failure) => {
-                let waiting: Vec<ConnId> = self.reads.take(after, after).into();
+                let waiting: Vec<ConnId> = reads.take(after, after).into();
                 return self.stop(&waiting, refusal(failure), ctx);
             }
         };
@@ -331,12 +370,12 @@ impl Room {
         let from = if first > after { 0 } else { after };
         let mut held = Held { from, after: first, before, records, chains: Vec::new(), waiting: VecDeque::new(), encoded: None };
         if held.records.is_empty() && first == after && after < self.shown {
-            let waiting: Vec<ConnId> = self.reads.take(after, after).into();
+            let waiting: Vec<ConnId> = self.feeding().reads.take(after, after).into();
             return self.stop(&waiting, Refusal::Internal, ctx);
         }
-        held.waiting = self.reads.take(from, first.max(held.last().saturating_sub(1)));
+        held.waiting = self.feeding().reads.take(from, first.max(held.last().saturating_sub(1)));
         if !held.waiting.is_empty() {
-            self.held.push_back(held);
+            self.feeding().held.push_back(held);
         }
     }
 
@@ -431,6 +470,3 @@ impl Room {
         }
     }
 }
-
-/// Pages of the recent tail, by the cursor that they follow.
-pub(super) type EncodedPages = HashMap<Seq, Encoded>;

@@ -2,7 +2,7 @@
 //! `delivery` and `reads`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     mem,
     sync::Arc,
 };
@@ -13,7 +13,7 @@ use super::{
     delivery::Broadcast,
     outbox::Permit,
     presence::{Knows, Presence},
-    reads::{EncodedPages, Held, Reads},
+    reads::Feeding,
 };
 use crate::{
     core::{
@@ -36,10 +36,8 @@ pub(super) struct Room {
     /// Tells this room from another one that has the same id after this one was deleted.
     pub(super) life: u64,
     pub(super) log: RoomLog,
-    pub(super) members: BTreeMap<ConnId, Member>,
-    /// Those of them that are subscribed.
-    pub(super) subscribers: BTreeSet<ConnId>,
-    /// How many of these are live.
+    pub(super) members: Members,
+    /// How many of them are live.
     pub(super) live: usize,
     /// Requests that wait for the room's next slice, and the work of those that did not wait, in which turn.
     pub(super) inbox: VecDeque<Asked>,
@@ -61,11 +59,8 @@ pub(super) struct Room {
     /// Members to be fed, and those that wait for `shown` to reach their cursor.
     pub(super) hungry: VecDeque<ConnId>,
     pub(super) parked: VecDeque<ConnId>,
-    /// Pages of the recent tail, encoded, for those who are fed in this slice.
-    pub(super) encoded: EncodedPages,
-    /// Members that wait for the engine, and what it has read for them.
-    pub(super) reads: Reads,
-    pub(super) held: VecDeque<Held>,
+    /// While members are fed history.
+    pub(super) feeding: Option<Box<Feeding>>,
     pub(super) presence: Presence,
     /// Subscribers that may have to be told of who is there, besides what changes.
     pub(super) uninformed: Vec<ConnId>,
@@ -81,8 +76,12 @@ pub(super) struct Room {
     pub(super) touched: bool,
     /// Its place among the shard's recent tails.
     pub(super) tail: super::tails::Place,
-    pub(super) drop_box: super::dropbox::Slot,
+    /// Once somebody has asked for it.
+    pub(super) drop_box: Option<Box<super::dropbox::Slot>>,
 }
+
+/// Members of a room. Boxed, because a node of the tree has places for eleven, and most rooms have fewer.
+pub(super) type Members = BTreeMap<ConnId, Box<Member>>;
 
 /// A request and its connection.
 pub(super) type Asked = (Arc<Conn>, Action, Permit);
@@ -176,8 +175,7 @@ impl Room {
             id,
             life,
             log: RoomLog::new(id, loaded),
-            members: BTreeMap::new(),
-            subscribers: BTreeSet::new(),
+            members: Members::new(),
             live: 0,
             inbox: VecDeque::new(),
             taken: (0, 0),
@@ -190,9 +188,7 @@ impl Room {
             ephemerals_last: false,
             hungry: VecDeque::new(),
             parked: VecDeque::new(),
-            encoded: EncodedPages::new(),
-            reads: Reads::default(),
-            held: VecDeque::new(),
+            feeding: None,
             presence: Presence::new(),
             uninformed: Vec::new(),
             in_flight: 0,
@@ -202,7 +198,7 @@ impl Room {
             submitted: Submitted::Nothing,
             touched: false,
             tail: super::tails::Place::default(),
-            drop_box: super::dropbox::Slot::default(),
+            drop_box: None,
         }
     }
 
@@ -301,7 +297,7 @@ impl Room {
             if let Err(why) = conn.enter(&ctx.limits) {
                 return fail(ctx, conn, self.id, Operation::Enter, why);
             }
-            self.members.insert(conn.id, Member::new(Arc::clone(conn), since));
+            self.members.insert(conn.id, Box::new(Member::new(Arc::clone(conn), since)));
             ctx.entered(conn.id, self.id);
         }
         let (position, handshake) = (self.log.position(), self.log.durable().handshake);
@@ -523,12 +519,12 @@ impl Room {
         if self.has_more() {
             return Fate::More;
         }
-        let idle = self.in_flight == 0 && self.reads.is_empty() && self.log.is_quiet();
+        let idle = self.in_flight == 0 && !self.is_reading() && self.log.is_quiet();
         if idle && self.members.is_empty() && self.deleting.is_empty() { Fate::Drop } else { Fate::Keep }
     }
 
     /// What it leaves behind when its log is gone: members, and requests that came after.
-    pub(super) fn into_rest(self) -> (BTreeMap<ConnId, Member>, VecDeque<Asked>) {
+    pub(super) fn into_rest(self) -> (Members, VecDeque<Asked>) {
         (self.members, self.inbox)
     }
 

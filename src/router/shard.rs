@@ -6,7 +6,7 @@
 //! [`Shard::wants_tick`], it also ends a turn after a short while without messages.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     mem,
     sync::Arc,
 };
@@ -19,7 +19,7 @@ use super::{
     context::{Context, Op},
     outbox::Permit,
     packages::Directory,
-    room::{Asked, Fate, Member, Room, fail, refusal, refuse},
+    room::{Asked, Fate, Members, Room, fail, refusal, refuse},
     tails::Tails,
 };
 use crate::{
@@ -84,7 +84,7 @@ enum Slot {
 /// What is left of a deleted room.
 #[derive(Debug)]
 struct Closing {
-    members: BTreeMap<ConnId, Member>,
+    members: Members,
     /// What they are told.
     frame: Bytes,
     /// Requests that came after.
@@ -332,8 +332,7 @@ impl Shard {
     }
 
     fn drained(&mut self, conn: ConnId) {
-        let stalled = self.ctx.conns.get_mut(&conn).map(|rooms| mem::take(&mut rooms.stalled));
-        for id in stalled.unwrap_or_default() {
+        for id in self.ctx.relieved(conn) {
             if let Some(room) = self.room(id) {
                 room.relieved(conn);
             }
@@ -341,8 +340,7 @@ impl Shard {
     }
 
     fn closed(&mut self, conn: ConnId) {
-        let Some(rooms) = self.ctx.conns.remove(&conn) else { return };
-        for id in rooms.entered {
+        for id in self.ctx.gone(conn) {
             self.room(id);
             match self.rooms.get_mut(&id) {
                 Some(Slot::Ready(room)) => room.leave(conn, &mut self.ctx),

@@ -75,7 +75,7 @@ impl Admission {
         counts.strangers_len += 1;
         counts.open += 1;
         drop(counts);
-        Ok(Permit { admission: Arc::clone(self), stranger: Some(address), gauge: None })
+        Ok(Permit { admission: Arc::clone(self), stranger: Some(Box::new(address)), gauge: None })
     }
 
     /// Whether a newcomer whose address may be forged must prove it first: while many are not logged in, or some of that
@@ -110,7 +110,8 @@ pub(super) fn network(address: IpAddr) -> IpAddr {
 #[derive(Debug)]
 pub struct Permit {
     admission: Arc<Admission>,
-    stranger: Option<IpAddr>,
+    /// Its address until it is logged in, which most are.
+    stranger: Option<Box<IpAddr>>,
     gauge: Option<ConnectionGauge>,
 }
 
@@ -119,7 +120,7 @@ impl Permit {
     pub fn authenticated(&mut self) {
         if let Some(address) = self.stranger.take() {
             let mut counts = self.admission.counts.lock().unwrap_or_else(PoisonError::into_inner);
-            Admission::forget_stranger(&mut counts, address);
+            Admission::forget_stranger(&mut counts, *address);
         }
     }
 
@@ -128,6 +129,11 @@ impl Permit {
         if let Some(gauge) = &self.gauge {
             gauge.count_bytes(received, sent);
         }
+    }
+
+    /// Its name, or nothing before it is known.
+    pub(super) fn transport(&self) -> &'static str {
+        self.gauge.as_ref().map_or("", ConnectionGauge::transport)
     }
 
     pub(super) fn count(&mut self, gauge: ConnectionGauge) {

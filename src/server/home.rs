@@ -9,6 +9,7 @@ use std::{
     future::Future,
     io,
     num::NonZero,
+    ops::Deref,
     rc::Rc,
     sync::{
         Arc,
@@ -84,9 +85,28 @@ impl Home {
         }
     }
 
-    /// A place here.
-    pub(super) fn place(&self) -> Place {
-        Place::new(self.index, &self.lodgers)
+    /// This home, of one more connection that lives here.
+    pub(super) fn lodge(self: Rc<Self>) -> Lodging {
+        self.lodgers.fetch_add(1, Ordering::Relaxed);
+        Lodging(self)
+    }
+}
+
+/// The home of a connection that has come to it: counted there until it is dropped.
+#[derive(Debug)]
+pub(super) struct Lodging(Rc<Home>);
+
+impl Deref for Lodging {
+    type Target = Home;
+
+    fn deref(&self) -> &Home {
+        &self.0
+    }
+}
+
+impl Drop for Lodging {
+    fn drop(&mut self) {
+        self.0.lodgers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

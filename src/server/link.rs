@@ -102,8 +102,6 @@ pub(super) struct Link {
 #[derive(Debug)]
 struct Out {
     queue: VecDeque<Outgoing>,
-    /// Bytes of the frames in it.
-    queued: usize,
     writer: Box<FrameWriter>,
     /// The connection's task.
     task: Waker,
@@ -113,7 +111,14 @@ struct Out {
     stalled: u32,
     /// What the task has not been told yet.
     relieved: ShardSet,
-    failed: Option<Error>,
+    failed: Option<Box<Error>>,
+}
+
+impl Out {
+    /// Bytes that are queued, and that the transport has taken and not written.
+    fn unwritten_bytes(&self) -> usize {
+        self.queue.iter().map(|next| next.frame.len()).sum::<usize>() + self.writer.unwritten_bytes()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +146,7 @@ pub(super) enum Heard {
 impl Link {
     pub(super) fn new(conn: Arc<Conn>, writer: Box<FrameWriter>) -> Rc<Self> {
         let (queue, task) = (VecDeque::new(), Waker::noop().clone());
-        let out = Out { queue, queued: 0, writer, task, blocked: false, stalled: 0, relieved: 0, failed: None };
+        let out = Out { queue, writer, task, blocked: false, stalled: 0, relieved: 0, failed: None };
         let (dirty, deadline_ms, remark) = (Cell::new(false), Cell::new(u64::MAX), Cell::new(None));
         Rc::new(Self { conn, out: RefCell::new(out), dirty, deadline_ms, remark })
     }
@@ -187,7 +192,6 @@ impl Link {
     /// Queues a frame that the outbox has counted. Whether the link is to be flushed now, and was not before.
     fn queue(&self, frame: Outgoing) -> bool {
         let mut out = self.out.borrow_mut();
-        out.queued += frame.frame.len();
         if out.queue.capacity() == 0 {
             out.queue.reserve_exact(QUEUE_KEPT);
         }
@@ -211,48 +215,44 @@ impl Link {
         if out.failed.is_some() {
             return;
         }
-        let before = out.queued + out.writer.unwritten_bytes();
+        let before = out.unwritten_bytes();
         let polled = out.writer.poll_send(&mut Context::from_waker(&out.task), &mut out.queue);
-        out.queued = out.queue.iter().map(|next| next.frame.len()).sum();
         if out.queue.is_empty() && out.queue.capacity() > QUEUE_KEPT {
             out.queue = VecDeque::new();
         }
-        let after = out.queued + out.writer.unwritten_bytes();
+        let after = out.unwritten_bytes();
         if before > after {
             out.stalled = 0;
             out.relieved |= self.conn.outbox.written(before - after);
         }
         out.blocked = polled.is_pending();
         if let Poll::Ready(Err(error)) = polled {
-            out.failed = Some(error);
+            out.failed = Some(Box::new(error));
         }
         if out.relieved != 0 || out.failed.is_some() {
             out.task.wake_by_ref();
         }
     }
 
-    /// Waits for what the connection's task has to do besides reading. Meanwhile its writing side goes on.
-    pub(super) async fn heard(&self) -> Heard {
-        poll_fn(|cx| {
-            let blocked = {
-                let mut out = self.out.borrow_mut();
-                out.task.clone_from(cx.waker());
-                out.blocked
-            };
-            if blocked || self.dirty.get() {
-                self.flush();
-            }
+    /// What the connection's task has to do besides reading. Meanwhile its writing side goes on.
+    pub(super) fn poll_heard(&self, cx: &Context<'_>) -> Poll<Heard> {
+        let blocked = {
             let mut out = self.out.borrow_mut();
-            Poll::Ready(match (out.failed.take(), self.remark.take()) {
-                (Some(error), _) => Heard::Failed(error),
-                (None, Some(Remark::Stop)) => Heard::Stop,
-                (None, Some(Remark::Stalled)) => Heard::Stalled,
-                (None, Some(Remark::Deadline)) => Heard::Deadline,
-                (None, None) if out.relieved != 0 => Heard::Relieved(std::mem::take(&mut out.relieved)),
-                (None, None) => return Poll::Pending,
-            })
+            out.task.clone_from(cx.waker());
+            out.blocked
+        };
+        if blocked || self.dirty.get() {
+            self.flush();
+        }
+        let mut out = self.out.borrow_mut();
+        Poll::Ready(match (out.failed.take(), self.remark.take()) {
+            (Some(error), _) => Heard::Failed(*error),
+            (None, Some(Remark::Stop)) => Heard::Stop,
+            (None, Some(Remark::Stalled)) => Heard::Stalled,
+            (None, Some(Remark::Deadline)) => Heard::Deadline,
+            (None, None) if out.relieved != 0 => Heard::Relieved(std::mem::take(&mut out.relieved)),
+            (None, None) => return Poll::Pending,
         })
-        .await
     }
 
     /// Waits until everything queued is written.
@@ -262,7 +262,7 @@ impl Link {
             self.flush();
             let mut out = self.out.borrow_mut();
             match out.failed.take() {
-                Some(error) => Poll::Ready(Err(error)),
+                Some(error) => Poll::Ready(Err(*error)),
                 None if out.blocked => Poll::Pending,
                 None => Poll::Ready(Ok(())),
             }

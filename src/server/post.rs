@@ -187,12 +187,12 @@ impl Door {
         let Self { shared, service, .. } = self;
         let home = Home::here().ok_or(Refusal::Internal)?;
         let (mut here, there) = memory::pair(ANSWER_MAX as usize, ANSWER_MAX);
-        let outbox = Arc::new(Outbox::new(ANSWER_MAX));
         let weight = if let Action::Post { envelope, .. } = &action { envelope.len() } else { 0 };
-        let permit = Permit::new(&outbox, weight);
         let (id, device) = (service.router.next_conn(), dropbox::kept_under(room));
-        let conn = Conn::new(id, device, Digest([0; 32]), outbox, Arc::new(Usage::default())).at_home(home.index);
+        let conn =
+            Conn::new(id, device, Digest([0; 32]), Outbox::new(ANSWER_MAX), Arc::new(Usage::default())).at_home(home.index);
         let conn = Arc::new(conn);
+        let permit = Permit::new(&conn, weight);
         let link = Link::new(Arc::clone(&conn), Box::new(there.writer));
         home.links.insert(&link);
         let message = Message::Request { conn: Arc::clone(&conn), request: RoomRequest { room, action }, permit };

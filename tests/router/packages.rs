@@ -31,7 +31,7 @@ fn ask(world: &mut World, conn: &Arc<Conn>, device: DeviceKey, request: u32, act
 }
 
 fn ask_for(suite: Suite, world: &mut World, conn: &Arc<Conn>, device: DeviceKey, request: u32, action: PackagesAction) {
-    let (conn, permit) = (Arc::clone(conn), Permit::new(&conn.outbox, 10));
+    let (conn, permit) = (Arc::clone(conn), Permit::new(conn, 10));
     let request = PackagesRequest { device, suite, request, action };
     world.shard.handle(Message::Packages { conn, request, permit }, world.now_ms);
 }

@@ -145,7 +145,7 @@ fn a_slow_reader_hears_of_departures_with_the_next_list() {
             others.iter().for_each(|conn| world.shard.handle(Message::Closed { conn: conn.id }, 7));
             world.settle();
         } else {
-            let permit = Permit::new(&slow.outbox, 1);
+            let permit = Permit::new(&slow, 1);
             let request = RoomRequest { room: ROOMS[0], action: Action::Subscribe { after: 0 } };
             world.shard.handle(Message::Request { conn: Arc::clone(&slow), request, permit }, 7);
             world.settle();

@@ -103,7 +103,7 @@ impl World {
 
     pub(crate) fn connect(&mut self, device: DeviceKey) -> Arc<Conn> {
         self.next_conn += 1;
-        let outbox = Arc::new(Outbox::new(self.limits.outbox_bytes_max));
+        let outbox = Outbox::new(self.limits.outbox_bytes_max);
         let binding = Digest([u8::try_from(self.next_conn % 251).unwrap(); 32]);
         Arc::new(Conn::new(ConnId(self.next_conn), device, binding, outbox, Arc::new(Usage::default())))
     }
@@ -121,7 +121,7 @@ impl World {
             Action::Fetch { .. } => self.limits.page_bytes_max as usize + 256,
             _ => 512,
         };
-        let permit = Permit::new(&conn.outbox, weight);
+        let permit = Permit::new(conn, weight);
         self.shard
             .handle(Message::Request { conn: Arc::clone(conn), request: RoomRequest { room, action }, permit }, self.now_ms);
         true

@@ -208,12 +208,11 @@ impl World {
                 Some(conn) => self.home.answer(conn, frame.encode()),
                 None => end.early.push_back(frame.encode()),
             },
-            Step::Open(frame) => {
+            Step::Open { device, binding, welcome } => {
                 *if resumes { &mut self.moves.resumed } else { &mut self.moves.challenged } += 1;
-                let (device, binding) = end.session.principal().expect("an open session has one");
-                let outbox = Arc::new(Outbox::new(self.limits.outbox_bytes_max));
+                let outbox = Outbox::new(self.limits.outbox_bytes_max);
                 let conn = Arc::new(Conn::new(end.id, device, binding, outbox, Arc::new(Usage::default())));
-                self.home.answer(&conn, frame.encode());
+                self.home.answer(&conn, welcome.encode());
                 end.conn = Some(conn);
             }
             Step::Route(request) => {
@@ -222,13 +221,13 @@ impl World {
                     Action::Publish(publish) => publish.envelope.len() + 256,
                     _ => 512,
                 };
-                let permit = Permit::new(&conn.outbox, weight);
+                let permit = Permit::new(conn, weight);
                 let message = ShardMessage::Request { conn: Arc::clone(conn), request, permit };
                 self.shard.handle(message, now_ms + self.ahead_ms);
             }
             Step::Packages(request) => {
                 let conn = Arc::clone(end.conn.as_ref().expect("only open sessions ask"));
-                let permit = Permit::new(&conn.outbox, 512);
+                let permit = Permit::new(&conn, 512);
                 self.shard.handle(ShardMessage::Packages { conn, request, permit }, now_ms);
             }
             Step::Nothing => self.moves.dropped += 1,

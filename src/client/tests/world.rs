@@ -240,7 +240,9 @@ impl World {
         };
         match step {
             Step::Send(ServerFrame::Pong { .. }) if mute => {}
-            Step::Send(frame) | Step::Open(frame) => self.client.received_frame(link, &frame.encode(), self.now_ms),
+            Step::Send(frame) | Step::Open { welcome: frame, .. } => {
+                self.client.received_frame(link, &frame.encode(), self.now_ms)
+            }
             Step::Packages(request) => {
                 let publishes = matches!(&request.action, PackagesAction::Publish { packages, .. } if !packages.is_empty());
                 let answer = self.shelve(request);

@@ -11,7 +11,6 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, BytesMut};
-use rustls::crypto::SecureRandom;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::tungstenite::protocol::frame::{
     FrameHeader,
@@ -45,11 +44,10 @@ const UNSUPPORTED: u16 = 1003;
 const ANSWERS_MAX: usize = 1 << 10;
 
 pub(super) fn halves(socket: Socket, leftover: BytesMut, role: Role) -> (Reader, Writer) {
-    let random = (role == Role::Client).then(|| tls::provider().secure_random);
     let out = Arc::new(Mutex::new(Outgoing {
         socket,
         pending: BytesMut::new(),
-        random,
+        role,
         dirty: false,
         owned: false,
         closed: false,
@@ -76,8 +74,7 @@ pub(super) fn halves(socket: Socket, leftover: BytesMut, role: Role) -> (Reader,
 struct Outgoing {
     socket: Socket,
     pending: BytesMut,
-    /// At a client: where masks come from.
-    random: Option<&'static dyn SecureRandom>,
+    role: Role,
     /// Something was added and not flushed yet.
     dirty: bool,
     /// A writer is sending: what the reader adds goes out with it.
@@ -133,9 +130,11 @@ impl Outgoing {
     }
 
     fn mask(&self) -> Result<Option<[u8; 4]>, Error> {
-        let Some(random) = self.random else { return Ok(None) };
+        if self.role == Role::Server {
+            return Ok(None);
+        }
         let mut mask = [0; 4];
-        random.fill(&mut mask).map_err(|_| io::Error::other("no randomness"))?;
+        tls::provider().secure_random.fill(&mut mask).map_err(|_| io::Error::other("no randomness"))?;
         Ok(Some(mask))
     }
 
