@@ -275,10 +275,10 @@ impl Context {
     }
 
     fn put(&mut self, conn: &Conn, lane: Lane, frame: Bytes) {
-        if self.sent.len() <= conn.home {
-            self.sent.resize_with(conn.home + 1, Vec::new);
+        if self.sent.len() <= conn.home() {
+            self.sent.resize_with(conn.home() + 1, Vec::new);
         }
-        if let Some(sent) = self.sent.get_mut(conn.home) {
+        if let Some(sent) = self.sent.get_mut(conn.home()) {
             sent.push((conn.id, Outgoing { lane, frame }));
         }
     }

@@ -33,7 +33,7 @@ use crate::core::{
     limits::{Limits, Rate, TokenBucket},
 };
 
-use outbox::Outbox;
+use outbox::{Outbox, ShardSet};
 
 /// Names a connection within this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,12 +48,12 @@ pub struct Conn {
     pub device: DeviceKey,
     /// Its login, which access proofs sign.
     pub binding: Digest,
-    /// The shard on whose thread it is read and written: at most 63.
-    pub home: usize,
     /// How much waits to be written to it.
     pub outbox: Outbox,
     /// What its device uses, over all of its connections.
     pub usage: Arc<Usage>,
+    /// The shard on whose thread it is read and written: at most 63.
+    home: u8,
     rooms: AtomicU32,
 }
 
@@ -66,9 +66,16 @@ impl Conn {
 
     /// The same, on another shard.
     #[must_use]
-    pub const fn at_home(mut self, shard: usize) -> Self {
-        self.home = shard;
+    pub fn at_home(mut self, shard: usize) -> Self {
+        debug_assert!(shard < ShardSet::BITS as usize, "a shard is a bit of a ShardSet");
+        self.home = u8::try_from(shard).unwrap_or(u8::MAX);
         self
+    }
+
+    /// The shard on whose thread it is read and written.
+    #[must_use]
+    pub fn home(&self) -> usize {
+        self.home.into()
     }
 
     /// Counts one more entered room, of this connection and of its device.

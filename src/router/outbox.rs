@@ -7,12 +7,16 @@
 //! ([`Permit`]). *Pages* are refused when they do not fit; then the shard notes that the member is behind, and is told
 //! ([`Outbox::written`]) when there is room again.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
 };
 
-use tokio::sync::Notify;
+use futures_util::task::AtomicWaker;
 
 use super::Conn;
 
@@ -30,7 +34,7 @@ pub type ShardSet = u64;
 /// How much waits towards one connection.
 #[derive(Debug)]
 pub struct Outbox {
-    bytes_max: usize,
+    bytes_max: u32,
     /// Bytes on their way to the home, queued there, or taken by the transport and not yet written.
     bytes: AtomicUsize,
     in_flight: AtomicUsize,
@@ -38,7 +42,7 @@ pub struct Outbox {
     waiting: AtomicU64,
     closed: AtomicBool,
     /// The reader waits here for room.
-    relieved: Notify,
+    reader: AtomicWaker,
 }
 
 impl Outbox {
@@ -47,12 +51,12 @@ impl Outbox {
     #[must_use]
     pub fn new(bytes_max: u32) -> Self {
         Self {
-            bytes_max: bytes_max as usize,
+            bytes_max,
             bytes: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             waiting: AtomicU64::new(0),
             closed: AtomicBool::new(false),
-            relieved: Notify::new(),
+            reader: AtomicWaker::new(),
         }
     }
 
@@ -90,13 +94,17 @@ impl Outbox {
         self.bytes.fetch_update(SeqCst, SeqCst, add).map(drop).map_err(|_| Full)
     }
 
+    const fn bytes_max(&self) -> usize {
+        self.bytes_max as usize
+    }
+
     const fn fits(&self, bytes: usize, len: usize) -> bool {
-        bytes == 0 || bytes + len <= self.bytes_max
+        bytes == 0 || bytes + len <= self.bytes_max()
     }
 
     /// Whether history may be queued: at most half of the limit is in use. If not, `shard` is told when it is so.
     pub fn has_room(&self, shard: usize) -> bool {
-        let room = || self.bytes.load(SeqCst) <= self.bytes_max / 2 || self.is_closed();
+        let room = || self.bytes.load(SeqCst) <= self.bytes_max() / 2 || self.is_closed();
         let bit = 1 << shard;
         // As in `push_page`: the note is made before the second look, and the writer looks at notes after it has counted.
         room() || (self.waiting.fetch_or(bit, SeqCst) & bit == 0 && room() && self.waiting.fetch_and(!bit, SeqCst) & bit != 0)
@@ -107,30 +115,39 @@ impl Outbox {
         let before = self.bytes.fetch_sub(len, SeqCst);
         debug_assert!(before >= len, "what is written was counted before");
         let after = before.saturating_sub(len);
-        if before > self.bytes_max && after <= self.bytes_max {
-            self.relieved.notify_one();
+        if before > self.bytes_max() && after <= self.bytes_max() {
+            self.reader.wake();
         }
-        if after <= self.bytes_max / 2 && self.waiting.load(SeqCst) != 0 { self.waiting.swap(0, SeqCst) } else { 0 }
+        if after <= self.bytes_max() / 2 && self.waiting.load(SeqCst) != 0 { self.waiting.swap(0, SeqCst) } else { 0 }
     }
 
-    /// Waits until the connection may read on: until neither the queue nor the unanswered requests exceed their limits.
-    pub async fn relieved(&self) {
-        while !self.may_read() {
-            self.relieved.notified().await;
+    /// Waits until the connection may read on: until neither the queue nor the unanswered requests exceed their limits. One task
+    /// waits here, the connection's own.
+    pub fn poll_relieved(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.may_read() {
+            return Poll::Ready(());
         }
+        self.reader.register(cx.waker());
+        // It may have been so since, before anybody knew whom to wake.
+        if self.may_read() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// As [`Outbox::poll_relieved`].
+    pub async fn relieved(&self) {
+        poll_fn(|cx| self.poll_relieved(cx)).await;
     }
 
     /// Whether [`Outbox::relieved`] has nothing to wait for.
     #[must_use]
     pub fn may_read(&self) -> bool {
-        let within = self.bytes.load(SeqCst) <= self.bytes_max && self.in_flight.load(SeqCst) < IN_FLIGHT_BYTES_MAX;
+        let within = self.bytes.load(SeqCst) <= self.bytes_max() && self.in_flight.load(SeqCst) < IN_FLIGHT_BYTES_MAX;
         within || self.is_closed()
     }
 
     /// Nothing more is queued; what is queued can still be written.
     pub fn close(&self) {
         self.closed.store(true, SeqCst);
-        self.relieved.notify_one();
+        self.reader.wake();
     }
 
     /// Whether [`Outbox::close`] was called: the connection is ending, or gone.
@@ -173,7 +190,7 @@ impl Drop for Permit {
         let outbox = &self.conn.outbox;
         let before = outbox.in_flight.fetch_sub(self.bytes, SeqCst);
         if before >= IN_FLIGHT_BYTES_MAX && before - self.bytes < IN_FLIGHT_BYTES_MAX {
-            outbox.relieved.notify_one();
+            outbox.reader.wake();
         }
     }
 }

@@ -92,7 +92,7 @@ fn driven(mut driver: Driver) -> impl Future<Output = ()> {
             Ok(()) => poll_fn(|cx| driver.poll_serve(cx)).await,
             Err(end) => end,
         };
-        Box::pin(driver.finish(end)).await;
+        Box::pin(driver.finish_in_time(end)).await;
     }
 }
 
@@ -223,14 +223,7 @@ impl Driver {
     fn poll_read(&mut self, cx: &mut Context<'_>, link: &Link) -> Poll<Result<Infallible, End>> {
         loop {
             ready!(poll_waiting(&mut self.asking, cx))?;
-            if !link.conn().outbox.may_read() {
-                let conn = Arc::clone(link.conn());
-                self.asking = Some(Box::pin(async move {
-                    conn.outbox.relieved().await;
-                    Ok(())
-                }));
-                continue;
-            }
+            ready!(link.conn().outbox.poll_relieved(cx));
             let frame = ready!(self.poll_receive(cx, link))?;
             if let Some((shard, message)) = self.request(&frame, link)?
                 && let Err(message) = self.service.router.try_send(shard, message)
@@ -300,6 +293,15 @@ impl Driver {
                 Heard::Stop => return Poll::Ready(Err(CloseCode::GoingAway.into())),
                 Heard::Failed(error) => return Poll::Ready(Err(error.into())),
             }
+        }
+    }
+
+    /// As [`Self::finish`], as long as the server waits for it.
+    async fn finish_in_time(&mut self, end: End) {
+        let abort = self.shared.abort.clone();
+        tokio::select! {
+            () = self.finish(end) => {}
+            () = abort.cancelled() => {}
         }
     }
 
@@ -400,8 +402,8 @@ mod tests {
             ("the same while it is driven", future(&driven), 312),
             ("the link", size_of::<Link>(), 112),
             ("the writer", size_of::<FrameWriter>(), 64),
-            ("what shards know", size_of::<Conn>(), 168),
-            ("the outbox", size_of::<Outbox>(), 72),
+            ("what shards know", size_of::<Conn>(), 144),
+            ("the outbox", size_of::<Outbox>(), 56),
             ("what its device uses", size_of::<Usage>(), 80),
         ];
         for (name, size, max) in sizes {

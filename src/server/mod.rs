@@ -51,7 +51,7 @@ use home::{Home, Homes, Place, Threads};
 use origin::Origins;
 use service::Service;
 
-/// What serves a connection on the thread that is the connection's home, until it ends.
+/// What serves a connection on the thread that is the connection's home, until it ends or the server does not wait any more.
 pub type Serving = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Begins to serve a connection.
@@ -176,9 +176,10 @@ impl Shared {
         });
     }
 
-    /// Hands a connection of this thread to the handler, in a task of its own: what led to it is let go.
+    /// Hands a connection of this thread to the handler, in a task of its own: what led to it is let go. The task holds nothing else,
+    /// not even what would end it: it hears of that itself.
     fn serve(self: &Arc<Self>, connection: Connection, permit: Permit) {
-        self.spawn_here(self.serving(connection, permit));
+        self.tasks.spawn_local(self.serving(connection, permit));
     }
 
     fn serving(self: &Arc<Self>, connection: Connection, mut permit: Permit) -> Serving {
@@ -262,6 +263,16 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 /// [`StartError`]
 #[expect(clippy::unused_async, reason = "it binds sockets to the runtime, as `start` does")]
 pub async fn start_with(config: Config, metrics: Arc<Metrics>, handler: Handler) -> Result<Running, StartError> {
+    // A handler need not know that the server may give up waiting.
+    let handler: Handler = Arc::new(move |connection, permit, shared| {
+        let (abort, serving) = (shared.abort.clone(), handler(connection, permit, shared));
+        Box::pin(async move {
+            tokio::select! {
+                () = serving => {}
+                () = abort.cancelled() => {}
+            }
+        })
+    });
     listen(config, metrics, handler, None)
 }
 
