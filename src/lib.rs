@@ -8,6 +8,11 @@
 #[cfg(test)]
 extern crate self as waxwing;
 
+/// The program of the README compiles.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod core;
 
 #[cfg(feature = "seal")]
