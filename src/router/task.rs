@@ -40,6 +40,8 @@ const SHARDS_MAX: usize = ShardSet::BITS as usize;
 const RETRY: Duration = Duration::from_millis(10);
 /// How long a turn waits at most while datagrams come faster than they are read.
 const GATHER: Duration = Duration::from_millis(10);
+/// It does so behind one that told at least so many: where few are told there is little to be gathered, and it would only come later.
+const GATHER_FROM: usize = 64;
 
 /// What the router starts from.
 #[derive(Clone)]
@@ -298,7 +300,7 @@ async fn turns(
     send: impl Fn(usize, &mut Vec<Sent>),
     came: impl Fn() -> bool,
 ) {
-    let (mut rooms, mut ticked_ms) = (0, 0);
+    let (mut rooms, mut ticked_ms, mut told) = (0, 0, 0);
     loop {
         let mut rested = false;
         if shard.wants_turn() || !mailbox.is_empty() {
@@ -326,7 +328,9 @@ async fn turns(
                 message => message,
             }
         };
-        gather(&came).await;
+        if told >= GATHER_FROM {
+            gather(&came).await;
+        }
         let now_ms = (config.clock)();
         // At most so often, however many messages come; and they do not put it off, nor does a clock that is set back.
         if shard.wants_tick() && (rested || u128::from(now_ms.abs_diff(ticked_ms)) >= RETRY.as_millis()) {
@@ -335,6 +339,7 @@ async fn turns(
         }
         take_in(shard, first, mailbox, now_ms);
         shard.end_turn();
+        told = shard.sent().iter().map(Vec::len).sum();
         for (home, batch) in shard.sent().iter_mut().enumerate().filter(|(_, batch)| !batch.is_empty()) {
             send(home, batch);
             batch.clear();
