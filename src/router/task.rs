@@ -40,7 +40,7 @@ const SHARDS_MAX: usize = ShardSet::BITS as usize;
 const RETRY: Duration = Duration::from_millis(10);
 /// How long a turn waits at most while datagrams come faster than they are read.
 const GATHER: Duration = Duration::from_millis(10);
-/// It does so behind one that told at least so many: where few are told there is little to be gathered, and it would only come later.
+/// It does so behind one that sent at least so many frames: where few are told there is little to be gathered, and it would only come later.
 const GATHER_FROM: usize = 64;
 
 /// What the router starts from.
