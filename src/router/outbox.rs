@@ -8,7 +8,6 @@
 //! ([`Outbox::written`]) when there is room again.
 
 use std::{
-    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
@@ -132,12 +131,7 @@ impl Outbox {
         if self.may_read() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// As [`Outbox::poll_relieved`].
-    pub async fn relieved(&self) {
-        poll_fn(|cx| self.poll_relieved(cx)).await;
-    }
-
-    /// Whether [`Outbox::relieved`] has nothing to wait for.
+    /// Whether [`Outbox::poll_relieved`] has nothing to wait for.
     #[must_use]
     pub fn may_read(&self) -> bool {
         let within = self.bytes.load(SeqCst) <= self.bytes_max() && self.in_flight.load(SeqCst) < IN_FLIGHT_BYTES_MAX;
@@ -197,6 +191,8 @@ impl Drop for Permit {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use super::*;
     use crate::{
         core::id::{DeviceKey, Digest},
@@ -267,7 +263,7 @@ mod tests {
         let (device, binding, usage) = (DeviceKey([1; 32]), Digest([2; 32]), Arc::default());
         let conn = Arc::new(Conn::new(ConnId(1), device, binding, Outbox::new(100), usage));
         let (outbox, permit) = (&conn.outbox, Permit::new(&conn, IN_FLIGHT_BYTES_MAX));
-        let mut reader = std::pin::pin!(outbox.relieved());
+        let mut reader = poll_fn(|cx| outbox.poll_relieved(cx));
         tokio::select! {
             biased;
             () = &mut reader => panic!("the reader goes on"),
@@ -277,7 +273,7 @@ mod tests {
         reader.await;
         outbox.push(101);
         outbox.close();
-        outbox.relieved().await;
+        poll_fn(|cx| outbox.poll_relieved(cx)).await;
         assert!(outbox.is_closed());
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
-use futures_util::FutureExt as _;
 use waxwing::{
     core::{
         close::Refusal,
@@ -110,7 +109,7 @@ impl World {
 
     /// Sends a request as a connection does: only while it may read on.
     pub(crate) fn ask(&mut self, conn: &Arc<Conn>, room: RoomId, action: Action) -> bool {
-        if conn.outbox.relieved().now_or_never().is_none() {
+        if !conn.outbox.may_read() {
             return false;
         }
         while self.shard.is_full() {

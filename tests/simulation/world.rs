@@ -6,7 +6,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use waxwing::{
     client::{
         LinkId,
@@ -191,7 +190,7 @@ impl World {
             self.end(index, link);
             return;
         };
-        let may_read = end.conn.as_ref().is_none_or(|conn| conn.outbox.relieved().now_or_never().is_some());
+        let may_read = end.conn.as_ref().is_none_or(|conn| conn.outbox.may_read());
         if !may_read {
             return;
         }
