@@ -158,13 +158,13 @@ impl Room {
             }
             Change::Restart => {
                 self.members.values_mut().filter(|member| member.is_subscribed()).for_each(|member| member.knows.begin_anew());
-                self.uninformed = self.subscribers();
+                self.uninformed = self.subscribers(ctx);
                 None
             }
         };
         let mut hearers = std::mem::take(&mut self.uninformed);
         if delta.is_some() {
-            hearers = self.subscribers();
+            hearers = self.subscribers(ctx);
         }
         ctx.work += hearers.len() as u64;
         let mut all = None;
@@ -173,8 +173,11 @@ impl Room {
         }
     }
 
-    fn subscribers(&self) -> Vec<ConnId> {
-        self.members.iter().filter(|(_, member)| member.is_subscribed()).map(|(id, _)| *id).collect()
+    /// Members that are subscribed. To pass over the others is work, too.
+    fn subscribers(&self, ctx: &mut Context) -> Vec<ConnId> {
+        let found: Vec<ConnId> = self.members.iter().filter(|(_, member)| member.is_subscribed()).map(|(id, _)| *id).collect();
+        ctx.work += (self.members.len() - found.len()) as u64;
+        found
     }
 
     fn tell_member(&mut self, id: ConnId, delta: &Delta, all: &mut Option<Bytes>, ctx: &mut Context) {
