@@ -275,6 +275,7 @@ impl EmbeddedEngine {
             config: config.clone(),
             observer: Arc::clone(observer),
             sweeping: true,
+            cached: 0,
             space,
             schedule: Schedule::new(config.retention.clone()),
         };

@@ -36,6 +36,9 @@ use crate::{
 
 /// Requests that may wait for one room: to be loaded or made, or for its next slice.
 pub(super) const WAITING_MAX: usize = 16 << 10;
+/// What is let go of at once because it rests, in bytes, or a room's more, and of how many rooms: about a millisecond's work.
+const REST_BYTES: usize = 4 << 20;
+const REST_ROOMS: usize = 4096;
 
 /// What comes to a shard.
 #[derive(Debug)]
@@ -149,7 +152,7 @@ impl Shard {
         match self.rooms.get_mut(&id) {
             Some(Slot::Ready(room)) => {
                 let fate = room.work(&mut self.ctx);
-                self.tails.touch(id, &mut room.tail, room.log.recent_bytes());
+                self.tails.touch(id, &mut room.tail, room.log.recent_bytes(), self.ctx.now_ms);
                 if fate == Fate::More && !room.touched {
                     room.touched = true;
                     self.ready.push_back(id);
@@ -208,18 +211,37 @@ impl Shard {
         while self.tails.exceeds() && entries > 0 {
             entries -= 1;
             let Some((id, stamp)) = self.tails.oldest() else { break };
-            if let Some(Slot::Ready(room)) = self.rooms.get_mut(&id)
-                && room.tail.is(stamp)
-            {
-                room.log.forget_recent(room.shown);
-                room.tail.leave();
-                self.tails.touch(id, &mut room.tail, room.log.recent_bytes());
-            }
+            self.forget_tail(id, stamp);
         }
         let rooms = &self.rooms;
         self.tails.tidy(rooms.len(), |id, stamp| matches!(rooms.get(id), Some(Slot::Ready(room)) if room.tail.is(stamp)));
         let (bytes, told) = (self.tails.bytes(), mem::replace(&mut self.told_bytes, self.tails.bytes()));
         self.ctx.stats.recent_bytes += bytes.cast_signed() as i64 - told.cast_signed() as i64;
+    }
+
+    /// Forgets a room's recent messages, if this entry of it counts.
+    fn forget_tail(&mut self, id: RoomId, stamp: u64) {
+        if let Some(Slot::Ready(room)) = self.rooms.get_mut(&id)
+            && room.tail.is(stamp)
+        {
+            room.log.forget_recent(room.shown);
+            room.tail.leave();
+            self.tails.touch(id, &mut room.tail, room.log.recent_bytes(), self.ctx.now_ms);
+        }
+    }
+
+    /// Lets go of recent messages that nobody has looked after for long, a bounded part of them. A turn ends after it. The shell calls
+    /// this about once a second, as long as there are any.
+    pub fn rest(&mut self, now_ms: UnixMillis) {
+        self.ctx.now_ms = now_ms;
+        let enough = self.tails.bytes().saturating_sub(REST_BYTES);
+        for _ in 0..REST_ROOMS {
+            let Some((id, stamp)) = self.tails.rested(now_ms) else { return };
+            self.forget_tail(id, stamp);
+            if self.tails.bytes() <= enough {
+                return;
+            }
+        }
     }
 
     /// Whether some room wants another slice: the shell ends another turn, having handled what has come meanwhile.

@@ -2,11 +2,15 @@
 //!
 //! Least recently looked after goes first. The order is a queue with stale entries: a room that is looked after gets a new
 //! entry, and the one before no longer counts; stale entries are dropped when they come to the front, or when they are
-//! more than the rooms. So every step is a few operations, however many rooms there are.
+//! more than the rooms. So every step is a few operations, however many rooms there are. What nobody has looked after for a
+//! while goes too, however much room there is: after a busy hour its memory is of more use elsewhere.
 
 use std::collections::VecDeque;
 
-use crate::core::id::RoomId;
+use crate::core::id::{RoomId, UnixMillis};
+
+/// Who comes back after a moment finds recent messages in memory; later they are read.
+const RESTED_MS: u64 = 30_000;
 
 /// A room's part in it.
 #[derive(Debug, Default)]
@@ -22,8 +26,16 @@ pub(super) struct Place {
 pub(super) struct Tails {
     bytes_max: usize,
     bytes: usize,
-    order: VecDeque<(RoomId, u64)>,
+    order: VecDeque<Entry>,
     last: u64,
+}
+
+/// A room was looked after.
+#[derive(Debug)]
+struct Entry {
+    room: RoomId,
+    stamp: u64,
+    at_ms: UnixMillis,
 }
 
 impl Tails {
@@ -41,12 +53,16 @@ impl Tails {
     }
 
     /// A room was looked after, and holds so many bytes.
-    pub(super) fn touch(&mut self, room: RoomId, place: &mut Place, bytes: usize) {
+    pub(super) fn touch(&mut self, room: RoomId, place: &mut Place, bytes: usize, now_ms: UnixMillis) {
         self.count(place, bytes);
-        if bytes > 0 && place.stamp != self.last {
-            self.last += 1;
-            place.stamp = self.last;
-            self.order.push_back((room, self.last));
+        match self.order.back_mut() {
+            Some(newest) if place.is(newest.stamp) => newest.at_ms = now_ms,
+            _ if bytes > 0 => {
+                self.last += 1;
+                place.stamp = self.last;
+                self.order.push_back(Entry { room, stamp: self.last, at_ms: now_ms });
+            }
+            _ => {}
         }
     }
 
@@ -59,13 +75,19 @@ impl Tails {
     /// The room that was not looked after for longest, if this entry of it counts: ask [`Place::is`]. It is no longer in the
     /// order.
     pub(super) fn oldest(&mut self) -> Option<(RoomId, u64)> {
-        self.order.pop_front()
+        self.order.pop_front().map(|Entry { room, stamp, .. }| (room, stamp))
+    }
+
+    /// As [`Tails::oldest`], if that was so long ago that what it holds may go.
+    pub(super) fn rested(&mut self, now_ms: UnixMillis) -> Option<(RoomId, u64)> {
+        let since = self.order.front()?.at_ms;
+        if now_ms.saturating_sub(since) < RESTED_MS { None } else { self.oldest() }
     }
 
     /// Whether stale entries are too many; then the caller says which count.
     pub(super) fn tidy(&mut self, rooms: usize, counts: impl Fn(&RoomId, u64) -> bool) {
         if self.order.len() > 2 * rooms + 64 {
-            self.order.retain(|(room, stamp)| counts(room, *stamp));
+            self.order.retain(|Entry { room, stamp, .. }| counts(room, *stamp));
         }
     }
 

@@ -10,12 +10,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{
-    Notify,
-    mpsc::{
-        self,
-        error::{TryRecvError, TrySendError},
+use tokio::{
+    sync::{
+        Notify,
+        mpsc::{
+            self,
+            error::{TryRecvError, TrySendError},
+        },
     },
+    time::MissedTickBehavior,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -38,6 +41,8 @@ const TURN_MAX: usize = 1024;
 const SHARDS_MAX: usize = ShardSet::BITS as usize;
 /// How long a shard waits before it asks a busy or failing engine again.
 const RETRY: Duration = Duration::from_millis(10);
+/// How often a shard looks whether recent messages may go.
+const REST: Duration = Duration::from_secs(1);
 /// How long a turn waits at most while datagrams come faster than they are read.
 const GATHER: Duration = Duration::from_millis(10);
 /// It does so behind one that sent at least so many frames: where few are told there is little to be gathered, and it would only come later.
@@ -301,6 +306,8 @@ async fn turns(
     came: impl Fn() -> bool,
 ) {
     let (mut rooms, mut ticked_ms, mut told) = (0, 0, 0);
+    let mut rests = tokio::time::interval(REST);
+    rests.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let mut rested = false;
         if shard.wants_turn() || !mailbox.is_empty() {
@@ -323,9 +330,16 @@ async fn turns(
                 }
             }
         } else {
-            match mailbox.recv().await {
-                None => return,
-                message => message,
+            tokio::select! {
+                biased;
+                message = mailbox.recv() => match message {
+                    None => return,
+                    message => message,
+                },
+                _ = rests.tick(), if shard.recent_bytes() > 0 => {
+                    shard.rest((config.clock)());
+                    None
+                }
             }
         };
         if told >= GATHER_FROM {

@@ -105,6 +105,7 @@ enum Step {
     Turn(usize),
     Trim { room: usize, keep: u64 },
     Ephemeral { client: usize, room: usize },
+    Rest,
     Crash,
 }
 
@@ -123,6 +124,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (1..9_usize).prop_map(Step::Turn),
         1 => (0..2_usize, 0..12_u64).prop_map(|(room, keep)| Step::Trim { room, keep }),
         1 => (0..4_usize, 0..2_usize).prop_map(|(client, room)| Step::Ephemeral { client, room }),
+        1 => Just(Step::Rest),
         1 => Just(Step::Crash),
     ]
 }
@@ -203,6 +205,10 @@ impl Model {
                 let conn = Arc::clone(&self.clients[client].conn);
                 let envelope = envelope(Kind::Ephemeral, ROOMS[room], b"typing");
                 self.world.ask(&conn, ROOMS[room], Action::Ephemeral { envelope });
+            }
+            Step::Rest => {
+                self.world.now_ms += 60_000;
+                self.world.shard.rest(self.world.now_ms);
             }
             Step::Crash => {
                 self.world.crash();

@@ -349,3 +349,57 @@ fn recent_messages_have_a_budget_and_the_room_unused_for_longest_pays() {
     }
     assert_eq!(reads, BTreeSet::from([2]));
 }
+
+#[test]
+fn recent_messages_that_nobody_looked_after_for_long_go_bit_by_bit() {
+    let mut world = World::with_size(
+        Limits { recent_bytes_max: 64 << 10, ..limits() },
+        1 << 20,
+        Size { recent_bytes_max: 64 << 20, ..Size::default() },
+    );
+    let creator = world.connect(device_of(&key(1)));
+    let mut told = 0;
+    let mut conns = Vec::new();
+    for number in 1..=90 {
+        world.create(&creator, room(number), LogKind::Room);
+        let conn = enter_many(&mut world, room(number), 1).remove(0);
+        for n in 1..=150 {
+            world.ask(&conn, room(number), publish(room(number), n, &[number; 200]));
+            world.settle();
+        }
+        conns.push(conn);
+        read(&mut world, &creator);
+    }
+    let all = world.shard.recent_bytes();
+    let one = envelope(Kind::Room, room(1), &[1; 200]).len() + ITEM_BYTES;
+    assert_eq!(all, 90 * 150 * one);
+    let mut rest = |world: &mut World, seconds: u64| {
+        world.now_ms += seconds * 1000;
+        world.shard.rest(world.now_ms);
+        world.turn();
+        told += world.shard.take_stats().recent_bytes;
+        assert_eq!(usize::try_from(told).unwrap(), world.shard.recent_bytes());
+        world.shard.recent_bytes()
+    };
+    assert_eq!(rest(&mut world, 29), all, "who comes back soon finds them");
+    // One room is used: its messages stay.
+    world.ask(&conns[0], room(1), publish(room(1), 151, &[1; 200]));
+    world.settle();
+    let mut left = vec![all + one];
+    while let before = left[left.len() - 1]
+        && let now = rest(&mut world, 1)
+        && now < before
+    {
+        left.push(now);
+    }
+    assert!(left.len() > 1 && left.windows(2).all(|two| two[0] - two[1] < 5 << 20), "a part at a time: {left:?}");
+    assert_eq!(left[left.len() - 1], 151 * one);
+    assert_eq!(rest(&mut world, 30), 0);
+    // They are not gone, only read.
+    world.engine.take_reads();
+    world.ask(&conns[9], room(10), Action::Fetch { request: 1, before: u64::MAX, count_max: 5 });
+    world.settle();
+    let fetched = read(&mut world, &conns[9]);
+    assert!(matches!(fetched.last(), Some(ServerFrame::Fetched { page, .. }) if page.items.len() == 5), "{fetched:?}");
+    assert_eq!(world.engine.take_reads().len(), 1);
+}

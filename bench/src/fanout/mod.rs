@@ -34,6 +34,8 @@ use self::{
 const WARM_UP: Duration = Duration::from_secs(1);
 /// How long a server is left alone before its memory is looked at.
 const REST: Duration = Duration::from_secs(2);
+/// After which a server has given back what it keeps for who comes back soon (Waxwing: recent messages, for 30 s).
+const LONG_REST: Duration = Duration::from_secs(60);
 
 /// What is played.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -188,7 +190,7 @@ fn measure_memory(args: &FanoutArgs, contestant: Contestant) -> anyhow::Result<S
         let idle = sample::per_connection(served.id(), empty, &shape)?;
         tally.clear();
         player.play(Pace::Window(64), Duration::from_secs_f64(args.seconds), &mut tally)?;
-        player.play(Pace::Idle, REST * 2, &mut tally)?;
+        player.play(Pace::Idle, LONG_REST, &mut tally)?;
         let after = sample::per_connection(served.id(), empty, &shape)?;
         if points.is_empty() {
             sample = Sample { idle_kib: idle, after_kib: after, deliveries: tally.deliveries, ..sample };

@@ -25,6 +25,8 @@ use crate::{
 
 /// For so long nothing comes when the store is quiet: a flood that stops for less finds its space where it was.
 const QUIET: Duration = Duration::from_secs(1);
+/// What went through redb until it is worth letting go of its cache: less is left there for who reads next.
+const CACHED_MIN: usize = 8 << 20;
 /// Rows that are swept in one transaction: enough to be quick, few enough not to hold up what was logged.
 const SWEEP_ROWS: usize = 1_000;
 
@@ -37,6 +39,8 @@ pub(super) struct Applier {
     pub(super) observer: Arc<dyn Observer>,
     /// Whether rows of logs that are over may be left.
     pub(super) sweeping: bool,
+    /// Bytes that were applied since redb's cache was empty.
+    pub(super) cached: usize,
     /// Where the blocks of batches lie.
     pub(super) space: Space,
     /// What is kept, and what is to be dropped.
@@ -54,13 +58,17 @@ impl Applier {
                 Next::Closed => return,
                 Next::Idle if self.sweeping => self.sweep(),
                 Next::Idle => self.trim(),
-                Next::Quiet => {
+                Next::Quiet { last } => {
                     // Memory is of more use elsewhere.
                     self.space.clear();
+                    if last && self.cached >= CACHED_MIN && self.database.let_go() {
+                        self.cached = 0;
+                    }
                     memory::give_back();
                 }
                 Next::Apply(table) => {
                     let full = table.bytes >= self.config.apply_bytes;
+                    self.cached += table.bytes;
                     if self.apply(&table) {
                         // However much there is to apply, what is to be dropped is dropped too.
                         self.schedule.applied(table.rooms.keys());

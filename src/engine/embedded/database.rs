@@ -108,6 +108,19 @@ impl Database {
         Ok(())
     }
 
+    /// Lets go of the pages that redb keeps in memory, if nobody uses it now. redb lets go of them only when it is closed. Whether it did.
+    pub(super) fn let_go(&self) -> bool {
+        if self.failed.load(Ordering::Acquire) || self.broken.load(Ordering::Acquire) {
+            return false;
+        }
+        let Ok(mut open) = self.open.try_write() else { return false };
+        close(open.take());
+        *open = self.open_again().ok();
+        // As after any failure: whoever uses it next tries to open it.
+        self.failed.store(open.is_none(), Ordering::Release);
+        true
+    }
+
     fn open_again(&self) -> Result<Opened, DatabaseError> {
         let guard = Guard::new(self.storage.history(false)?);
         if let Ok(database) = create(self.cache_bytes, Guarded(Arc::clone(&guard))) {
@@ -162,11 +175,102 @@ fn is_latching(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{io, path::Path, sync::atomic::AtomicUsize};
+
+    use redb::TableDefinition;
+
     use super::*;
     use crate::engine::{
         embedded::{storage::Directory, tables},
         rows::{self, Contents},
+        wal::Files,
     };
+
+    const TABLE: TableDefinition<'_, u64, u64> = TableDefinition::new("some");
+
+    /// A directory that counts how often the history is closed, and whose disk may be gone.
+    struct Counted(Directory, Arc<AtomicUsize>, Arc<AtomicBool>);
+
+    #[derive(Debug)]
+    struct CountedFile(Box<dyn StorageBackend>, Arc<AtomicUsize>);
+
+    impl Storage for Counted {
+        fn files(&self) -> io::Result<Arc<dyn Files>> {
+            self.0.files()
+        }
+
+        fn history(&self, make: bool) -> Result<Box<dyn StorageBackend>, DatabaseError> {
+            if self.2.load(Ordering::Relaxed) {
+                return Err(DatabaseError::Storage(io::Error::from(io::ErrorKind::NotFound).into()));
+            }
+            Ok(Box::new(CountedFile(self.0.history(make)?, Arc::clone(&self.1))))
+        }
+
+        fn free_space(&self) -> io::Result<u64> {
+            self.0.free_space()
+        }
+
+        fn path(&self) -> &Path {
+            self.0.path()
+        }
+    }
+
+    impl StorageBackend for CountedFile {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.0.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.0.write(offset, data)
+        }
+
+        fn close(&self) -> io::Result<()> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.close()
+        }
+    }
+
+    #[test]
+    fn what_redb_keeps_is_let_go_of_when_nobody_uses_it() {
+        let (directory, closed, gone) = (tempfile::tempdir().unwrap(), Arc::default(), Arc::new(AtomicBool::new(false)));
+        let counted = Counted(Directory::open(directory.path()).unwrap(), Arc::clone(&closed), Arc::clone(&gone));
+        let storage: Arc<dyn Storage> = Arc::new(counted);
+        let database = Database::open(storage, 1 << 20).unwrap();
+        let write = |value: u64| database.write(|txn| Ok(txn.open_table(TABLE)?.insert(1, value).map(|_| ())?));
+        let read = || database.read(|txn| Ok(txn.open_table(TABLE)?.get(1)?.map(|value| value.value()))).unwrap();
+        write(7).unwrap();
+        let while_read = database.snapshot(|_| database.let_go()).unwrap();
+        let while_written = database.write(|_| Ok(database.let_go())).unwrap();
+        assert!(!while_read && !while_written && closed.load(Ordering::Relaxed) == 0);
+        for value in 8..10 {
+            assert!(database.let_go());
+            assert_eq!(read(), Some(value - 1));
+            write(value).unwrap();
+            assert_eq!(read(), Some(value));
+        }
+        assert_eq!(closed.load(Ordering::Relaxed), 2);
+        gone.store(true, Ordering::Relaxed);
+        assert!(database.let_go());
+        write(10).unwrap_err();
+        gone.store(false, Ordering::Relaxed);
+        assert_eq!(read(), Some(9), "it is opened by whoever needs it");
+        write(10).unwrap();
+        // Nor is a file closed over which redb panicked.
+        database.write(|_| -> Result<(), Error> { panic!("over the file") }).unwrap_err();
+        assert!(!database.let_go() && read() == Some(10));
+    }
 
     #[test]
     fn a_panic_over_the_file_ends_writing_and_one_over_a_lock_does_not() {

@@ -211,7 +211,7 @@ impl Layers {
             }
             if is_silent {
                 tables.quiet += 1;
-                return Next::Quiet;
+                return Next::Quiet { last: tables.quiet == QUIETS };
             }
             let until_old = old.map(|old| age.saturating_sub(old));
             let until_quiet = (tables.quiet < QUIETS).then_some(until_quiet);
@@ -286,7 +286,9 @@ pub(super) enum Next {
     /// What there is to do besides.
     Idle,
     /// Nothing has come for a while, and what there was of any size is applied. A few times, and then no more.
-    Quiet,
+    Quiet {
+        last: bool,
+    },
     Closed,
 }
 
@@ -405,22 +407,23 @@ mod tests {
     fn what_is_much_is_applied_when_nothing_more_comes() {
         let layers = Layers::new(Memtable::default());
         put(&layers, 1, 100);
-        for _ in 0..QUIETS {
-            assert!(matches!(layers.next(HOUR, SOON, None), Next::Quiet), "little is kept until it is old");
+        for told in 1..=QUIETS {
+            let next = layers.next(HOUR, SOON, None);
+            assert!(matches!(next, Next::Quiet { last } if last == (told == QUIETS)), "little is kept until it is old");
         }
         assert!(matches!(layers.next(HOUR, SOON, Some(10 * SOON)), Next::Idle), "that was told often enough");
         put(&layers, 2, QUIET_BYTES_MIN);
         let Next::Apply(table) = layers.next(HOUR, SOON, None) else { panic!("much is applied") };
         assert_eq!(table.last, 2);
         layers.applied();
-        assert!(matches!(layers.next(HOUR, SOON, None), Next::Quiet), "it is quiet anew");
+        assert!(matches!(layers.next(HOUR, SOON, None), Next::Quiet { last: false }), "it is quiet anew");
     }
 
     #[test]
     fn an_applier_that_sleeps_hears_of_what_comes() {
         let layers = Layers::new(Memtable::default());
         for _ in 0..QUIETS {
-            assert!(matches!(layers.next(SOON, SOON, None), Next::Quiet));
+            assert!(matches!(layers.next(SOON, SOON, None), Next::Quiet { .. }));
         }
         // It would sleep for an hour.
         std::thread::scope(|scope| {
