@@ -1,6 +1,10 @@
 //! The applier: brings what was logged into redb, much at a time and sorted by room, and sweeps what is over.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use redb::WriteTransaction;
 
@@ -135,9 +139,10 @@ impl Applier {
         if only_packages.is_some() || !table.packages.is_empty() {
             self.database.write(|txn| apply_packages(txn, table, only_packages))?;
         }
+        let progress = self.layers.progress();
         while let Some(slice) = slices.next() {
             let done = slices.rooms.is_empty().then_some(table.last);
-            self.database.write(|txn| apply_slice(txn, slice, done, &mut damaged))?;
+            self.database.write(|txn| apply_slice(txn, slice, done, &progress, &mut damaged))?;
             self.space.stock();
         }
         Ok(())
@@ -181,9 +186,11 @@ fn apply_slice(
     txn: &WriteTransaction,
     slice: &[(&RoomId, &RoomTail)],
     done: Option<Lsn>,
+    progress: &Arc<AtomicU64>,
     damaged: &mut dyn FnMut(RoomId, &RoomTail, &Error),
 ) -> Result<(), Error> {
     let mut apply = Apply::open(txn)?;
+    apply.progress = Arc::clone(progress);
     for (room, tail) in slice {
         match apply.apply_room(**room, tail) {
             Err(Error::Storage(error)) => return Err(Error::Storage(error)),

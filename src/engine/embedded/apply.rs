@@ -3,6 +3,11 @@
 //! New records of a log first go into small rows, then into chunks that fill small pages, and once they fill a large one,
 //! into a chunk for good (see `layout`).
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use bytes::Bytes;
 use redb::{ReadableTable as _, Table, WriteTransaction};
 
@@ -33,6 +38,8 @@ pub(super) struct Apply<'t> {
     meta: Table<'t, &'static str, &'static [u8]>,
     /// Where a row is made, as long as the longest so far: a place that redb reserves would be cleared twice before.
     scratch: Vec<u8>,
+    /// Bytes of rows that were made.
+    pub(super) progress: Arc<AtomicU64>,
 }
 
 /// Open rows of a log: first seq, and a copy of the chunk.
@@ -50,6 +57,7 @@ impl<'t> Apply<'t> {
             deleting: txn.open_table(tables::DELETING)?,
             meta: txn.open_table(tables::META)?,
             scratch: Vec::new(),
+            progress: Arc::default(),
         })
     }
 
@@ -198,6 +206,7 @@ impl<'t> Apply<'t> {
             let (row, _) = self.scratch.split_at_mut(len);
             chunk::encode(log, seq, before, items, row);
             table.insert((&log.0, seq), &*row)?;
+            self.progress.fetch_add(len as u64, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -1,7 +1,10 @@
 //! The memtables that writer, readers and applier share.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -23,11 +26,15 @@ use crate::{
 const QUIETS: u32 = 4;
 /// A quiet store keeps a table of fewer bytes until it is old: applying costs more than that memory is worth.
 const QUIET_BYTES_MIN: usize = 1 << 20;
+/// How often a writer that is slowed down looks how far applying has come.
+const PACE: Duration = Duration::from_millis(1);
 
 /// The active table and the frozen one.
 pub(super) struct Layers {
     tables: Mutex<Tables>,
     changed: Condvar,
+    /// Bytes of the frozen table's rows that were made.
+    progress: Arc<AtomicU64>,
 }
 
 struct Tables {
@@ -118,7 +125,7 @@ impl Layers {
         let since = (!active.is_empty()).then_some(written);
         let (frozen, quiet, freezes, applies, closing, chore) = (None, 0, 0, 0, false, false);
         let tables = Tables { active, since, written, quiet, frozen, freezes, applies, closing, chore };
-        Self { tables: Mutex::new(tables), changed: Condvar::new() }
+        Self { tables: Mutex::new(tables), changed: Condvar::new(), progress: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
@@ -154,6 +161,28 @@ impl Layers {
             drop(tables);
             self.changed.notify_all();
         }
+    }
+
+    /// Has a writer wait that fills the second half of the active table, which may have `bytes_max`, faster than the frozen one is
+    /// applied: so everybody waits a little, and nobody for a whole table. While applying fails nobody waits.
+    pub(super) fn pace(&self, bytes_max: usize, health: &Health) {
+        let mut tables = self.lock();
+        while let Some(frozen) = &tables.frozen
+            && !tables.closing
+            && health.can_apply()
+        {
+            let made = self.progress.load(Ordering::Relaxed);
+            if !is_ahead(tables.active.bytes as u64, bytes_max as u64, made, frozen.bytes as u64) {
+                return;
+            }
+            tables = self.changed.wait_timeout(tables, PACE).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Where whoever applies the frozen table adds the bytes of each row that is made. It begins at 0.
+    pub(super) fn progress(&self) -> Arc<AtomicU64> {
+        self.progress.store(0, Ordering::Relaxed);
+        Arc::clone(&self.progress)
     }
 
     /// Waits until everything is applied, or cannot be.
@@ -302,6 +331,14 @@ impl Tables {
     }
 }
 
+/// Whether a table with `filled` of `bytes_max` bytes is in the half that is filled as the one before it is applied, and further than that one,
+/// of whose `all` bytes so many were `made` into rows.
+fn is_ahead(filled: u64, bytes_max: u64, made: u64, all: u64) -> bool {
+    let [filled, bytes_max, made, all] = [filled, bytes_max, made.min(all), all.max(1)].map(u128::from);
+    // Of a table's bytes most are rows.
+    2 * filled * all > bytes_max * (all + made)
+}
+
 fn gather(newest_first: [Option<&RoomTail>; 2], want: Want) -> Tail {
     let (records, parts, keys) = (Vec::new(), Vec::new(), Vec::new());
     let mut tail = Tail { life: Life::Unknown, made: None, head: None, handshake: 0, keys, records, parts };
@@ -417,6 +454,37 @@ mod tests {
         assert_eq!(table.last, 2);
         layers.applied();
         assert!(matches!(layers.next(HOUR, SOON, None), Next::Quiet { last: false }), "it is quiet anew");
+    }
+
+    #[test]
+    fn the_second_half_is_filled_as_the_table_before_it_is_applied() {
+        for (made, up_to) in [(0, 50), (500, 75), (900, 95), (1000, 100), (9000, 100)] {
+            assert!(!is_ahead(up_to, 100, made, 1000) && is_ahead(up_to + 1, 100, made, 1000), "{made}");
+        }
+        assert!(!is_ahead(50, 100, 0, 0) && is_ahead(51, 100, 0, 0));
+        let much = 1 << 60;
+        assert!(is_ahead(much, much, 0, much) && !is_ahead(0, 0, 0, 0));
+    }
+
+    #[test]
+    fn a_writer_that_was_slowed_down_goes_on_when_the_table_is_applied_or_cannot_be() {
+        let layers = Layers::new(Memtable::default());
+        let health = Health::new(std::collections::HashSet::new());
+        layers.progress();
+        layers.pace(0, &health);
+        put(&layers, 1, 1000);
+        layers.freeze(&health);
+        put(&layers, 2, 1000);
+        layers.pace(1 << 20, &health);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| layers.pace(1000, &health));
+            layers.applied();
+            writer.join().unwrap();
+        });
+        layers.freeze(&health);
+        put(&layers, 3, 1000);
+        health.applying(false);
+        layers.pace(1000, &health);
     }
 
     #[test]

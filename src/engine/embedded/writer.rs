@@ -80,6 +80,7 @@ impl Writer {
             if self.layers.active_bytes() >= self.config.apply_bytes {
                 self.layers.freeze(&self.health);
             }
+            self.layers.pace(self.config.apply_bytes, &self.health);
         }
     }
 
