@@ -2,7 +2,10 @@
 //!
 //! Everything is an atomic; families keep their members behind a lock that is only read once a member exists.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{
+    fmt::Write as _,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text::encode},
@@ -110,6 +113,8 @@ pub struct Metrics {
     pub applied_bytes: Counter,
     /// Attempts to do so that failed.
     pub apply_failures: Counter,
+    /// Seconds that commits waited because messages come faster than that goes.
+    pub slowed_seconds: Counter<f64, AtomicU64>,
     /// Memory of what was logged and is not in the history file.
     pub backlog_bytes: Gauge,
     /// Files of the write-ahead log.
@@ -155,6 +160,7 @@ impl Metrics {
             commit_failures: Counter::default(),
             applied_bytes: Counter::default(),
             apply_failures: Counter::default(),
+            slowed_seconds: Counter::default(),
             backlog_bytes: Gauge::default(),
             wal_bytes: Gauge::default(),
             damaged_rooms: Gauge::default(),
@@ -195,6 +201,12 @@ impl Metrics {
         r.register("commit_failures", "Commits that failed", self.commit_failures.clone());
         r.register_with_unit("store_applied", "Brought into the history file", Unit::Bytes, self.applied_bytes.clone());
         r.register("store_apply_failures", "Failures to bring messages into the history file", self.apply_failures.clone());
+        r.register_with_unit(
+            "store_slowed",
+            "Held back until the history file keeps up",
+            Unit::Seconds,
+            self.slowed_seconds.clone(),
+        );
         r.register_with_unit("store_backlog", "Logged, and not in the history file", Unit::Bytes, self.backlog_bytes.clone());
         r.register_with_unit("store_wal", "Files of the write-ahead log", Unit::Bytes, self.wal_bytes.clone());
         r.register("store_damaged_rooms", "Rooms whose history is damaged", self.damaged_rooms.clone());
@@ -286,6 +298,7 @@ mod tests {
         metrics.refused(&Refusal::RoomFull);
         metrics.closed(CloseCode::Idle);
         metrics.commit_seconds.observe(0.001);
+        metrics.slowed_seconds.inc_by(0.25);
         let text = metrics.encode();
         for line in [
             r#"waxwing_connections{transport="ws"} 1"#,
@@ -294,6 +307,7 @@ mod tests {
             r#"waxwing_refusals_total{reason="room_full"} 1"#,
             r#"waxwing_closes_total{reason="idle"} 1"#,
             "waxwing_commit_seconds_count 1",
+            "waxwing_store_slowed_seconds_total 0.25",
             "waxwing_outbox_bytes 0",
             "# EOF",
         ] {

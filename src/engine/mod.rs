@@ -169,6 +169,11 @@ pub trait Observer: Send + Sync {
         let _ = (bytes, took);
     }
 
+    /// The next batch waited so long, because messages come faster than they are brought into the history file.
+    fn slowed(&self, waited: Duration) {
+        let _ = waited;
+    }
+
     /// What was logged could not be brought into the history file; it will be tried again.
     fn apply_failed(&self, why: &str) {
         let _ = why;

@@ -229,6 +229,10 @@ impl engine::Observer for StoreMetrics {
         self.0.applied_bytes.inc_by(bytes as u64);
     }
 
+    fn slowed(&self, waited: Duration) {
+        self.0.slowed_seconds.inc_by(waited.as_secs_f64());
+    }
+
     fn damaged(&self, room: RoomId, why: &str) {
         tracing::error!(%room, why, "the history of a room is damaged: it takes nothing more; see `waxwing store check`");
     }

@@ -149,34 +149,29 @@ impl Layers {
         }
     }
 
-    /// Freezes the active table as soon as the frozen one is applied: for a writer that has to wait because there is too
-    /// much. While applying fails it does not wait; then the log's own limit holds.
-    pub(super) fn freeze(&self, health: &Health) {
+    /// After each batch: freezes the active table when it has `bytes_max`. Has its writer wait as long as it fills the second half faster than the
+    /// frozen one is applied: so all wait a little, and nobody for a whole table. While applying fails nobody waits; then the log's
+    /// own limit holds. How long it waited, if it did.
+    pub(super) fn make_room(&self, bytes_max: usize, health: &Health) -> Option<Duration> {
         let mut tables = self.lock();
-        while tables.frozen.is_some() && !tables.closing && health.can_apply() {
-            tables = self.changed.wait(tables).unwrap_or_else(PoisonError::into_inner);
-        }
-        if tables.frozen.is_none() {
-            tables.freeze();
-            drop(tables);
-            self.changed.notify_all();
-        }
-    }
-
-    /// Has a writer wait that fills the second half of the active table, which may have `bytes_max`, faster than the frozen one is
-    /// applied: so everybody waits a little, and nobody for a whole table. While applying fails nobody waits.
-    pub(super) fn pace(&self, bytes_max: usize, health: &Health) {
-        let mut tables = self.lock();
+        let mut since = None;
         while let Some(frozen) = &tables.frozen
             && !tables.closing
             && health.can_apply()
         {
-            let made = self.progress.load(Ordering::Relaxed);
-            if !is_ahead(tables.active.bytes as u64, bytes_max as u64, made, frozen.bytes as u64) {
-                return;
+            let (filled, made) = (tables.active.bytes as u64, self.progress.load(Ordering::Relaxed));
+            if filled < bytes_max as u64 && !is_ahead(filled, bytes_max as u64, made, frozen.bytes as u64) {
+                break;
             }
+            since.get_or_insert_with(super::clock);
             tables = self.changed.wait_timeout(tables, PACE).unwrap_or_else(PoisonError::into_inner).0;
         }
+        if tables.frozen.is_none() && tables.active.bytes >= bytes_max {
+            tables.freeze();
+            drop(tables);
+            self.changed.notify_all();
+        }
+        since.map(|since| since.elapsed())
     }
 
     /// Where whoever applies the frozen table adds the bytes of each row that is made. It begins at 0.
@@ -281,11 +276,6 @@ impl Layers {
     pub(super) fn close(&self) {
         self.lock().closing = true;
         self.changed.notify_all();
-    }
-
-    /// Memory of the active table, in bytes.
-    pub(super) fn active_bytes(&self) -> usize {
-        self.lock().active.bytes
     }
 
     /// Memory of both tables, in bytes.
@@ -470,21 +460,31 @@ mod tests {
     fn a_writer_that_was_slowed_down_goes_on_when_the_table_is_applied_or_cannot_be() {
         let layers = Layers::new(Memtable::default());
         let health = Health::new(std::collections::HashSet::new());
-        layers.progress();
-        layers.pace(0, &health);
+        let frozen = |layers: &Layers| layers.lock().frozen.as_ref().map(|frozen| frozen.last);
         put(&layers, 1, 1000);
-        layers.freeze(&health);
+        assert!(layers.make_room(1 << 20, &health).is_none() && frozen(&layers).is_none(), "there is room");
+        assert!(layers.make_room(1000, &health).is_none() && frozen(&layers) == Some(1), "it is full, and nobody waits");
+        layers.progress();
         put(&layers, 2, 1000);
-        layers.pace(1 << 20, &health);
+        assert!(layers.make_room(1 << 20, &health).is_none());
         std::thread::scope(|scope| {
-            let writer = scope.spawn(|| layers.pace(1000, &health));
+            let writer = scope.spawn(|| layers.make_room(1500, &health));
+            while !writer.is_finished() {
+                // It may look before or after.
+                layers.progress().store(u64::MAX, Ordering::Relaxed);
+            }
+            writer.join().unwrap();
+        });
+        assert_eq!(frozen(&layers), Some(1), "there is room as far as it is applied");
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| layers.make_room(1000, &health));
             layers.applied();
             writer.join().unwrap();
         });
-        layers.freeze(&health);
+        assert_eq!(frozen(&layers), Some(2), "it was full, and the one before is applied");
         put(&layers, 3, 1000);
         health.applying(false);
-        layers.pace(1000, &health);
+        assert!(layers.make_room(1000, &health).is_none() && frozen(&layers) == Some(2));
     }
 
     #[test]

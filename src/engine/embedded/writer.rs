@@ -77,10 +77,9 @@ impl Writer {
             jobs::answer(&jobs, &results, begun.elapsed(), &*self.observer);
             // The envelopes are freed when everybody has heard: those that are kept were copied.
             jobs.clear();
-            if self.layers.active_bytes() >= self.config.apply_bytes {
-                self.layers.freeze(&self.health);
+            if let Some(waited) = self.layers.make_room(self.config.apply_bytes, &self.health) {
+                self.observer.slowed(waited);
             }
-            self.layers.pace(self.config.apply_bytes, &self.health);
         }
     }
 
