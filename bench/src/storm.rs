@@ -47,6 +47,9 @@ pub struct StormArgs {
     /// Seconds over which the messages that are delivered live are spread.
     #[arg(long, default_value_t = 10.0)]
     live_seconds: f64,
+    /// Seconds after the last message until they come back: after 30 Waxwing has no recent messages in memory any more.
+    #[arg(long, default_value_t = 0.0)]
+    away_seconds: f64,
     /// Rounds; the median is reported.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -145,6 +148,7 @@ impl Storm {
         self.leave(clients).await?;
         // Nobody is there, messages come, and then everybody.
         self.publish(Duration::ZERO).await?;
+        tokio::time::sleep(Duration::from_secs_f64(self.args.away_seconds)).await;
         self.quiet().await?;
         let cpu = self.cpu()?;
         let (clients, wall) = self.connect(self.head - behind, behind, usize::MAX).await?;
