@@ -38,7 +38,7 @@ loss() {
     echo "not root: the loss laboratory is left out" >&2
     return
   fi
-  local lossy="$bench loss --tcp cubic" rooms="--rooms 16 --per-second 200 --messages 2000 --seeds 8 --beside 8"
+  local lossy="$bench loss --tcp cubic" rooms="--rooms 16 --per-second 200 --messages 2000 --seeds 10 --beside 5"
   $lossy --messages 300 --seeds 12 --beside 12
   $lossy $rooms --name loss-rooms
   $lossy $rooms --near --name loss-rooms-near

@@ -3,6 +3,7 @@
 #[cfg(feature = "client")]
 pub(super) mod client;
 mod congestion;
+mod follower;
 mod loss;
 mod reader;
 mod streams;
@@ -103,7 +104,7 @@ fn assemble(
             Source::Quic(Box::new(Reader::new(Arc::clone(&streams), receive, lanes == Lanes::Server, beside)))
         }
     };
-    let writer = Writer::new(streams, send, lanes != Lanes::None);
+    let writer = Writer::new(streams, send, lanes);
     Connection { info, reader: FrameReader::new(source, frame_max), writer: FrameWriter::new(Sink::Quic(Box::new(writer))) }
 }
 

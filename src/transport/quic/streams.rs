@@ -123,13 +123,25 @@ impl Streams {
         }
     }
 
-    /// Sends a frame as a datagram, instead of older ones if too many wait. False if the peer takes none, or none so large.
-    pub(super) fn send_datagram(&self, frame: &[u8]) -> bool {
-        let mut payload = Vec::with_capacity(frame.len() + 12);
+    /// The beginning of a datagram, with room for so many bytes more.
+    fn datagram(&self, len: usize) -> Vec<u8> {
+        let mut payload = Vec::with_capacity(len + 8);
         if let Some(session) = self.session() {
             // RFC 9297 §2.1: the stream of the session's request, a quarter of its number.
             put_quic_varint(&mut payload, session / 4);
         }
+        payload
+    }
+
+    /// Sends a datagram without a frame.
+    pub(super) fn send_nothing(&self) {
+        // A peer that takes none does without, and a connection that is gone is noticed elsewhere.
+        let _ = self.connection().send_datagram(self.datagram(0).into());
+    }
+
+    /// Sends a frame as a datagram, instead of older ones if too many wait. False if the peer takes none, or none so large.
+    pub(super) fn send_datagram(&self, frame: &[u8]) -> bool {
+        let mut payload = self.datagram(frame.len() + 4);
         frame::put_delimited(&mut payload, frame);
         // A connection that is gone is noticed by whoever writes to its streams.
         !matches!(

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use super::{
     super::{CLOSE_TIMEOUT_MS, Error, SLICE},
     SEND_WINDOW,
+    follower::Follower,
     loss::Loss,
     streams::{self, Send, Streams},
 };
@@ -57,6 +58,9 @@ struct Lanes {
     loss: Loss,
     lossy: bool,
     looked: u32,
+    /// A client's own messages are followed always: they are few. A server's, where the path is lossy.
+    follows: bool,
+    follower: Follower,
     /// The send window is [`HISTORY_WINDOW`] now.
     narrow: bool,
 }
@@ -148,12 +152,18 @@ impl Line {
 }
 
 impl Writer {
-    /// Writes to the control stream, and with `lanes` to the others too.
-    pub(super) fn new(streams: Arc<Streams>, control: Send, lanes: bool) -> Self {
+    /// Writes to the control stream, and with lanes to the others too.
+    pub(super) fn new(streams: Arc<Streams>, control: Send, lanes: super::Lanes) -> Self {
         let mut control = Line::new(control, Vec::new());
         // A stream that is gone is noticed when it is written to.
         let _ = control.stream.stream().set_priority(CONTROL_PRIORITY);
-        Self { streams, control, lanes: lanes.then(Box::default) }
+        let end = |follows| Some(Box::new(Lanes { follows, ..Lanes::default() }));
+        let lanes = match lanes {
+            super::Lanes::None => None,
+            super::Lanes::Client => end(true),
+            super::Lanes::Server => end(false),
+        };
+        Self { streams, control, lanes }
     }
 
     pub(in crate::transport) const fn has_lanes(&self) -> bool {
@@ -218,6 +228,9 @@ impl Writer {
             match line.poll_write(cx) {
                 Poll::Ready(written) => written?,
                 Poll::Pending => pending = true,
+            }
+            if lanes.follows || lanes.lossy {
+                lanes.follower.written(&self.streams);
             }
         }
         if let Some(mut line) = lanes.alone.take_if(|line| line.is_written()) {
