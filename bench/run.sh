@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures what docs/performance.md states, and puts the figures into it: run.sh [store|fanout|loss|soak|all]. The store takes
-# about 15 minutes, fan-out 40, loss 10, the soak 30; on a quiet machine, and nothing else should write to the disk meanwhile.
+# about 15 minutes, fan-out 50, loss 25, the soak 30; on a quiet machine, and nothing else should write to the disk meanwhile.
 set -euo pipefail
 cd "$(dirname "$0")"
 
