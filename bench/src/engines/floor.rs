@@ -1,9 +1,10 @@
 //! The least that durable appending costs here: bytes appended to a file that was allocated and written before (so that a
 //! sync has no metadata to write), and one `fdatasync` a batch. And the least that a log with a history behind it costs: the
-//! messages are written to a second file as well, because a log is written over and a history is not.
+//! messages are written to a second file as well, because a log is written over and a history is not; or to redb, in pieces as
+//! large as Waxwing's largest chunks, one after the other.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     mem,
     os::unix::fs::FileExt as _,
     path::Path,
@@ -15,6 +16,7 @@ use std::{
     time::Instant,
 };
 
+use redb::{Database, ReadableDatabase as _, TableDefinition};
 use waxwing::{
     core::log::Append,
     engine::{Busy, Complete, Engine, Observer, Request, Token},
@@ -34,6 +36,11 @@ const HANDED_BYTES: usize = 4 << 20;
 const WAITING_MAX: usize = 2 * 96 / 4;
 /// Bytes of the history between its syncs, as Waxwing's applier has them.
 const SLICE_BYTES: u64 = 16 << 20;
+/// Bytes of a piece in redb: it fills a page of 64 KiB.
+const PIECE_BYTES: usize = 65_000;
+/// Of redb's cache, as Waxwing has it.
+const CACHE_BYTES: usize = 64 << 20;
+const PIECES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("pieces");
 
 /// A file that is appended to.
 struct Log {
@@ -80,8 +87,8 @@ impl Log {
 /// What the log wrote, and how many bytes of it are kept.
 type Batch = (Vec<u8>, usize);
 
-/// A second file, which grows by the messages alone: no order by rooms, no index, nothing in memory; written by a thread of
-/// its own from the log's buffers.
+/// What keeps the messages alone: no order by rooms, no index of them, nothing in memory; written by a thread of its own from the
+/// log's buffers.
 struct History {
     send: Option<SyncSender<Vec<Batch>>>,
     used: Receiver<Vec<u8>>,
@@ -91,12 +98,23 @@ struct History {
 }
 
 impl History {
-    fn open(dir: &Path) -> anyhow::Result<Self> {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(dir.join("history"))?;
+    fn open(dir: &Path, place: Place) -> anyhow::Result<Self> {
+        let mut kept: Box<dyn Keep> = match place {
+            Place::File => {
+                let file = OpenOptions::new().write(true).create(true).truncate(true).open(dir.join("history"))?;
+                Box::new(Plain { file, at: 0, synced: 0 })
+            }
+            Place::Redb => {
+                let path = dir.join("history.redb");
+                drop(fs::remove_file(&path));
+                let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+                Box::new(Pieces { database, slice: Vec::new(), piece: Vec::new(), next: 0 })
+            }
+        };
         let (send, batches) = sync_channel(WAITING_MAX);
         let (again, used) = channel();
         let thread = thread::spawn(move || {
-            if let Err(error) = keep(&file, &batches, &again) {
+            if let Err(error) = keep(&mut *kept, &batches, &again) {
                 eprintln!("history was not stored: {error:#}");
             }
         });
@@ -126,31 +144,103 @@ impl Drop for History {
     }
 }
 
-/// Writes of each batch as many bytes as are kept.
-fn keep(file: &File, batches: &Receiver<Vec<Batch>>, again: &Sender<Vec<u8>>) -> anyhow::Result<()> {
-    let (mut at, mut synced) = (0, 0);
-    for (mut batch, kept) in batches.iter().flatten() {
-        file.write_all_at(&batch[..kept], at)?;
-        at += kept as u64;
-        if at - synced >= SLICE_BYTES {
-            file.sync_data()?;
-            synced = at;
+/// Where a history is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In a file that grows.
+    File,
+    /// In redb.
+    Redb,
+}
+
+/// What is kept, and synced from time to time.
+trait Keep: Send {
+    fn append(&mut self, bytes: &[u8]) -> anyhow::Result<()>;
+
+    fn finish(&mut self) -> anyhow::Result<()>;
+}
+
+struct Plain {
+    file: File,
+    at: u64,
+    synced: u64,
+}
+
+impl Keep for Plain {
+    fn append(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.file.write_all_at(bytes, self.at)?;
+        self.at += bytes.len() as u64;
+        if self.at - self.synced >= SLICE_BYTES {
+            self.file.sync_data()?;
+            self.synced = self.at;
         }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> anyhow::Result<()> {
+        Ok(self.file.sync_data()?)
+    }
+}
+
+struct Pieces {
+    database: Database,
+    /// Those of the next transaction.
+    slice: Vec<Vec<u8>>,
+    piece: Vec<u8>,
+    next: u64,
+}
+
+impl Keep for Pieces {
+    fn append(&mut self, mut bytes: &[u8]) -> anyhow::Result<()> {
+        while !bytes.is_empty() {
+            let (now, rest) = bytes.split_at(bytes.len().min(PIECE_BYTES - self.piece.len()));
+            self.piece.extend_from_slice(now);
+            bytes = rest;
+            if self.piece.len() == PIECE_BYTES {
+                self.slice.push(mem::replace(&mut self.piece, Vec::with_capacity(PIECE_BYTES)));
+                if (self.slice.len() * PIECE_BYTES) as u64 >= SLICE_BYTES {
+                    self.finish()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> anyhow::Result<()> {
+        // As Waxwing does it, so that no page is written twice.
+        let _pinned = self.database.begin_read()?;
+        let mut txn = self.database.begin_write()?;
+        txn.set_quick_repair(true);
+        {
+            let mut table = txn.open_table(PIECES)?;
+            for piece in self.slice.drain(..) {
+                table.insert(self.next, piece.as_slice())?;
+                self.next += 1;
+            }
+        }
+        Ok(txn.commit()?)
+    }
+}
+
+/// Keeps of each batch as many bytes as are to be kept.
+fn keep(kept: &mut dyn Keep, batches: &Receiver<Vec<Batch>>, again: &Sender<Vec<u8>>) -> anyhow::Result<()> {
+    for (mut batch, len) in batches.iter().flatten() {
+        kept.append(&batch[..len])?;
         batch.clear();
         // Nobody takes it when the store is being closed.
         drop(again.send(batch));
     }
-    Ok(file.sync_data()?)
+    kept.finish()
 }
 
 /// The floor with group commit.
 pub struct Floor(Worker);
 
 impl Floor {
-    /// With `keeps`, as much is written to a history as Waxwing's takes of the disk: 1.05 × what is in the envelopes.
-    pub fn open(dir: &Path, observer: Arc<dyn Observer>, keeps: bool) -> anyhow::Result<Self> {
+    /// With a place for it, as much is written to a history as Waxwing's takes of the disk: 1.05 × what is in the envelopes.
+    pub fn open(dir: &Path, observer: Arc<dyn Observer>, kept: Option<Place>) -> anyhow::Result<Self> {
         let mut log = Log::open(dir)?;
-        let mut history = keeps.then(|| History::open(dir)).transpose()?;
+        let mut history = kept.map(|place| History::open(dir, place)).transpose()?;
         Ok(Self(Worker::start(move |batch| {
             let begin = Instant::now();
             log.buffer.clear();

@@ -33,6 +33,8 @@ pub enum Kind {
     Floor,
     /// The floor, whose messages are written to a second file as well.
     FloorKept,
+    /// The floor, whose messages are written to redb as well.
+    FloorRedb,
     /// Waxwing, every batch a transaction of redb.
     Redb,
     /// Waxwing, a write-ahead log before redb.
@@ -47,8 +49,17 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Bare, Self::Floor, Self::FloorKept, Self::Redb, Self::Embedded, Self::Sqlite, Self::Nats, Self::Redis];
+    pub const ALL: [Self; 9] = [
+        Self::Bare,
+        Self::Floor,
+        Self::FloorKept,
+        Self::FloorRedb,
+        Self::Redb,
+        Self::Embedded,
+        Self::Sqlite,
+        Self::Nats,
+        Self::Redis,
+    ];
     /// Our own.
     pub const OURS: [Self; 2] = [Self::Redb, Self::Embedded];
     /// Those that are engines.
@@ -60,6 +71,7 @@ impl Kind {
             Self::Bare => "floor, bare loop",
             Self::Floor => "floor",
             Self::FloorKept => "floor, and kept",
+            Self::FloorRedb => "floor, kept in redb",
             Self::Redb => "Waxwing, redb direct",
             Self::Embedded => "Waxwing, log and redb",
             Self::Sqlite => "SQLite WAL FULL",
@@ -145,8 +157,9 @@ impl Store {
         let (mut process, mut embedded) = (None, None);
         let engine: Arc<dyn Engine> = match kind {
             Kind::Bare => anyhow::bail!("the bare loop is no engine"),
-            Kind::Floor => Arc::new(floor::Floor::open(dir, observer, false)?),
-            Kind::FloorKept => Arc::new(floor::Floor::open(dir, observer, true)?),
+            Kind::Floor => Arc::new(floor::Floor::open(dir, observer, None)?),
+            Kind::FloorKept => Arc::new(floor::Floor::open(dir, observer, Some(floor::Place::File))?),
+            Kind::FloorRedb => Arc::new(floor::Floor::open(dir, observer, Some(floor::Place::Redb))?),
             Kind::Redb => Arc::new(redb::RedbEngine::open(&dir.join("rooms.redb"), redb::Config::default(), observer)?),
             Kind::Embedded => {
                 let engine = embedded::EmbeddedEngine::open(&dir.join("embedded"), tools.settings.clone(), observer)?;
