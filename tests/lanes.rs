@@ -38,7 +38,12 @@ use waxwing::{
         merge::{Merge, Origin},
     },
     server,
-    transport::{Kind, connect, connect::connect_saying, discover::discover, quic, tls, trust},
+    transport::{
+        self, Kind, connect,
+        connect::{Dial, Target, connect_saying},
+        discover::discover,
+        quic, tls, trust,
+    },
 };
 
 const ROOM: RoomId = RoomId([7; 16]);
@@ -66,7 +71,7 @@ struct Raw {
 
 impl Raw {
     async fn connect(addr: std::net::SocketAddr, edge: &Edge, streams_max: u32) -> Self {
-        let trust = waxwing::transport::Trust::Pinned(edge.running.shared().fingerprint.unwrap());
+        let trust = transport::Trust::Pinned(edge.running.shared().fingerprint.unwrap());
         let tls = trust::config(&trust, &[lane::ALPN]).unwrap();
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
@@ -149,6 +154,17 @@ impl Raw {
             }
         }
     }
+}
+
+/// An endpoint as a server has it, and whom to trust.
+fn listening(dir: &std::path::Path, alpn: &[u8]) -> (quinn::Endpoint, transport::Trust) {
+    let identity = server::certificate::development(dir, server::clock::unix_seconds()).unwrap();
+    let pin = transport::Trust::Pinned(identity.fingerprint());
+    let tls = tls::server_config(tls::provider(), identity, &[alpn]).unwrap();
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap();
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(quic::server_transport(&Limits::default())));
+    (quinn::Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap(), pin)
 }
 
 fn delimited(frame: &ClientFrame) -> Vec<u8> {
@@ -398,7 +414,7 @@ async fn of_early_data_only_the_first_frame_is_looked_at_before_the_handshake_is
     };
     let running = server::start_with(config, waxwing::metrics::Metrics::new(), handler).await.unwrap();
     let origin = format!("http://{}", running.addresses().plain[0]);
-    let target = discover(&origin, waxwing::transport::Trust::WebPki).await.unwrap();
+    let target = discover(&origin, transport::Trust::WebPki).await.unwrap();
     let path = Path { delay: Duration::from_millis(20), ..Path::default() };
     let relay = Relay::start(running.addresses().tls[0], path).await;
     let target = common::server::through(&relay, &target);
@@ -442,7 +458,7 @@ async fn under_load_newcomers_prove_their_address_first() {
     };
     let running = server::start_with(config, waxwing::metrics::Metrics::new(), handler).await.unwrap();
     let origin = format!("http://{}", running.addresses().plain[0]);
-    let target = discover(&origin, waxwing::transport::Trust::WebPki).await.unwrap();
+    let target = discover(&origin, transport::Trust::WebPki).await.unwrap();
     let relay = Relay::start(running.addresses().tls[0], Path::default()).await;
     let behind = common::server::through(&relay, &target);
     let say = [Bytes::from_static(b"hello")];
@@ -465,6 +481,27 @@ async fn under_load_newcomers_prove_their_address_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_sends_alone_over_a_long_path_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (accepting, pin) = listening(dir.path(), lane::ALPN);
+    let path = Path { delay: Duration::from_millis(10), ..Path::default() };
+    let relay = Relay::start(accepting.local_addr().unwrap(), path).await;
+    let dial = Dial { host: relay.addr.ip().to_string(), port: relay.addr.port() };
+    let (tcp, quic, [ws_path, wt_path]) = (dial.clone(), Some(dial.clone()), [const { String::new() }; 2]);
+    let target =
+        Target { authority: dial.authority(), tls: true, tcp, quic, ws_path, wt_path, trust: pin.clone(), quic_trust: pin };
+    let accept = async { accepting.accept().await.unwrap().await.unwrap() };
+    let (connection, client) = tokio::join!(accept, connect(&target, Kind::Quic));
+    let mut client = client.unwrap();
+    for n in 1..=3 {
+        client.writer.send(&[ClientFrame::Ping { token: n }.encode()]).await.unwrap();
+        let follows = tokio::time::timeout(Duration::from_secs(20), connection.read_datagram()).await;
+        assert!(follows.expect("it is followed").unwrap().is_empty());
+    }
+    assert_eq!(connection.stats().frame_rx.datagram, 3, "one follows each");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn several_packets_leave_in_one_call() {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let segments = quinn::udp::UdpSocketState::new((&socket).into()).unwrap().max_gso_segments();
@@ -473,13 +510,7 @@ async fn several_packets_leave_in_one_call() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let identity = server::certificate::development(dir.path(), server::clock::unix_seconds()).unwrap();
-    let pin = waxwing::transport::Trust::Pinned(identity.fingerprint());
-    let tls = tls::server_config(tls::provider(), identity, &[b"test"]).unwrap();
-    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap();
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(Arc::new(quic::server_transport(&Limits::default())));
-    let accepting = quinn::Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let (accepting, pin) = listening(dir.path(), b"test");
     let tls = trust::config(&pin, &[b"test"]).unwrap();
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
