@@ -1,7 +1,7 @@
 //! The least that durable appending costs here: bytes appended to a file that was allocated and written before (so that a
 //! sync has no metadata to write), and one `fdatasync` a batch. And the least that a log with a history behind it costs: the
 //! messages are written to a second file as well, because a log is written over and a history is not; or to redb, in pieces as
-//! large as Waxwing's largest chunks, one after the other.
+//! large as most of Waxwing's chunks, one after the other.
 
 use std::{
     fs::{self, File, OpenOptions},
