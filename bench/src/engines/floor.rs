@@ -207,6 +207,9 @@ impl Keep for Pieces {
     }
 
     fn finish(&mut self) -> anyhow::Result<()> {
+        if !self.piece.is_empty() {
+            self.slice.push(mem::take(&mut self.piece));
+        }
         // As Waxwing does it, so that no page is written twice.
         let _pinned = self.database.begin_read()?;
         let mut txn = self.database.begin_write()?;
