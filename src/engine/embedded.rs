@@ -264,7 +264,6 @@ impl EmbeddedEngine {
             observer: Arc::clone(observer),
             known: hash::RoomMap::default(),
             space: space.clone(),
-            changes: Vec::new(),
         };
         threads.queues.push(self.spawn("store-log", move || writer.run())?);
         let applier = Applier {

@@ -1,13 +1,23 @@
 //! The log in front of redb: power cuts, failing disks and flipped bits, with limits so small that every seed freezes,
 //! applies, recycles and replays.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    io,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, Sender, channel},
+    },
+    time::Duration,
+};
 
+use redb::StorageBackend;
 use waxwing::{
     core::chain,
     engine::{
-        Failure, Request,
-        embedded::{Config, EmbeddedEngine, OpenError},
+        Failure, Observer, Request,
+        embedded::{Config, EmbeddedEngine, OpenError, Storage},
         wal,
     },
 };
@@ -68,6 +78,68 @@ fn it_conforms_on_files_and_replays_what_a_killed_process_left() {
     let second = EmbeddedEngine::open(&path, small(), Arc::new(()));
     assert!(second.is_err_and(|error| error.to_string().contains("in use by another process")));
     drop(again);
+}
+
+/// A store that stops when its writer has taken a batch and asks for free space, as long as somebody waits for that.
+struct Stops {
+    inner: Arc<dyn Storage>,
+    stopped: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+}
+
+impl Storage for Stops {
+    fn files(&self) -> io::Result<Arc<dyn wal::Files>> {
+        self.inner.files()
+    }
+
+    fn history(&self, make: bool) -> Result<Box<dyn StorageBackend>, redb::DatabaseError> {
+        self.inner.history(make)
+    }
+
+    fn free_space(&self) -> io::Result<u64> {
+        if let Some((stopped, go)) = self.stopped.lock().unwrap().take() {
+            stopped.send(()).unwrap();
+            go.recv().unwrap();
+        }
+        self.inner.free_space()
+    }
+
+    fn path(&self) -> &Path {
+        self.inner.path()
+    }
+}
+
+/// How many writes each batch has.
+struct Batches(Sender<usize>);
+
+impl Observer for Batches {
+    fn committed(&self, requests: usize, _: usize, _: Duration) {
+        let _ = self.0.send(requests);
+    }
+}
+
+#[test]
+fn what_queues_while_a_batch_is_made_is_in_it_up_to_the_limits() {
+    let stops = Arc::new(Stops { inner: Machine::default().place(), stopped: Mutex::default() });
+    let (sender, batches) = channel();
+    let engine = EmbeddedEngine::open_in(Arc::clone(&stops) as _, small(), Arc::new(Batches(sender))).unwrap();
+    let mut driver = Driver::new(Arc::new(engine));
+    let mut log = Log::new(room(1));
+    driver.done(Request::Create { room: log.room, meta: meta(1) }).unwrap();
+    assert_eq!(batches.recv().unwrap(), 1);
+    for (len, expected) in [(10, [64, 37]), (1_000, [17, 17])] {
+        let ((stopped, entered), (go, goes)) = (channel(), channel());
+        *stops.stopped.lock().unwrap() = Some((stopped, goes));
+        driver.submit(Request::Append(log.next(vec![1; len]))).unwrap();
+        entered.recv().unwrap();
+        for _ in 1..expected.iter().sum() {
+            driver.submit(Request::Append(log.next(vec![1; len]))).unwrap();
+        }
+        go.send(()).unwrap();
+        for batch in expected {
+            assert_eq!(batches.recv().unwrap(), batch);
+            (0..batch).for_each(|_| assert!(driver.next().result.is_ok()));
+        }
+    }
 }
 
 /// Random bursts to random logs, now and then deleted and made anew, until the power fails; what then was acked is there.

@@ -133,9 +133,11 @@ impl Layers {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows durable entries, whose records lie in `block`, to readers.
-    pub(super) fn insert(&self, block: &Arc<Block>, changes: impl IntoIterator<Item = (Lsn, Change)>) {
+    /// Shows durable entries, whose records lie in `block`, to readers, and has `tell` tell of them at once: who has heard of them
+    /// and reads waits here until they are shown.
+    pub(super) fn insert(&self, block: &Arc<Block>, changes: impl IntoIterator<Item = (Lsn, Change)>, tell: impl FnOnce()) {
         let mut tables = self.lock();
+        tell();
         tables.written = super::clock();
         tables.since = tables.since.or(Some(tables.written));
         let wakes = std::mem::take(&mut tables.quiet) == QUIETS;
@@ -427,7 +429,22 @@ mod tests {
 
     fn put(layers: &Layers, lsn: Lsn, len: usize) {
         let packages = Change::Packages { device: DeviceKey([1; 32]), packages: Bytes::from(vec![7; len]) };
-        layers.insert(&Arc::default(), [(lsn, packages)]);
+        layers.insert(&Arc::default(), [(lsn, packages)], || {});
+    }
+
+    #[test]
+    fn who_has_heard_of_an_entry_is_shown_it() {
+        let (layers, device) = (Layers::new(Memtable::default()), DeviceKey([1; 32]));
+        let packages = Change::Packages { device, packages: Bytes::from_static(b"new") };
+        let (heard, shown) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            layers.insert(&Arc::default(), [(1, packages)], || {
+                scope.spawn(|| heard.send(layers.packages(device)).unwrap());
+                // Long enough for a reader who does not wait.
+                shown.recv_timeout(20 * SOON).unwrap_err();
+            });
+            assert_eq!(shown.recv().unwrap().as_deref(), Some(b"new".as_slice()));
+        });
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The log's writer: takes all that queued while the last batch was synced, checks it, logs it with one write and one sync,
-//! shows it to readers, and completes it in order.
+//! The log's writer: takes all that queues until it has no more to check, logs it with one write and one sync, completes it in
+//! order, and shows it to readers before they can miss it.
 
 use std::{
     collections::{VecDeque, hash_map},
@@ -14,7 +14,7 @@ use super::{
     database::Database,
     hash::RoomMap,
     layers::{Layers, Life, Want},
-    memtable::{BlockBuilder, Change, Space},
+    memtable::{Block, Change, Space},
     read,
     tables::Error,
 };
@@ -32,15 +32,33 @@ use crate::{
 const KNOWN_MAX: usize = 64 << 10;
 
 /// Which job, its number in the log, and what it changes.
-pub(super) type Changes = Vec<(usize, Lsn, Change)>;
+type Changes = Vec<(usize, Lsn, Change)>;
 
-/// Writes that are under one sync.
+/// What becomes of jobs that are done together. Its space is used again.
+#[derive(Default)]
 struct Batch {
-    changes: Changes,
-    /// The records that are appended.
-    block: BlockBuilder,
     /// Of the jobs so far.
     results: Vec<Result<(), Failure>>,
+    /// What is not shown to readers yet.
+    changes: Changes,
+    /// Records among the changes, and bytes of their envelopes.
+    records: u32,
+    bytes: usize,
+    /// The records, once they are durable.
+    block: Arc<Block>,
+}
+
+impl Batch {
+    fn clear(&mut self) {
+        self.results.clear();
+        self.forget();
+    }
+
+    /// Forgets what is not shown.
+    fn forget(&mut self) {
+        self.changes.clear();
+        (self.records, self.bytes, self.block) = (0, 0, Arc::default());
+    }
 }
 
 /// A log as the next write finds it.
@@ -63,18 +81,19 @@ pub(super) struct Writer {
     pub(super) known: RoomMap<Option<Known>>,
     /// Where the blocks of batches lie.
     pub(super) space: Space,
-    /// The space of a batch's changes, used again.
-    pub(super) changes: Changes,
 }
 
 impl Writer {
     /// Writes until the jobs are closed and drained.
     pub(super) fn run(mut self) {
-        let mut jobs = VecDeque::new();
-        while self.take(&mut jobs) {
+        let (mut jobs, mut batch) = (VecDeque::new(), Batch::default());
+        while self.wait(&mut jobs) {
             let begun = clock();
-            let results = self.log_batch(&jobs);
-            jobs::answer(&jobs, &results, begun.elapsed(), &*self.observer);
+            self.log_batch(&mut jobs, &mut batch);
+            let results = std::mem::take(&mut batch.results);
+            self.show(&mut batch, || jobs::answer(&jobs, &results, begun.elapsed(), &*self.observer));
+            batch.results = results;
+            batch.clear();
             // The envelopes are freed when everybody has heard: those that are kept were copied.
             jobs.clear();
             if let Some(waited) = self.layers.make_room(self.config.apply_bytes, &self.health) {
@@ -83,76 +102,91 @@ impl Writer {
         }
     }
 
-    fn take(&self, jobs: &mut VecDeque<WriteJob>) -> bool {
+    /// Waits for jobs. False when there will be none.
+    fn wait(&self, jobs: &mut VecDeque<WriteJob>) -> bool {
         let (count, bytes) = (self.config.batch_requests_max, self.config.batch_bytes_max);
         if !self.jobs.take_writes(jobs, count, bytes, true) {
             return false;
         }
         if self.config.commit_wait_us > 0 && jobs.len() < count {
             std::thread::sleep(Duration::from_micros(self.config.commit_wait_us.into()));
-            let taken: usize = jobs.iter().map(WriteJob::bytes).sum();
-            // When the queue is closed meanwhile, the next turn finds it so.
-            let _ = self.jobs.take_writes(jobs, count - jobs.len(), bytes.saturating_sub(taken), false);
         }
         true
     }
 
-    /// Logs the batch; when that fails, in whatever way, nothing is logged ever after.
-    fn log_batch(&mut self, jobs: &VecDeque<WriteJob>) -> Vec<Result<(), Failure>> {
-        let unknown = || vec![Err(Failure::OutcomeUnknown); jobs.len()];
-        if !self.health.can_log() {
-            return unknown();
+    /// Logs the jobs, and those that queue meanwhile; when that fails, in whatever way, nothing is logged ever after.
+    fn log_batch(&mut self, jobs: &mut VecDeque<WriteJob>, batch: &mut Batch) {
+        if self.health.can_log() {
+            let why = match catch_unwind(AssertUnwindSafe(|| self.try_batch(jobs, batch))) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the writer panicked".to_owned(),
+            };
+            self.health.latch(&why, &*self.observer);
         }
-        let why = match catch_unwind(AssertUnwindSafe(|| self.try_batch(jobs))) {
-            Ok(Ok(results)) => return results,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the writer panicked".to_owned(),
-        };
-        self.health.latch(&why, &*self.observer);
-        unknown()
+        batch.clear();
+        batch.results.resize(jobs.len(), Err(Failure::OutcomeUnknown));
     }
 
-    fn try_batch(&mut self, jobs: &VecDeque<WriteJob>) -> io::Result<Vec<Result<(), Failure>>> {
+    fn try_batch(&mut self, jobs: &mut VecDeque<WriteJob>, batch: &mut Batch) -> io::Result<()> {
         if self.known.len() > KNOWN_MAX {
             self.known.clear();
         }
         let full = self.storage.free_space().is_ok_and(|free| free < self.config.disk_reserve_bytes);
-        let mut batch = Batch {
-            changes: std::mem::take(&mut self.changes),
-            block: self.space.block(jobs.len(), jobs.iter().map(WriteJob::bytes).sum()),
-            results: Vec::with_capacity(jobs.len()),
-        };
-        for job in jobs {
-            let result = match self.check(&job.write, full) {
-                Ok(log) => self.push(log, &job.write, &mut batch)?,
-                Err(failure) => Err(failure),
-            };
-            batch.results.push(result);
+        let mut bytes = 0_usize;
+        loop {
+            for job in jobs.range(batch.results.len()..) {
+                bytes = bytes.saturating_add(job.bytes());
+                let result = match self.check(&job.write, full) {
+                    Ok(log) => self.push(log, &job.write, jobs, batch)?,
+                    Err(failure) => Err(failure),
+                };
+                batch.results.push(result);
+            }
+            // What has queued meanwhile comes along, and needs no sync of its own.
+            let left = |max: usize, taken: usize| max.checked_sub(taken).filter(|left| *left > 0);
+            let (count, bytes) = (left(self.config.batch_requests_max, jobs.len()), left(self.config.batch_bytes_max, bytes));
+            let (Some(count), Some(bytes)) = (count, bytes) else { break };
+            // When the queue is closed, the next turn finds it so.
+            let _ = self.jobs.take_writes(jobs, count, bytes, false);
+            if jobs.len() == batch.results.len() {
+                break;
+            }
         }
-        self.commit(&mut batch)?;
-        self.changes = batch.changes;
-        Ok(batch.results)
+        self.commit(jobs, batch)?;
+        Ok(())
     }
 
     /// Adds the write to the batch, which is committed first if it has no room.
-    fn push(&mut self, log: LogId, write: &Write, batch: &mut Batch) -> io::Result<Result<(), Failure>> {
+    fn push(
+        &mut self,
+        log: LogId,
+        write: &Write,
+        jobs: &VecDeque<WriteJob>,
+        batch: &mut Batch,
+    ) -> io::Result<Result<(), Failure>> {
         let mut pushed = log_write(&mut self.wal, log, write);
-        if pushed == Err(Full::Batch) && self.commit(batch)? {
+        if pushed == Err(Full::Batch) && self.finish(jobs, batch)? {
             pushed = log_write(&mut self.wal, log, write);
         }
-        if pushed == Err(Full::Log) && self.commit(batch)? {
+        if pushed == Err(Full::Log) && self.finish(jobs, batch)? {
             self.layers.drain(&self.health);
             pushed = log_write(&mut self.wal, log, write);
         }
         let Ok(lsn) = pushed else {
             // What is known of its log says that it was logged.
-            self.commit(batch)?;
+            self.finish(jobs, batch)?;
             self.known.clear();
             return Ok(Err(Failure::DiskFull));
         };
         let change = match write {
             Write::Create { room, meta } => Change::Create { room: *room, meta: Box::new(meta.clone()) },
-            Write::Append(append) => Change::Append { room: append.room, log, number: batch.block.push(append) },
+            Write::Append(append) => {
+                let number = batch.records;
+                batch.records += 1;
+                batch.bytes += append.envelope.len();
+                Change::Append { room: append.room, log, number }
+            }
             Write::Delete { room } => Change::Delete { room: *room },
             Write::Packages { device, packages } => Change::Packages { device: *device, packages: packages.clone() },
         };
@@ -160,33 +194,54 @@ impl Writer {
         Ok(Ok(()))
     }
 
-    /// Makes the batch durable, and shows it to readers. False when nothing of it was stored: what was checked after it does
-    /// not hold any more.
-    fn commit(&mut self, batch: &mut Batch) -> io::Result<bool> {
+    /// Makes durable what there is of the batch, and shows it to readers. False when nothing of it was stored.
+    fn finish(&mut self, jobs: &VecDeque<WriteJob>, batch: &mut Batch) -> io::Result<bool> {
+        let stored = self.commit(jobs, batch)?;
+        self.show(batch, || {});
+        Ok(stored)
+    }
+
+    /// Makes durable what there is of the batch. False when nothing of it was stored: what was checked after it does not hold any
+    /// more.
+    fn commit(&mut self, jobs: &VecDeque<WriteJob>, batch: &mut Batch) -> io::Result<bool> {
         if batch.changes.is_empty() {
             return Ok(true);
         }
-        let block = batch.block.finish();
-        match self.wal.commit() {
-            Ok(()) => {
-                self.layers.insert(&block, batch.changes.drain(..).map(|(_, lsn, change)| (lsn, change)));
-                if self.recycler.wants_preparation() || self.space.runs_low() {
-                    self.layers.chore();
-                }
-                Ok(true)
+        let mut block = self.space.block(batch.records as usize, batch.bytes);
+        for (job, ..) in &batch.changes {
+            if let Some(WriteJob { write: Write::Append(append), .. }) = jobs.get(*job) {
+                block.push(append);
             }
+        }
+        batch.block = block.finish();
+        match self.wal.commit() {
+            Ok(()) => Ok(true),
             Err(CommitError::NotStored(error)) => {
                 self.observer.apply_failed(&error.to_string());
-                for (job, ..) in batch.changes.drain(..) {
-                    if let Some(result) = batch.results.get_mut(job) {
+                for (job, ..) in &batch.changes {
+                    if let Some(result) = batch.results.get_mut(*job) {
                         *result = Err(Failure::DiskFull);
                     }
                 }
+                batch.forget();
                 // What was known included them.
                 self.known.clear();
                 Ok(false)
             }
             Err(CommitError::Failed(error)) => Err(error),
+        }
+    }
+
+    /// Has `tell` tell that the batch is durable, and shows it to readers.
+    fn show(&self, batch: &mut Batch, tell: impl FnOnce()) {
+        if batch.changes.is_empty() {
+            return tell();
+        }
+        let changes = batch.changes.drain(..).map(|(_, lsn, change)| (lsn, change));
+        self.layers.insert(&batch.block, changes, tell);
+        batch.forget();
+        if self.recycler.wants_preparation() || self.space.runs_low() {
+            self.layers.chore();
         }
     }
 
