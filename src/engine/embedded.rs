@@ -87,7 +87,7 @@ pub struct Config {
     /// Envelope bytes under one sync at most (one request may exceed it). Default 4 MiB.
     pub batch_bytes_max: usize,
     /// Microseconds to wait for more after the first write of a batch, 0 to 2,000. Default 0: what queues while the last
-    /// sync runs is the next batch.
+    /// sync runs, and until all of that is checked, is the next batch.
     pub commit_wait_us: u32,
     /// Memory of logged writes, in bytes, at which they are applied to redb; twice as much may be held. The more of
     /// a room is applied at once, the less each message costs. Default 96 MiB.

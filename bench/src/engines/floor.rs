@@ -30,6 +30,9 @@ pub const RECORD_OVERHEAD: usize = 20 + 1 + 16 + 32 + 16 + 12 + 3;
 /// Bytes of the file, which is written over from its beginning once it is full.
 const FILE_BYTES: u64 = 128 << 20;
 
+/// Appends of a batch, from which on none is added.
+const BATCH_MAX: usize = 8 << 10;
+
 /// Bytes that are handed to the history's thread at once.
 const HANDED_BYTES: usize = 4 << 20;
 /// So many of them may wait: as much as Waxwing's memtables hold.
@@ -244,10 +247,18 @@ impl Floor {
     pub fn open(dir: &Path, observer: Arc<dyn Observer>, kept: Option<Place>) -> anyhow::Result<Self> {
         let mut log = Log::open(dir)?;
         let mut history = kept.map(|place| History::open(dir, place)).transpose()?;
-        Ok(Self(Worker::start(move |batch| {
+        Ok(Self(Worker::start(move |batch, queue| {
             let begin = Instant::now();
             log.buffer.clear();
-            batch.iter().for_each(|job| log.push(&job.append));
+            let mut pushed = 0;
+            while pushed < batch.len() {
+                batch.iter().skip(pushed).for_each(|job| log.push(&job.append));
+                pushed = batch.len();
+                // As Waxwing's log does: what has queued meanwhile comes along, up to as many.
+                if pushed < BATCH_MAX {
+                    queue.take_more(batch);
+                }
+            }
             log.commit()?;
             if let Some(history) = &mut history {
                 let kept = batch.iter().map(|job| job.append.envelope.len()).sum::<usize>() * 21 / 20;

@@ -1,4 +1,5 @@
-//! Natural batching: who stores takes all that queued while the last batch was stored.
+//! Natural batching: who stores takes all that queued while the last batch was stored, and may take what queues while the next one
+//! is prepared.
 
 use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},
@@ -71,6 +72,11 @@ impl Queue {
         true
     }
 
+    /// Moves the appends that wait behind those in `jobs`.
+    pub fn take_more(&self, jobs: &mut Vec<Job>) {
+        jobs.append(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner).jobs);
+    }
+
     pub fn close(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.ready.notify_all();
@@ -84,14 +90,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// `store` makes a batch durable.
-    pub fn start(mut store: impl FnMut(&[Job]) -> anyhow::Result<()> + Send + 'static) -> Self {
+    /// `store` makes a batch durable, to which it may add from the queue.
+    pub fn start(mut store: impl FnMut(&mut Vec<Job>, &Queue) -> anyhow::Result<()> + Send + 'static) -> Self {
         let queue = Arc::new(Queue::default());
         let jobs = Arc::clone(&queue);
         let thread = thread::spawn(move || {
             let mut batch = Vec::new();
             while jobs.take(&mut batch) {
-                let stored = store(&batch);
+                let stored = store(&mut batch, &jobs);
                 if let Err(error) = &stored {
                     eprintln!("a batch was not stored: {error:#}");
                 }

@@ -21,7 +21,7 @@ impl Sqlite {
                  producer BLOB NOT NULL, client_seq INTEGER NOT NULL, hash BLOB NOT NULL, envelope BLOB NOT NULL,
                  PRIMARY KEY (room, seq)) WITHOUT ROWID;",
         )?;
-        Ok(Self(Worker::start(move |batch| {
+        Ok(Self(Worker::start(move |batch, _| {
             let begin = Instant::now();
             store(&mut db, batch)?;
             observer.committed(batch.len(), 0, begin.elapsed());
