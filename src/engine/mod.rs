@@ -146,7 +146,7 @@ pub struct Completion {
 }
 
 /// Where an engine puts completions: one call may carry a whole committed batch. Called from the engine's threads; it
-/// may block them, never the router, and asks nothing of the engine while it does.
+/// may block them, never the router, and must not wait there for another answer of the engine, which may come only after it.
 pub trait Complete: Send + Sync {
     /// Takes finished requests, in order.
     fn complete(&self, batch: Vec<Completion>);

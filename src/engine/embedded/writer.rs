@@ -90,9 +90,7 @@ impl Writer {
         while self.wait(&mut jobs) {
             let begun = clock();
             self.log_batch(&mut jobs, &mut batch);
-            let results = std::mem::take(&mut batch.results);
-            self.show(&mut batch, || jobs::answer(&jobs, &results, begun.elapsed(), &*self.observer));
-            batch.results = results;
+            self.show(&mut batch, |results| jobs::answer(&jobs, results, begun.elapsed(), &*self.observer));
             batch.clear();
             // The envelopes are freed when everybody has heard: those that are kept were copied.
             jobs.clear();
@@ -197,7 +195,7 @@ impl Writer {
     /// Makes durable what there is of the batch, and shows it to readers. False when nothing of it was stored.
     fn finish(&mut self, jobs: &VecDeque<WriteJob>, batch: &mut Batch) -> io::Result<bool> {
         let stored = self.commit(jobs, batch)?;
-        self.show(batch, || {});
+        self.show(batch, |_| {});
         Ok(stored)
     }
 
@@ -232,13 +230,13 @@ impl Writer {
         }
     }
 
-    /// Has `tell` tell that the batch is durable, and shows it to readers.
-    fn show(&self, batch: &mut Batch, tell: impl FnOnce()) {
-        if batch.changes.is_empty() {
-            return tell();
+    /// Has `tell` tell what became of the jobs, and shows what is durable to readers.
+    fn show(&self, batch: &mut Batch, tell: impl FnOnce(&[Result<(), Failure>])) {
+        let Batch { results, changes, block, .. } = batch;
+        if changes.is_empty() {
+            return tell(results);
         }
-        let changes = batch.changes.drain(..).map(|(_, lsn, change)| (lsn, change));
-        self.layers.insert(&batch.block, changes, tell);
+        self.layers.insert(block, changes.drain(..).map(|(_, lsn, change)| (lsn, change)), || tell(results));
         batch.forget();
         if self.recycler.wants_preparation() || self.space.runs_low() {
             self.layers.chore();
